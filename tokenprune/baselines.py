@@ -1,0 +1,217 @@
+"""The controls that every comparison carries: none, random, grid, average pooling, down-sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from tokenprune.budget import Budget
+from tokenprune.hookspecs import hookimpl
+from tokenprune.pruner import (
+    Decision,
+    Kept,
+    ModelFacts,
+    OneCut,
+    Pruner,
+    ScoredPruner,
+    SiteKind,
+    State,
+    Stop,
+    View,
+    pruner,
+)
+from tokenprune.registry import Axes, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from tokenprune.registry import PrunerSpec
+
+
+@pruner(
+    "none",
+    summary="no pruning: the control of every table",
+    source=Source("the model as it is"),
+    axes=Axes(site="none", budget="all", selector="all"),
+    formula="S = {1..N}",
+    baseline=True,
+)
+@dataclass(frozen=True)
+class NoPruning(Pruner):
+    """Keep every visual token."""
+
+    def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
+        """No stop."""
+        return ()
+
+    def decide(self, view: View, stop: Stop, state: State) -> Decision:
+        """Keep all; never called, for there is no stop."""
+        import torch
+
+        everything = torch.arange(view.tokens, device=view.indices().device)
+        return Decision.keep(everything.expand(view.units, -1))
+
+
+@pruner(
+    "random",
+    summary="uniform choice without replacement, drawn from the image's content and the seed",
+    source=Source("baseline"),
+    axes=Axes(site="input", selector="sample"),
+    formula="S ~ uniform over subsets of size K",
+    needs=("fingerprint",),
+    fidelity="the draw depends on seed, pixels and prompt, never on the place in the batch; report several seeds",
+    baseline=True,
+)
+@dataclass(frozen=True)
+class RandomPruning(ScoredPruner):
+    """Keep K tokens drawn at random.
+
+    Args:
+        seed: Seed of the draw.
+    """
+
+    site: ClassVar[SiteKind] = "input"
+    seed: int = 0
+
+    def score(self, view: View) -> Tensor:
+        """Uniform numbers from a generator of each unit's own."""
+        import torch
+
+        rows = []
+        for fingerprint in view.fingerprints():
+            generator = torch.Generator().manual_seed((fingerprint ^ (self.seed * 0x9E3779B97F4A7C15)) % 2**63)
+            rows.append(torch.rand(view.original_tokens, generator=generator))
+        return torch.stack(rows).to(view.indices().device).gather(1, view.indices())
+
+
+@pruner(
+    "grid",
+    summary="evenly spaced tokens: stride along the raster, or cells of a coarser grid",
+    source=Source("baseline"),
+    axes=Axes(site="input", duplication="spatial distance", selector="stride"),
+    formula="S = {floor((i + 1/2) N / K) : i = 0..K-1}",
+    needs=("geometry",),
+    fidelity=(
+        "`raster` spaces evenly in one dimension and gives exactly K; `cells` takes the centres of the most square "
+        "r x c <= K grid, then fills up to K along the raster"
+    ),
+    baseline=True,
+)
+@dataclass(frozen=True)
+class GridPruning(OneCut):
+    """Keep evenly spaced tokens, whatever they show.
+
+    Args:
+        spacing: `cells` of a coarser grid, or `raster` stride.
+    """
+
+    site: ClassVar[SiteKind] = "input"
+    spacing: Literal["cells", "raster"] = "cells"
+
+    def decide(self, view: View, stop: Stop, state: State) -> Decision:
+        """The same choice for every unit."""
+        import torch
+
+        device = view.indices().device
+        stride = ((torch.arange(view.keep, dtype=torch.float64) + 0.5) * view.tokens / view.keep).long()
+        if self.spacing == "raster" or view.tokens != view.original_tokens:
+            chosen = stride
+        else:
+            rows, columns = view.grid()
+            centres = _centres((rows, columns), coarser_grid((rows, columns), view.keep))
+            score = torch.zeros(view.tokens, dtype=torch.float64)
+            score[stride] = 1.0
+            score[centres] = 2.0
+            chosen = score.sort(descending=True, stable=True).indices[: view.keep]
+        return Decision.keep(chosen.to(device).expand(view.units, -1))
+
+
+@pruner(
+    "avgpool",
+    summary="average of the LLM input embeddings over the cells of a coarser grid",
+    source=Source("baseline"),
+    axes=Axes(site="input", duplication="same cell", selector="cells", merge="mean"),
+    formula="row_c = mean of z_i over cell c, at the position of the cell's centre",
+    needs=("geometry",),
+    fidelity="the grid is the most square r x c with r * c <= K, so fewer than K tokens may stay",
+    baseline=True,
+)
+@dataclass(frozen=True)
+class AveragePooling(OneCut):
+    """Average the tokens of each cell."""
+
+    site: ClassVar[SiteKind] = "input"
+
+    def decide(self, view: View, stop: Stop, state: State) -> Decision:
+        """One averaging map for every unit."""
+        import torch
+
+        grid = view.grid()
+        cells = coarser_grid(grid, view.keep)
+        row, column = torch.arange(grid[0]) * cells[0] // grid[0], torch.arange(grid[1]) * cells[1] // grid[1]
+        cell = (row[:, None] * cells[1] + column[None, :]).reshape(-1)
+        merge = torch.zeros(cells[0] * cells[1], view.tokens)
+        merge[cell, torch.arange(view.tokens)] = 1.0
+        merge /= merge.sum(dim=1, keepdim=True)
+        device = view.indices().device
+        kept = Kept(_centres(grid, cells).to(device), merge=merge.to(device))
+        return Decision((kept,) * view.units)
+
+
+@pruner(
+    "downsample",
+    summary="the picture itself is made smaller before the vision encoder",
+    source=Source("VTC-Bench", venue="ACL 2026", url="https://arxiv.org/abs/2510.07143"),
+    axes=Axes(site="pixels", selector="resize", merge="resize"),
+    formula="image resized to (r * patch, c * patch), r * c <= K",
+    needs=("geometry",),
+    fidelity=(
+        "bicubic with antialiasing; a tower of fixed resolution runs with interpolated position embeddings; the "
+        "tokens stand at the positions of the cell centres; the grid is the most square r x c with r * c <= K"
+    ),
+    baseline=True,
+)
+@dataclass(frozen=True)
+class DownSampling(OneCut):
+    """Resize the picture so that the encoder makes at most K tokens."""
+
+    site: ClassVar[SiteKind] = "pixels"
+
+    def decide(self, view: View, stop: Stop, state: State) -> Decision:
+        """The coarser grid."""
+        import torch
+
+        cells = coarser_grid(view.grid(), view.keep)
+        device = view.indices().device
+        anchors = _centres(view.grid(), cells).to(device=device, dtype=torch.long)
+        return Decision((Kept(anchors),) * view.units, resize=cells)
+
+
+def coarser_grid(grid: tuple[int, int], keep: int) -> tuple[int, int]:
+    """The grid (rows, columns) with the most cells among those with at most `keep`; of equals the most square."""
+    candidates = ((rows, min(grid[1], keep // rows)) for rows in range(1, min(grid[0], keep) + 1) if keep // rows >= 1)
+    aspect = math.log(grid[0] / grid[1])
+    squarish = [cells for cells in candidates if abs(math.log(cells[0] / cells[1]) - aspect) < math.log(1.7)]
+    return max(squarish or [(1, 1)], key=lambda cells: (cells[0] * cells[1], -abs(cells[0] - cells[1]), cells[0]))
+
+
+def _centres(grid: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+    """Index of the token nearest to the centre of each cell, raster order."""
+    import torch
+
+    lines = [
+        (((torch.arange(count, dtype=torch.float64) + 0.5) * size / count).floor().long()).clamp(max=size - 1)
+        for size, count in zip(grid, cells, strict=True)
+    ]
+    return (lines[0][:, None] * grid[1] + lines[1][None, :]).reshape(-1)
+
+
+@hookimpl
+def register_pruners(register: Callable[[PrunerSpec], None]) -> None:
+    """The baselines."""
+    for baseline in (NoPruning, RandomPruning, GridPruning, AveragePooling, DownSampling):
+        register(baseline.spec)

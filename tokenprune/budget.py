@@ -1,0 +1,86 @@
+"""How many visual tokens may stay: one knob, one rounding rule, for every pruner.
+
+The rounding rule, stated once: a ratio `r` of `N` tokens is `floor(r * N + 1/2)`, at least 1 and at most `N`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from tokenprune.errors import BudgetError
+
+Account = Literal["kept", "average"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Visual tokens to keep per image: either a ratio or a number, never both.
+
+    Args:
+        ratio: Share of the visual tokens that stays, 0 < ratio <= 1.
+        tokens: Number of visual tokens that stays, >= 1.
+        account: What the figure counts: `kept`, the tokens left after the last cut, or `average`, the mean
+            number of visual tokens over the decoder layers, each layer counted at the size it really runs.
+
+    Raises:
+        BudgetError: Neither or both figures given, or one out of range.
+    """
+
+    ratio: float | None = None
+    tokens: int | None = None
+    account: Account = "kept"
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) == (self.tokens is None):
+            raise BudgetError(
+                f"a budget needs either `ratio` or `tokens`, got ratio={self.ratio}, tokens={self.tokens}",
+                hint="for example `Budget(ratio=0.25)` or `Budget(tokens=64)`",
+            )
+        if self.ratio is not None and not 0.0 < self.ratio <= 1.0:
+            raise BudgetError(f"keep ratio must lie in (0, 1], got {self.ratio}", hint="0.25 keeps a quarter")
+        if self.tokens is not None and (not isinstance(self.tokens, int) or self.tokens < 1):
+            raise BudgetError(f"keep tokens must be a whole number >= 1, got {self.tokens}", hint="64 keeps 64 tokens")
+        if self.account not in ("kept", "average"):
+            raise BudgetError(f"unknown budget account `{self.account}`", hint="use `kept` or `average`")
+
+    def count(self, tokens: int) -> int:
+        """Number of tokens to keep of `tokens` (the rounding rule above).
+
+        Raises:
+            BudgetError: `tokens` is not positive.
+        """
+        if tokens < 1:
+            raise BudgetError(f"cannot keep a share of {tokens} tokens", hint="at least one visual token is needed")
+        return max(1, min(math.floor(self._figure(tokens) + 0.5), tokens))
+
+    def _figure(self, tokens: int) -> float:
+        """The budget of `tokens` before rounding."""
+        return self.ratio * tokens if self.ratio is not None else float(self.tokens or 0)
+
+    def after_cut(self, layer: int, num_layers: int, tokens: int) -> Budget:
+        """The budget that a single cut entering decoder layer `layer` must use to meet this one.
+
+        With account `kept` this is the budget itself. With `average`, layers `0..layer-1` run all `tokens`
+        and the rest run `T`, so `T = (average * L - layer * N) / (L - layer)`.
+
+        Raises:
+            BudgetError: The layers before the cut alone use more than the budget; the message gives the floor.
+        """
+        if self.account == "kept" or layer == 0:
+            return Budget(ratio=self.ratio, tokens=self.tokens)
+        average = self._figure(tokens)
+        kept = (average * num_layers - layer * tokens) / (num_layers - layer)
+        if kept < 1.0:
+            floor = (layer * tokens + (num_layers - layer)) / num_layers
+            raise BudgetError(
+                f"a cut entering layer {layer} of {num_layers} cannot average {average:.1f} of {tokens} tokens: "
+                f"its floor is {floor:.1f} ({floor / tokens:.1%})",
+                hint="cut at an earlier layer, raise the budget, or compare at equal `kept` tokens",
+            )
+        return Budget(tokens=min(tokens, max(1, math.floor(kept + 0.5))))
+
+    def label(self) -> str:
+        """Short text for tables: `25%` or `64`."""
+        return f"{100 * self.ratio:.3g}%" if self.ratio is not None else str(self.tokens)

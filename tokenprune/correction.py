@@ -1,0 +1,99 @@
+"""Mass correction: a kept token that stands for w dropped twins gets log(w) added to its attention logit.
+
+Softmax renormalises over what stays, so a dropped group of near-copies loses its share of the attention unless the
+one that was kept speaks for all of them. The correction is independent of how tokens were chosen: every pruner takes
+the option `mass_correction` (see `PrunerSpec.build`), and a pruner that knows a better notion of "near" than the
+hidden states calls `mass_corrected` itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tokenprune import dual
+from tokenprune.budget import Budget
+from tokenprune.errors import IncompatibleError
+from tokenprune.pruner import Decision, Kept, ModelFacts, Pruner, State, Stop, View
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenprune.dual import Duplication
+
+
+def mass_corrected(
+    decision: Decision, similarity: Duplication, mass: Tensor | None = None, *, cap: float = 0.0
+) -> Decision:
+    """Give every kept row the log of the number of tokens that it stands for.
+
+    Each dropped token goes to the most similar kept one. Rows that are merged already count the tokens they were
+    merged from; rows that carry weights already keep them.
+
+    Args:
+        decision: What a pruner chose, one `Kept` per unit.
+        similarity: Any similarity of the N visual tokens of the B units.
+        mass: Sizes of the tokens, (B, N), positive: dropped tokens count relative to the kept one. `None` counts each
+            dropped token once.
+        cap: Largest number of tokens that one row may stand for; 0 sets no limit.
+    """
+    return dataclasses.replace(
+        decision,
+        units=tuple(
+            _corrected_unit(kept, unit, similarity, mass, cap) if kept.log_weights is None else kept
+            for unit, kept in enumerate(decision.units)
+        ),
+    )
+
+
+def _corrected_unit(kept: Kept, unit: int, similarity: Duplication, mass: Tensor | None, cap: float) -> Kept:
+    if kept.anchors.numel() == 0:
+        return kept
+    if kept.merge is not None:
+        sources = (kept.merge.to_dense() != 0).sum(dim=-1).clamp_min(1).float()
+        return dataclasses.replace(kept, log_weights=(sources.clamp_max(cap) if cap else sources).log())
+    # Units are ragged in general: the columns of all units are asked for with this unit's anchors, one row counts.
+    anchors = kept.anchors.expand(similarity.units, -1)
+    assignment = dual.assign(similarity, anchors)[unit : unit + 1]
+    own_mass = None if mass is None else mass[unit : unit + 1]
+    count = dual.represented(assignment, kept.anchors.unsqueeze(0), own_mass, cap=cap)
+    return dataclasses.replace(kept, log_weights=count.squeeze(0).log())
+
+
+@dataclass(frozen=True)
+class MassCorrected(Pruner):
+    """Any pruner, with mass correction by the cosine of the centred hidden states at the cut.
+
+    Args:
+        inner: The pruner that chooses; its `spec` (with the need `hidden` added) and position policy are taken over.
+        cap: Largest number of tokens that one row may stand for; 0 sets no limit.
+    """
+
+    inner: Pruner
+    cap: float = 0.0
+
+    def __post_init__(self) -> None:
+        needs = tuple(dict.fromkeys((*self.inner.spec.needs, "hidden")))
+        object.__setattr__(self, "spec", dataclasses.replace(self.inner.spec, needs=needs))
+        object.__setattr__(self, "positions", self.inner.positions)
+
+    def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
+        """The inner pruner's plan.
+
+        Raises:
+            IncompatibleError: The inner pruner cuts pixels: there are no tokens yet whose mass could be corrected.
+        """
+        stops = self.inner.plan(facts, budget, tokens)
+        if any(stop.site.kind == "pixels" for stop in stops):
+            raise IncompatibleError(
+                f"`{self.inner.spec.name}` cuts pixels and cannot take `mass_correction`",
+                hint="leave the option out for this pruner",
+            )
+        return stops
+
+    def decide(self, view: View, stop: Stop, state: State) -> Decision:
+        """The inner pruner's decision, with log-weights."""
+        decision = self.inner.decide(view, stop, state)
+        return mass_corrected(decision, dual.cosine_duplication(view.hidden(), centred=True), cap=self.cap)

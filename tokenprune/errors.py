@@ -1,0 +1,80 @@
+"""Every error that a user can cause, each with a hint that says what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command line, documented and tested."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    FAILED_CELLS = 3
+    INTERRUPTED = 130
+
+
+class TokenPruneError(Exception):
+    """Base of all errors of tokenprune: a one-line message and a hint.
+
+    Args:
+        message: What is wrong, with the value and what is allowed; lower case, no full stop.
+        hint: What to do next, or an empty string.
+    """
+
+    exit_code: ExitCode = ExitCode.USAGE
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(TokenPruneError, ValueError):
+    """A sweep file, an option or an argument is not valid."""
+
+
+class BudgetError(TokenPruneError, ValueError):
+    """A budget is out of range, or a pruner cannot reach it."""
+
+
+class UnknownNameError(TokenPruneError, KeyError):
+    """A name is not in a registry; the hint names the close matches."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        if close:
+            hint = "did you mean " + " or ".join(f"`{match}`" for match in close) + "?"
+        else:
+            hint = "known: " + (", ".join(f"`{known_name}`" for known_name in names) or "none")
+        super().__init__(f"unknown {kind} `{name}`", hint=hint)
+        self.kind = kind
+        self.name = name
+        self.close_matches = tuple(close)
+
+    def __str__(self) -> str:  # KeyError would print the repr of its argument
+        return self.message
+
+
+class IncompatibleError(TokenPruneError, RuntimeError):
+    """This pruner cannot work on this model, site or attention kernel."""
+
+
+class UndeclaredNeedError(TokenPruneError, RuntimeError):
+    """A pruner asked its view for something that its spec does not declare."""
+
+
+class NothingPrunedError(TokenPruneError, RuntimeError):
+    """A run was asked to prune and did not: the worst bug this project can have."""
+
+
+class PluginError(TokenPruneError):
+    """A plugin is broken, misspelt, duplicate or too old."""
+
+
+class PrerequisiteError(TokenPruneError):
+    """A package, a file or a device that a command needs is missing."""

@@ -1,0 +1,21 @@
+"""Tasks: fixed, versioned questions about pictures, with a scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tokenprune.hookspecs import hookimpl
+from tokenprune.registry import TaskSpec
+
+
+@hookimpl
+def register_tasks(register: Callable[[TaskSpec], None]) -> None:
+    """The tasks that need no download."""
+    register(
+        TaskSpec(
+            name="scenes",
+            target="tokenprune.tasks.scenes.task:ScenesTask",
+            summary="pictures of coloured shapes and handwritten digits, seven families of questions",
+            version="1.0",
+        )
+    )
