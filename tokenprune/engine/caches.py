@@ -1,0 +1,112 @@
+"""What is known of the KV caches that a session has pruned: per layer, which columns are tokens."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.errors import IncompatibleError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Key columns of one layer.
+
+    Args:
+        valid: (B, T) True where the column is a token.
+        log_weights: (B, T) bias of the column's logits, or `None` for none.
+        shift: (B,) how much the position ids of later tokens are lowered (`compact` positions).
+    """
+
+    valid: Tensor
+    log_weights: Tensor | None
+    shift: Tensor
+
+    def extend(self, valid: Tensor, log_weights: Tensor | None, shift: Tensor) -> Columns:
+        """These columns and the new ones (B, S) after them."""
+        weights: Tensor | None = None
+        if self.log_weights is not None or log_weights is not None:
+            zeros = torch.zeros((), device=valid.device)
+            past = zeros.expand(self.valid.shape) if self.log_weights is None else self.log_weights
+            new = zeros.expand(valid.shape) if log_weights is None else log_weights
+            weights = torch.cat([past, new], dim=1)
+        return Columns(torch.cat([self.valid, valid], dim=1), weights, shift)
+
+    @classmethod
+    def empty(cls, batch: int, device: torch.device) -> Columns:
+        """No columns yet."""
+        nothing = torch.zeros((batch, 0), dtype=torch.bool, device=device)
+        return cls(nothing, None, torch.zeros(batch, dtype=torch.long, device=device))
+
+
+@dataclass
+class CacheState:
+    """State of one pruned cache: columns per layer, and the length that it would have unpruned."""
+
+    columns: list[Columns]
+    logical_length: int
+
+
+class CacheBook:
+    """The pruned caches of one session."""
+
+    def __init__(self) -> None:
+        self._states: weakref.WeakKeyDictionary[Any, CacheState] = weakref.WeakKeyDictionary()
+
+    def find(self, cache: Any, num_layers: int) -> CacheState | None:
+        """State of a cache, or `None` where it was never pruned.
+
+        Raises:
+            IncompatibleError: The cache was changed by somebody else since.
+        """
+        state = self._states.get(cache) if cache is not None else None
+        if state is None:
+            return None
+        for layer in range(num_layers):
+            held = int(cache.layers[layer].get_seq_length())
+            known = state.columns[layer].valid.shape[1]
+            if held != known:
+                raise IncompatibleError(
+                    f"the cache of layer {layer} holds {held} tokens, but {known} were written while pruning",
+                    hint="a pruned cache cannot be cropped or edited; start a new one",
+                )
+        return state
+
+    def remember(self, cache: Any, state: CacheState) -> None:
+        """Keep the state of a cache, and let the cache report the length that it would have unpruned.
+
+        `generate` slices new inputs and numbers positions by that length.
+        """
+        self._states[cache] = state
+        cache.get_seq_length = _LogicalLength(weakref.ref(cache), state)
+
+
+class _LogicalLength:
+    """Replaces `get_seq_length` of one pruned cache object."""
+
+    def __init__(self, cache: Any, state: CacheState) -> None:
+        self._cache = cache
+        self._state = state
+
+    def __call__(self, layer_idx: int = 0) -> int:
+        cache = self._cache()
+        if cache is None or not cache.layers or cache.layers[0].get_seq_length() == 0:
+            return 0  # reset since
+        return self._state.logical_length
+
+
+def check_growing(cache: Any) -> None:
+    """Refuse caches of fixed size.
+
+    Raises:
+        IncompatibleError: The cache does not grow with its tokens.
+    """
+    if cache is not None and getattr(cache, "is_compileable", False):
+        raise IncompatibleError(
+            f"`{type(cache).__name__}` has a fixed size, but pruned layers hold fewer tokens than others",
+            hint="use the default dynamic cache",
+        )

@@ -1,0 +1,91 @@
+"""See a layer's q, k and v where transformers itself routes them: at the registered attention interface.
+
+A layer is run up to its attention call, where a registered function takes the projections and stops the run by an
+exception. So projections can be had of a layer that has not run yet, with any position embedding (the identity gives
+them without RoPE), and neither eager attention nor `output_attentions` is ever needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from tokenprune.errors import IncompatibleError
+
+PROBE = "tokenprune_probe"
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Queries (B, H, S, d), keys (B, G, S, d) and values (B, G, S, d) of one layer, in the model's dtype."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    scaling: float
+
+
+class _Taken(Exception):
+    """Carries the projections out of the layer."""
+
+    def __init__(self, projections: Projections) -> None:
+        self.projections = projections
+
+
+def _take(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *args: Any,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> NoReturn:
+    del module, args, kwargs
+    raise _Taken(Projections(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling))
+
+
+AttentionInterface.register(PROBE, _take)
+
+
+@torch.no_grad()
+def project(layer: nn.Module, hidden: Tensor, **kwargs: Any) -> Projections:
+    """Projections that a layer would compute from hidden states (B, S, D).
+
+    Args:
+        layer: A decoder or encoder layer.
+        hidden: Hidden states that enter it.
+        kwargs: Other arguments of its forward (position embeddings).
+
+    Raises:
+        IncompatibleError: The layer does not route its attention through the interface.
+    """
+    configs = {
+        id(config): config
+        for module in layer.modules()
+        if (config := getattr(module, "config", None)) is not None and hasattr(config, "_attn_implementation_internal")
+    }
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = PROBE
+        layer.forward(hidden, attention_mask=None, **kwargs)
+    except _Taken as taken:
+        return taken.projections
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+    raise IncompatibleError(
+        f"`{type(layer).__name__}` does not route its attention through the transformers attention interface",
+        hint="its queries, keys and values cannot be seen; choose a pruner that needs none",
+    )
+
+
+def without_rotation(position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The position embedding that rotates nothing, of the same shape."""
+    cos, sin = position_embeddings
+    return torch.ones_like(cos), torch.zeros_like(sin)

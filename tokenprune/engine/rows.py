@@ -1,0 +1,84 @@
+"""Bookkeeping of rows: which slot of the original chunk each row of the shortened sequence holds.
+
+A *slot* is a position in the padded chunk as the model received it (0..S-1); a *row* is a position in the sequence
+that a decoder layer really runs with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one stretch of decoder layers.
+
+    Args:
+        slots: (B, S') slot of each row, -1 for padding.
+        inverse: (B, S) row of each slot, -1 where the slot is gone.
+    """
+
+    slots: Tensor
+    inverse: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, S') True where the row is a token."""
+        return self.slots >= 0
+
+    @classmethod
+    def identity(cls, valid: Tensor) -> Rows:
+        """Rows of an untouched chunk with validity (B, S)."""
+        slots = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+        slots = slots.masked_fill(~valid, -1)
+        return cls(slots, slots)
+
+    def select(self, alive: Tensor, *, pad_left: bool) -> tuple[Tensor, Rows]:
+        """Keep the slots that are alive (B, S), pad every sample to the longest.
+
+        Returns:
+            Row indices (B, S'') into the present rows (0 where padding), and the new rows.
+        """
+        counts = alive.sum(dim=1)
+        width = int(counts.max())
+        order = (~alive).to(torch.int8).argsort(dim=1, stable=True)
+        offset = torch.arange(width, device=alive.device)[None, :]
+        if pad_left:
+            offset = offset - (width - counts)[:, None]
+        else:
+            offset = offset.expand(alive.shape[0], -1)
+        real = (offset >= 0) & (offset < counts[:, None])
+        slots = order.gather(1, offset.clamp(min=0)).masked_fill(~real, -1)
+        gather = self.inverse.gather(1, slots.clamp(min=0)).masked_fill(~real, 0)
+        inverse = torch.full_like(self.inverse, -1)
+        batch, row = real.nonzero(as_tuple=True)
+        inverse[batch, slots[batch, row]] = row
+        return gather, Rows(slots, inverse)
+
+
+def gather_rows(values: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (B, K) of `values` (B, S, D) or (1, S, D)."""
+    if values.shape[0] != index.shape[0]:
+        values = values.expand(index.shape[0], *values.shape[1:])
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def spread_rows(values: Tensor, rows: Rows) -> Tensor:
+    """Put the rows (B, S', D) back to their slots (B, S, D); zeros where a slot is gone."""
+    full = gather_rows(values, rows.inverse.clamp(min=0))
+    return full.masked_fill((rows.inverse < 0)[..., None], 0.0)
+
+
+def pack_slots(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Slots that are True in `mask` (U, S), in order, padded at the end.
+
+    Returns:
+        Slots (U, R), and which of them are real (U, R); R is at least 1.
+    """
+    counts = mask.sum(dim=1)
+    width = max(1, int(counts.max()))
+    slots = (~mask).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
+    return slots, torch.arange(width, device=mask.device)[None, :] < counts[:, None]

@@ -1,0 +1,257 @@
+"""`with pruned(model, pruner, budget) as session:` - the life of a pruned stock model."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from tokenprune.budget import Budget
+from tokenprune.engine.caches import CacheBook
+from tokenprune.engine.chunk import Chunk, Unit, Vision, open_chunk
+from tokenprune.engine.decoder import DecoderHooks
+from tokenprune.engine.tower import TowerHooks
+from tokenprune.errors import BudgetError, IncompatibleError, NothingPrunedError
+from tokenprune.models.family import Parts
+from tokenprune.models.joint import JointSpace
+from tokenprune.models.loading import parts_of
+from tokenprune.plugins import load_host
+from tokenprune.pruner import PositionPolicy, Pruner, PruneRecord, Stop
+
+_MARK = "_tokenprune_session"
+
+
+class Session:
+    """A model inside `pruned`: what was pruned so far.
+
+    Attributes:
+        records: One `PruneRecord` per forward pass that brought images, in order.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        pruner: Pruner,
+        budget: Budget,
+        *,
+        positions: PositionPolicy | None = None,
+        joint: JointSpace | None = None,
+    ) -> None:
+        self.parts = parts
+        self.pruner = pruner
+        self.budget = budget
+        self.positions: PositionPolicy = positions or pruner.positions
+        self.joint = joint
+        self.records: list[PruneRecord] = []
+        self.caches = CacheBook()
+        self.chunk: Chunk | None = None
+        self._ahead: Chunk | None = None
+        self._plans: dict[int, tuple[Stop, ...]] = {}
+
+    @property
+    def last(self) -> PruneRecord:
+        """The newest record.
+
+        Raises:
+            NothingPrunedError: No forward pass has brought an image yet.
+        """
+        if not self.records:
+            raise NothingPrunedError(
+                "no image has passed through the model in this session", hint="run the model inside the `with` block"
+            )
+        return self.records[-1]
+
+    def plan(self, tokens: int) -> tuple[Stop, ...]:
+        """The pruner's stops for images of a number of visual tokens, checked and in running order.
+
+        Raises:
+            BudgetError: The budget cannot be met.
+            IncompatibleError: A site does not exist, or the stops are not in running order.
+        """
+        if tokens not in self._plans:
+            stops = tuple(self.pruner.plan(self.parts.facts, self.budget, tokens))
+            order = [(("pixels", "encoder", "input", "layer").index(s.site.kind), s.site.layer) for s in stops]
+            if order != sorted(set(order)):
+                raise IncompatibleError(
+                    f"`{self.pruner.spec.name}` plans its stops out of order: {[str(s.site) for s in stops]}"
+                )
+            deepest = max((stop.site.decoder_layer for stop in stops), default=0)
+            if deepest >= self.parts.facts.num_layers:
+                raise IncompatibleError(
+                    f"`{self.pruner.spec.name}` cuts at decoder layer {deepest}, "
+                    f"but the model has {self.parts.facts.num_layers} layers",
+                    hint=f"cut at a layer up to {self.parts.facts.num_layers - 1}",
+                )
+            self._plans[tokens] = stops
+        return self._plans[tokens]
+
+    # --- hooks of the multimodal model --------------------------------------------------------------------------
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        del module
+        inputs = dict(kwargs)
+        if args:  # stock models call their parts by keyword; `model(input_ids)` is the one exception
+            inputs.setdefault("input_ids", args[0])
+        self.chunk = self._adopt(self._open(inputs))
+
+    def _open(self, inputs: Mapping[str, Any]) -> Chunk | None:
+        """A chunk for the images of a call, planned; `None` where it brings none."""
+        found = open_chunk(self.parts, inputs)
+        if found is None:
+            return None
+        input_ids, valid, spans = found
+        units = [Unit.whole(span) for span in spans]
+        return Chunk(
+            parts=self.parts,
+            input_ids=input_ids,
+            valid=valid,
+            vision=Vision(pixel_values=inputs.get("pixel_values")),
+            units=units,
+            stops={unit.original: self.plan(unit.original) for unit in units},
+        )
+
+    def _adopt(self, chunk: Chunk | None) -> Chunk | None:
+        """Take over the vision side that `generate` ran ahead, for the prompt or for several copies of it."""
+        ahead, self._ahead = self._ahead, None
+        if chunk is None or ahead is None or chunk.vision.pixel_values is not None:
+            return chunk
+        copies, rest = divmod(len(chunk.input_ids), len(ahead.input_ids))
+        index_of = {(unit.span.sample, unit.span.image): unit.span.index for unit in ahead.units}
+        if rest or len(chunk.units) != copies * len(ahead.units):
+            raise IncompatibleError(
+                f"{len(chunk.units)} images reach the decoder, but {len(ahead.units)} were encoded",
+                hint="pass the images of the new turn only",
+            )
+        chunk.vision = ahead.vision
+        chunk.units = [
+            Unit.whole(replace(unit.span, index=index_of[unit.span.sample // copies, unit.span.image]))
+            for unit in chunk.units
+        ]
+        return chunk
+
+    def _generate(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+        """`generate` encodes the images before it calls the model: note its prompt, so that the tower can be cut."""
+
+        @functools.wraps(generate)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            inputs = dict(kwargs)
+            input_ids = inputs.get("input_ids", inputs.get("inputs", args[0] if args else None))
+            cache = inputs.get("past_key_values")
+            if input_ids is not None and cache is not None:
+                input_ids = input_ids[:, int(cache.get_seq_length()) :]
+            inputs["input_ids"] = input_ids
+            if input_ids is not None and inputs.get("pixel_values") is not None:
+                self._ahead = self.chunk = self._open(inputs)
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self._ahead = self.chunk = None
+
+        return run
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        del module, args, output
+        chunk, self.chunk = self.chunk, None
+        if chunk is None:
+            return
+        if len(chunk.done) != len(chunk.plan):
+            missed = [str(stop.site) for stop in chunk.plan[len(chunk.done) :]]
+            raise NothingPrunedError(
+                f"`{self.pruner.spec.name}` should have cut at {missed}, but the model did not pass there",
+                hint="please report this with the model's class and the transformers version",
+            )
+
+
+def resolve_pruner(pruner: str | Pruner | None) -> Pruner:
+    """A pruner by name (with its defaults), as it is, or `none`.
+
+    Raises:
+        UnknownNameError: No pruner of that name is installed.
+    """
+    if isinstance(pruner, Pruner):
+        return pruner
+    built: Pruner = load_host().pruners.get(pruner or "none").build()
+    return built
+
+
+def resolve_budget(budget: Budget | float | None, ratio: float | None, tokens: int | None) -> Budget:
+    """One budget out of the ways to say it.
+
+    Raises:
+        BudgetError: Said twice.
+    """
+    given = [value for value in (budget, ratio, tokens) if value is not None]
+    if len(given) > 1:
+        raise BudgetError("give one of `budget`, `ratio` and `tokens`", hint="for example `tokens=64`")
+    if isinstance(budget, Budget):
+        return budget
+    if budget is not None:
+        return Budget(ratio=float(budget))
+    if tokens is not None:
+        return Budget(tokens=tokens)
+    return Budget(ratio=1.0 if ratio is None else ratio)
+
+
+@contextlib.contextmanager
+def pruned(
+    model: nn.Module,
+    pruner: str | Pruner | None,
+    budget: Budget | float | None = None,
+    *,
+    ratio: float | None = None,
+    tokens: int | None = None,
+    positions: PositionPolicy | None = None,
+    joint: JointSpace | None = None,
+) -> Iterator[Session]:
+    """Prune the visual tokens of a stock model inside the block; the model is restored bit for bit afterwards.
+
+    Args:
+        model: A stock transformers vision-language model.
+        pruner: Name of an installed pruner, a pruner object, or `None` for no pruning.
+        budget: Visual tokens to keep per image: a `Budget` or a keep ratio.
+        ratio: Keep ratio, in place of `budget`.
+        tokens: Number of tokens, in place of `budget`.
+        positions: `keep` or `compact` position ids; the pruner's own choice where it is not given.
+        joint: Joint image-text space, for pruners that need one.
+
+    Raises:
+        IncompatibleError: The model is not described, already pruned, or lacks what the pruner needs.
+        BudgetError: The budget is out of range or cannot be met.
+
+    A KV cache that was filled inside the block belongs to it: go on with it inside, not after.
+    """
+    parts = parts_of(model)
+    chosen = resolve_pruner(pruner)
+    if getattr(model, _MARK, None) is not None:
+        raise IncompatibleError("this model is already being pruned", hint="leave the other `with pruned(...)` first")
+    if "joint" in chosen.spec.needs and joint is None:
+        raise IncompatibleError(
+            f"`{chosen.spec.name}` needs a joint image-text space (a CLIP text tower)",
+            hint="pass `joint=` (see `tokenprune.models.JointSpace`), or choose a pruner without the need `joint`",
+        )
+    session = Session(parts, chosen, resolve_budget(budget, ratio, tokens), positions=positions, joint=joint)
+    handles: list[RemovableHandle] = []
+    object.__setattr__(model, _MARK, session)
+    own_generate = vars(model).get("generate")
+    object.__setattr__(model, "generate", session._generate(model.generate))
+    try:
+        handles += [
+            parts.base.register_forward_pre_hook(session._before, with_kwargs=True),
+            parts.base.register_forward_hook(session._after),
+        ]
+        handles += TowerHooks(parts, chosen, joint, lambda: session.chunk).install()
+        handles += DecoderHooks(session).install()
+        yield session
+    finally:
+        for handle in handles:
+            handle.remove()
+        object.__delattr__(model, "generate")
+        if own_generate is not None:
+            object.__setattr__(model, "generate", own_generate)
+        object.__delattr__(model, _MARK)
+        session.chunk = None

@@ -1,0 +1,357 @@
+"""What a pruner sees: the engine's `View` of B units of N visual tokens each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokenprune.engine.chunk import Chunk, Layer, Unit
+from tokenprune.engine.probe import Projections, project, without_rotation
+from tokenprune.engine.rows import gather_rows, pack_slots
+from tokenprune.errors import IncompatibleError, UndeclaredNeedError
+from tokenprune.models.joint import JointSpace
+from tokenprune.pruner import ModelFacts, PrunerSpec, Rows, Site
+
+
+class SiteContext:
+    """One stop of one forward pass: tensors of the whole batch, computed once and shared by its views."""
+
+    def __init__(self, chunk: Chunk, site: Site, spec: PrunerSpec, joint: JointSpace | None) -> None:
+        self.chunk = chunk
+        self.site = site
+        self.spec = spec
+        self.joint = joint
+        self._projections: dict[tuple[int, bool], Projections] = {}
+        self._encoder: dict[int, Projections] = {}
+        self._cls: dict[int, Tensor] = {}
+        self._received: dict[int, Tensor] = {}
+
+    def layer(self, layer: int | None) -> tuple[int, Layer]:
+        """What entered a decoder layer; `None` is the layer that the cut enters."""
+        index = self.site.decoder_layer if layer is None else layer
+        if index not in self.chunk.layers:
+            available = sorted(self.chunk.layers)
+            raise IncompatibleError(
+                f"`{self.spec.name}` asks for decoder layer {index} at site `{self.site}`; available: {available}",
+                hint="only layers up to the cut have run; at `pixels` and `encoder` none has",
+            )
+        return index, self.chunk.layers[index]
+
+    def projections(self, layer: int | None, *, rope: bool) -> tuple[Projections, Layer]:
+        """Projections of the whole batch at a decoder layer."""
+        index, entered = self.layer(layer)
+        key = (index, rope)
+        if key not in self._projections:
+            embeddings = entered.position_embeddings if rope else without_rotation(entered.position_embeddings)
+            self._projections[key] = project(
+                self.chunk.parts.layers[index], entered.hidden, position_embeddings=embeddings
+            )
+        return self._projections[key], entered
+
+    def encoder(self, layer: int | None) -> tuple[int, Projections]:
+        """Projections of all images at an encoder layer."""
+        facts = self.chunk.parts.facts
+        index = facts.encoder_read_layer if layer is None else layer % facts.encoder_layers
+        if index not in self._encoder:
+            if index not in self.chunk.vision.tower_inputs:
+                raise IncompatibleError(
+                    f"`{self.spec.name}` needs encoder layer {index}, but the vision encoder did not run here",
+                    hint="pass `pixel_values`, not precomputed encoder outputs",
+                )
+            self._encoder[index] = project(self.chunk.parts.tower_layers[index], self.chunk.vision.tower_inputs[index])
+        return index, self._encoder[index]
+
+    def cls_attention(self, layer: int | None) -> Tensor:
+        """Attention of the CLS row on the patches, (images, H, N)."""
+        if not self.chunk.parts.facts.has_cls:
+            raise IncompatibleError(
+                f"`{self.spec.name}` needs a CLS token, which this vision encoder does not have",
+                hint="choose a pruner that uses received attention (`tokenprune list --json` shows the needs)",
+            )
+        index, found = self.encoder(layer)
+        if index not in self._cls:
+            logits = (found.queries[:, :, :1].float() * found.scaling) @ found.keys.float().transpose(-1, -2)
+            self._cls[index] = logits.softmax(dim=-1)[:, :, 0, 1:]
+        return self._cls[index]
+
+    def received_attention(self, layer: int | None) -> Tensor:
+        """Mean attention that each patch receives from all encoder rows, head mean, (images, N)."""
+        index, found = self.encoder(layer)
+        if index not in self._received:
+            total: Tensor | None = None
+            for head in range(found.queries.shape[1]):  # one head at a time: never (H, N, N)
+                logits = (found.queries[:, head].float() * found.scaling) @ found.keys[:, head].float().transpose(
+                    -1, -2
+                )
+                mean = logits.softmax(dim=-1).mean(dim=1)
+                total = mean if total is None else total + mean
+            assert total is not None
+            received = total / found.queries.shape[1]
+            self._received[index] = received[:, 1:] if self.chunk.parts.facts.has_cls else received
+        return self._received[index]
+
+
+class EngineView:
+    """`tokenprune.pruner.View` over a live model."""
+
+    def __init__(self, context: SiteContext, units: Sequence[Unit], numbers: Sequence[int], keep: int) -> None:
+        self._context = context
+        self._chunk = context.chunk
+        self._units = tuple(units)
+        self._numbers = tuple(numbers)
+        self.site: Site = context.site
+        self.facts: ModelFacts = context.chunk.parts.facts
+        self.units: int = len(units)
+        self.tokens: int = units[0].tokens
+        self.original_tokens: int = units[0].original
+        self.keep: int = keep
+        self._indices = torch.stack([unit.indices for unit in units])
+        self._sample = torch.tensor([unit.span.sample for unit in units], device=self._indices.device)
+        self._image = torch.tensor([unit.span.index for unit in units], device=self._indices.device)
+        self._text: tuple[Tensor, Tensor] | None = None
+
+    def _need(self, need: str) -> None:
+        if need not in self._context.spec.needs:
+            raise UndeclaredNeedError(
+                f"pruner `{self._context.spec.name}` uses `{need}`, which its spec does not declare",
+                hint=f"add {need!r} to `needs` in its `@pruner(...)`",
+            )
+
+    # --- hidden states ------------------------------------------------------------------------------------------
+
+    def hidden(self) -> Tensor:
+        """Hidden states at the site, (B, N, D); at `encoder` the encoder's features, (B, N, C)."""
+        self._need("hidden")
+        if self.site.kind == "encoder":
+            return self._features()
+        _, entered = self._context.layer(None)
+        return gather_rows(entered.hidden[self._sample], self._rows(entered)).detach().float()
+
+    def projected(self) -> Tensor:
+        """LLM input embeddings of the visual tokens still there, (B, N, D)."""
+        self._need("projected")
+        return gather_rows(self._embeddings()[self._sample], self._own_slots()).detach().float()
+
+    def final_hidden(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states entering the site under the decoder's final norm: visual, text, mask."""
+        self._need("final_norm")
+        _, entered = self._context.layer(None)
+        with torch.no_grad():
+            normed = self._chunk.parts.final_norm(entered.hidden)[self._sample].float()
+        rows, mask = self._row_index("text", entered)
+        return gather_rows(normed, self._rows(entered)), gather_rows(normed, rows), mask
+
+    # --- decoder projections --------------------------------------------------------------------------------------
+
+    def keys(self, *, rope: bool, layer: int | None = None) -> Tensor:
+        """Keys of the visual tokens, (B, G, N, d)."""
+        self._need("qkv")
+        found, entered = self._context.projections(layer, rope=rope)
+        return self._heads(found.keys, self._rows(entered))
+
+    def values(self, *, layer: int | None = None) -> Tensor:
+        """Values of the visual tokens, (B, G, N, d)."""
+        self._need("qkv")
+        found, entered = self._context.projections(layer, rope=True)
+        return self._heads(found.values, self._rows(entered))
+
+    def queries(self, rows: Rows = "text", *, rope: bool, layer: int | None = None) -> tuple[Tensor, Tensor]:
+        """Queries (B, H, R, d) of the named rows with their mask (B, R)."""
+        self._need("qkv")
+        found, entered = self._context.projections(layer, rope=rope)
+        index, mask = self._row_index(rows, entered)
+        return self._heads(found.queries, index), mask
+
+    def text_keys(self, *, rope: bool, layer: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys of the text after the image, (B, G, T, d), and the mask (B, T)."""
+        self._need("qkv")
+        found, entered = self._context.projections(layer, rope=rope)
+        index, mask = self._row_index("text", entered)
+        return self._heads(found.keys, index), mask
+
+    def attention(
+        self,
+        rows: Rows = "last",
+        *,
+        rope: bool = True,
+        layer: int | None = None,
+        support: Literal["causal", "visual"] = "causal",
+    ) -> tuple[Tensor, Tensor]:
+        """Attention probabilities (B, H, R, N) of the named rows on the unit's visual tokens, and the mask."""
+        self._need("attention")
+        _, entered = self._context.projections(layer, rope=rope)
+        visual = self._rows(entered)
+        slots = entered.rows.slots[self._sample]
+        columns = torch.arange(slots.shape[1], device=slots.device).expand_as(slots) if support == "causal" else visual
+        probabilities, mask = self._probabilities(rows, columns, rope=rope, layer=layer)
+        if support == "causal":
+            heads, length = probabilities.shape[1:3]
+            probabilities = probabilities.gather(-1, visual[:, None, None, :].expand(-1, heads, length, -1))
+        return probabilities, mask
+
+    def attention_output(self, rows: Rows = "last", *, layer: int | None = None) -> tuple[Tensor, Tensor]:
+        """Attention output (B, H, R, d) of the named rows over their whole causal row, and the mask (B, R)."""
+        self._need("attention")
+        found, entered = self._context.projections(layer, rope=True)
+        slots = entered.rows.slots[self._sample]
+        columns = torch.arange(slots.shape[1], device=slots.device).expand_as(slots)
+        probabilities, mask = self._probabilities(rows, columns, rope=True, layer=layer)
+        values = self._heads(found.values, columns)
+        units, heads, length, _ = probabilities.shape
+        grouped = probabilities.reshape(units, values.shape[1], -1, probabilities.shape[3]) @ values
+        return grouped.reshape(units, heads, length, -1), mask
+
+    def _probabilities(self, rows: Rows, columns: Tensor, *, rope: bool, layer: int | None) -> tuple[Tensor, Tensor]:
+        """Softmax (B, H, R, C) of the named rows over the columns (B, C) that they see, and the mask (B, R)."""
+        found, entered = self._context.projections(layer, rope=rope)
+        index, mask = self._row_index(rows, entered)
+        queries = self._heads(found.queries, index)
+        slots = entered.rows.slots[self._sample]
+        keys = self._heads(found.keys, columns)
+        units, heads, length, width = queries.shape
+        grouped = queries.reshape(units, keys.shape[1], -1, width) * found.scaling
+        logits = (grouped @ keys.transpose(-1, -2)).reshape(units, heads, length, -1)
+        column_slots = slots.gather(1, columns)
+        if entered.log_weights is not None:
+            logits = logits + entered.log_weights[self._sample].gather(1, columns)[:, None, None, :]
+        seen = (column_slots >= 0)[:, None, :] & (column_slots[:, None, :] <= slots.gather(1, index)[:, :, None])
+        probabilities = logits.masked_fill(~seen[:, None], float("-inf")).softmax(dim=-1)
+        # padded rows carry no meaning, and rows that see nothing would be NaN
+        return probabilities.masked_fill(~mask[:, None, :, None], 0.0), mask
+
+    # --- encoder --------------------------------------------------------------------------------------------------
+
+    def encoder_features(self) -> Tensor:
+        """What the projector would read of the tokens still there, before any merge, (B, N, C)."""
+        self._need("encoder")
+        return self._features()
+
+    def cls_attention(self, layer: int | None = None) -> Tensor:
+        """Attention of the CLS query on the patches in an encoder layer, (B, H, N)."""
+        self._need("encoder_attention")
+        found = self._context.cls_attention(layer)[self._image]
+        return found.gather(-1, self._indices[:, None, :].expand(-1, found.shape[1], -1))
+
+    def received_attention(self, layer: int | None = None) -> Tensor:
+        """Mean attention that each patch receives from all encoder rows, head mean, (B, N)."""
+        self._need("encoder_attention")
+        return self._context.received_attention(layer)[self._image].gather(-1, self._indices)
+
+    def encoder_keys(self, layer: int | None = None) -> Tensor:
+        """Raw encoder keys of the patches, (B, H, N, d)."""
+        self._need("encoder_attention")
+        _, found = self._context.encoder(layer)
+        offset = int(self.facts.has_cls)
+        keys = found.keys[self._image].float()
+        return keys.gather(2, (self._indices + offset)[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
+
+    def joint_image(self) -> Tensor:
+        """Joint-space embeddings of the patches, not normalised, (B, N, P)."""
+        self._need("joint")
+        return self._joint().patches(self._features())
+
+    def joint_text(self) -> Tensor:
+        """Joint-space embedding of the text after the image, (B, P)."""
+        self._need("joint")
+        joint = self._joint()
+        slots, mask = self._text_slots()
+        ids = self._chunk.input_ids[self._sample].gather(1, slots)
+        return joint.text([joint.decode(row[real].tolist()) for row, real in zip(ids, mask, strict=True)])
+
+    # --- text, geometry, identity -----------------------------------------------------------------------------------
+
+    def text_embeddings(self) -> tuple[Tensor, Tensor]:
+        """LLM input embeddings of the text after the image, (B, T, D), and the mask (B, T)."""
+        self._need("text")
+        slots, mask = self._text_slots()
+        return gather_rows(self._embeddings()[self._sample], slots).detach().float(), mask
+
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the unit's original token grid."""
+        self._need("geometry")
+        grids = {unit.span.grid for unit in self._units}
+        if len(grids) > 1:  # the engine groups by grid, so this cannot happen
+            raise IncompatibleError(f"units of different grids {sorted(grids)} in one view")
+        return grids.pop()
+
+    def coordinates(self) -> Tensor:
+        """Row and column of each visual token still there, (B, N, 2), float."""
+        columns = self.grid()[1]
+        return torch.stack([self._indices // columns, self._indices % columns], dim=-1).float()
+
+    def indices(self) -> Tensor:
+        """Original index of each visual token still there, (B, N), int64."""
+        return self._indices
+
+    def fingerprints(self) -> tuple[int, ...]:
+        """One integer per unit made from its content (not from its place in the batch)."""
+        self._need("fingerprint")
+        return tuple(self._chunk.fingerprint(unit) for unit in self._units)
+
+    # --- where things are -------------------------------------------------------------------------------------------
+
+    def _own_slots(self) -> Tensor:
+        return torch.stack([unit.places for unit in self._units])
+
+    def _rows(self, entered: Layer) -> Tensor:
+        """Row of each token (B, N) in the sequence that entered a layer."""
+        places = torch.stack([entered.place_of[number] for number in self._numbers]).gather(1, self._indices)
+        return entered.rows.inverse[self._sample].gather(1, places)
+
+    def _row_index(self, rows: Rows, entered: Layer) -> tuple[Tensor, Tensor]:
+        """Row indices (B, R) of the named rows in the sequence that entered a layer, and their mask."""
+        if rows == "visual":
+            index = self._rows(entered)
+            return index, torch.ones_like(index, dtype=torch.bool)
+        slots, mask = self._text_slots()
+        if rows == "last":
+            valid = self._chunk.valid[self._sample]
+            positions = torch.arange(valid.shape[1], device=valid.device)
+            slots = positions.expand_as(valid).masked_fill(~valid, -1).amax(dim=1, keepdim=True)
+            mask = torch.ones_like(slots, dtype=torch.bool)
+        elif rows != "text":
+            raise IncompatibleError(f"unknown rows `{rows}`", hint="use `last`, `text` or `visual`")
+        return entered.rows.inverse[self._sample].gather(1, slots).clamp(min=0), mask
+
+    def _text_slots(self) -> tuple[Tensor, Tensor]:
+        """Slots (B, T) of the text after each unit's image, and their mask."""
+        if self._text is None:
+            ids = self._chunk.input_ids[self._sample]
+            end = torch.stack([unit.span.slots[-1] for unit in self._units])
+            after = torch.arange(ids.shape[1], device=ids.device)[None, :] > end[:, None]
+            text = after & self._chunk.valid[self._sample] & (ids != self._chunk.parts.image_token_id)
+            self._text = pack_slots(text)
+        return self._text
+
+    def _heads(self, values: Tensor, index: Tensor) -> Tensor:
+        """Rows `index` (B, K) of per-head tensors (samples, H, S', d), float32."""
+        chosen = values[self._sample]
+        expanded = index[:, None, :, None].expand(-1, chosen.shape[1], -1, chosen.shape[3])
+        return chosen.gather(2, expanded).float()
+
+    def _features(self) -> Tensor:
+        if self._chunk.vision.features is None:
+            raise IncompatibleError(
+                f"`{self._context.spec.name}` needs encoder features, but the projector did not run here",
+                hint="pass `pixel_values`, not precomputed encoder outputs",
+            )
+        return gather_rows(self._chunk.vision.features[self._image], self._indices).detach().float()
+
+    def _embeddings(self) -> Tensor:
+        if self._chunk.embeddings is None:
+            raise IncompatibleError(
+                f"`{self._context.spec.name}` needs LLM input embeddings, which do not exist yet at site `{self.site}`",
+                hint="cut at `input` or at a decoder layer",
+            )
+        return self._chunk.embeddings
+
+    def _joint(self) -> JointSpace:
+        if self._context.joint is None:
+            raise IncompatibleError(
+                f"`{self._context.spec.name}` needs a joint image-text space (a CLIP text tower)",
+                hint="pass `joint=` to `pruned`, or load a model that ships one",
+            )
+        return self._context.joint

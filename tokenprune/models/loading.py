@@ -1,0 +1,119 @@
+"""Load a vision-language model by short name, directory or hub name, through the stock classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenprune.errors import ConfigError, IncompatibleError, PrerequisiteError, UnknownNameError
+from tokenprune.models.family import Family, Parts, resolve
+from tokenprune.models.joint import JointSpace
+from tokenprune.plugins import Host, load_host
+from tokenprune.pruner import ModelFacts
+from tokenprune.registry import load_target
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its processor and what the engine knows about it."""
+
+    model: Any
+    processor: Any
+    joint: JointSpace | None
+    path: str
+    family: str
+    facts: ModelFacts
+
+
+def load_model(
+    name_or_path: str = "scenes",
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    host: Host | None = None,
+) -> LoadedModel:
+    """Load model, processor and, where a folder `clip` lies beside the weights, the joint image-text space.
+
+    Args:
+        name_or_path: Registered short name (`scenes`), directory, or hub name.
+        device: Torch device.
+        dtype: `float32`, `bfloat16` or `float16`.
+        attention: Attention kernel: `sdpa`, `eager` or another that transformers knows.
+        host: Plugin host; loaded where it is not given.
+
+    Raises:
+        PrerequisiteError: The path holds no model.
+        IncompatibleError: No registered family describes the model.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    host = host or load_host()
+    if dtype not in _DTYPES:
+        raise ConfigError(f"unknown dtype `{dtype}`", hint="use " + ", ".join(f"`{name}`" for name in _DTYPES))
+    path = model_path(name_or_path, host)
+    try:
+        processor = AutoProcessor.from_pretrained(path)
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=_DTYPES[dtype], attn_implementation=attention)
+    except OSError as error:
+        raise PrerequisiteError(
+            f"cannot load a model from `{name_or_path}`: {str(error).splitlines()[0]}",
+            hint="known short names: " + ", ".join(f"`{name}`" for name in host.models.names()),
+        ) from error
+    model = model.to(device).eval()
+    parts = parts_of(model, host)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer.padding_side = "left"  # generation continues at the right edge
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    clip = Path(path) / "clip"
+    joint = JointSpace.load(clip, decode, device=device, dtype=_DTYPES[dtype]) if clip.is_dir() else None
+    return LoadedModel(model, processor, joint, path, parts.family.name, parts.facts)
+
+
+def model_path(name_or_path: str, host: Host) -> str:
+    """Directory of a registered short name; anything else is returned as it is.
+
+    Raises:
+        UnknownNameError: It is neither a registered name nor an existing directory nor a hub name.
+    """
+    if name_or_path in host.models:
+        target = host.models.get(name_or_path).target
+        package, _, rest = target.partition("/")
+        import importlib.util
+
+        found = importlib.util.find_spec(package)
+        if rest and found is not None and found.submodule_search_locations:
+            return str(Path(next(iter(found.submodule_search_locations))) / rest)
+        return target
+    if Path(name_or_path).is_dir() or "/" in name_or_path:
+        return name_or_path
+    raise UnknownNameError("model", name_or_path, host.models.names())
+
+
+def parts_of(model: nn.Module, host: Host | None = None) -> Parts:
+    """Find the family that describes a model and follow its paths.
+
+    Raises:
+        IncompatibleError: No registered family names the model's type.
+    """
+    host = host or load_host()
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    for spec in host.families:
+        if model_type in spec.model_types:
+            family: Family = load_target(spec.target)
+            return resolve(model, family)
+    known = sorted({name for spec in host.families for name in spec.model_types})
+    raise IncompatibleError(
+        f"no model family describes `{type(model).__name__}` (model type `{model_type}`)",
+        hint=f"described: {', '.join(known)}; a plugin can add one (hook `register_families`)",
+    )
