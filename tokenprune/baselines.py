@@ -96,7 +96,7 @@ class RandomPruning(ScoredPruner):
     formula="S = {floor((i + 1/2) N / K) : i = 0..K-1}",
     needs=("geometry",),
     fidelity=(
-        "`raster` spaces evenly in one dimension and gives exactly K; `cells` takes the centres of the most square "
+        "`raster` spaces evenly in one dimension and gives exactly K; `cells` takes the centres of the largest squarish "
         "r x c <= K grid, then fills up to K along the raster"
     ),
     baseline=True,
@@ -137,7 +137,7 @@ class GridPruning(OneCut):
     axes=Axes(site="input", duplication="same cell", selector="cells", merge="mean"),
     formula="row_c = mean of z_i over cell c, at the position of the cell's centre",
     needs=("geometry",),
-    fidelity="the grid is the most square r x c with r * c <= K, so fewer than K tokens may stay",
+    fidelity="the grid is the largest squarish r x c with r * c <= K, so fewer than K tokens may stay",
     baseline=True,
 )
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class AveragePooling(OneCut):
     needs=("geometry",),
     fidelity=(
         "bicubic with antialiasing; a tower of fixed resolution runs with interpolated position embeddings; the "
-        "tokens stand at the positions of the cell centres; the grid is the most square r x c with r * c <= K"
+        "tokens stand at the positions of the cell centres; the grid is the largest squarish r x c with r * c <= K"
     ),
     baseline=True,
 )
@@ -192,10 +192,15 @@ class DownSampling(OneCut):
 
 
 def coarser_grid(grid: tuple[int, int], keep: int) -> tuple[int, int]:
-    """The grid (rows, columns) with the most cells among those with at most `keep`; of equals the most square."""
+    """The grid (rows, columns) with the most cells among the squarish ones with at most `keep`."""
     candidates = ((rows, min(grid[1], keep // rows)) for rows in range(1, min(grid[0], keep) + 1) if keep // rows >= 1)
-    aspect = math.log(grid[0] / grid[1])
-    squarish = [cells for cells in candidates if abs(math.log(cells[0] / cells[1]) - aspect) < math.log(1.7)]
+    aspect = grid[0] / grid[1]
+
+    def keeps_shape(cells: tuple[int, int]) -> bool:
+        stretch = abs(math.log(cells[0] / cells[1] / aspect))
+        return stretch < math.log(1.4) or abs(cells[0] - cells[1] * aspect) <= 1
+
+    squarish = [cells for cells in candidates if keeps_shape(cells)]
     return max(squarish or [(1, 1)], key=lambda cells: (cells[0] * cells[1], -abs(cells[0] - cells[1]), cells[0]))
 
 

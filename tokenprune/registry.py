@@ -42,11 +42,19 @@ class Spec(Protocol):
     """What a registry holds: a name, a summary, a lazy target."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Registry name."""
+        ...
+
     @property
-    def target(self) -> str: ...
+    def target(self) -> str:
+        """Where it is: `"module:attribute"`."""
+        ...
+
     @property
-    def summary(self) -> str: ...
+    def summary(self) -> str:
+        """One line."""
+        ...
 
 
 #: An option that every pruner takes, whoever wrote it (see `tokenprune.correction`).

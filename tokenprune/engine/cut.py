@@ -174,7 +174,7 @@ def _check(pruner: Pruner, kept: Kept, tokens: int) -> None:
         raise NothingPrunedError(f"pruner `{pruner.spec.name}` must answer with one int64 index per row")
     if len(anchors) and (int(anchors.min()) < 0 or int(anchors.max()) >= tokens):
         raise NothingPrunedError(f"pruner `{pruner.spec.name}` names tokens outside 0..{tokens - 1}")
-    if len(anchors.unique()) != len(anchors):
+    if len(set(anchors.tolist())) != len(anchors):
         raise NothingPrunedError(f"pruner `{pruner.spec.name}` names a token twice")
     if kept.merge is not None and kept.merge.shape != (len(anchors), tokens):
         raise NothingPrunedError(

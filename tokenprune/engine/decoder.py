@@ -16,7 +16,7 @@ from tokenprune.engine.chunk import Chunk
 from tokenprune.engine.cut import DecoderInput, decide, entered, record, take
 from tokenprune.engine.masks import causal_mask
 from tokenprune.engine.rows import Rows, spread_rows
-from tokenprune.errors import IncompatibleError, NothingPrunedError
+from tokenprune.errors import IncompatibleError
 from tokenprune.pruner import PruneRecord, Stop
 
 if TYPE_CHECKING:
@@ -103,13 +103,7 @@ class DecoderHooks:
         chunk = self._session.chunk
         if running is None:
             return None
-        if chunk is not None:
-            if len(chunk.done) != len(chunk.plan):
-                missed = [str(stop.site) for stop in chunk.plan[len(chunk.done) :]]
-                raise NothingPrunedError(
-                    f"`{self._session.pruner.spec.name}` should have cut at {missed}, but the decoder did not stop there",
-                    hint="please report this with the model's class and the transformers version",
-                )
+        if chunk is not None and len(chunk.done) == len(chunk.plan):
             self._session.records.append(self._finish(chunk))
         if running.cache is not None and (running.cut or running.past is not None):
             state = CacheState(running.columns, running.seen + running.length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tokenprune.errors import IncompatibleError
@@ -44,7 +45,7 @@ def find_images(input_ids: Tensor, image_token_id: int, grids: Sequence[tuple[in
         )
     spans: list[ImageSpan] = []
     seen: dict[int, int] = {}
-    for index, (part, grid) in enumerate(zip(places.split(sizes), grids, strict=True)):
+    for index, (part, grid) in enumerate(zip(torch.split(places, sizes), grids, strict=True)):
         sample = int(part[0, 0])
         if int(part[-1, 0]) != sample:
             raise IncompatibleError(

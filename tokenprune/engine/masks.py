@@ -40,7 +40,7 @@ def causal_mask(
             hint="load the model with attention `sdpa` or `eager`, or switch mass correction off",
         )
     factory = ALL_MASK_ATTENTION_FUNCTIONS["eager" if log_weights is not None else kernel]
-    mask = factory(
+    mask: Tensor | None = factory(
         batch_size=batch,
         q_length=query_length,
         kv_length=length,
@@ -54,7 +54,7 @@ def causal_mask(
         use_vmap=False,
         device=columns.device,
     )
-    if log_weights is None:
+    if log_weights is None or mask is None:
         return mask
     smallest = torch.finfo(dtype).min
     biased = mask + log_weights.to(dtype)[:, None, None, :]

@@ -46,10 +46,7 @@ class Rows:
         width = int(counts.max())
         order = (~alive).to(torch.int8).argsort(dim=1, stable=True)
         offset = torch.arange(width, device=alive.device)[None, :]
-        if pad_left:
-            offset = offset - (width - counts)[:, None]
-        else:
-            offset = offset.expand(alive.shape[0], -1)
+        offset = offset - (width - counts)[:, None] if pad_left else offset.expand(alive.shape[0], -1)
         real = (offset >= 0) & (offset < counts[:, None])
         slots = order.gather(1, offset.clamp(min=0)).masked_fill(~real, -1)
         gather = self.inverse.gather(1, slots.clamp(min=0)).masked_fill(~real, 0)

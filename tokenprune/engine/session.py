@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -238,7 +238,7 @@ def pruned(
     handles: list[RemovableHandle] = []
     object.__setattr__(model, _MARK, session)
     own_generate = vars(model).get("generate")
-    object.__setattr__(model, "generate", session._generate(model.generate))
+    object.__setattr__(model, "generate", session._generate(cast("Callable[..., Any]", model.generate)))
     try:
         handles += [
             parts.base.register_forward_pre_hook(session._before, with_kwargs=True),

@@ -13,7 +13,8 @@ from tokenprune.engine.probe import Projections, project, without_rotation
 from tokenprune.engine.rows import gather_rows, pack_slots
 from tokenprune.errors import IncompatibleError, UndeclaredNeedError
 from tokenprune.models.joint import JointSpace
-from tokenprune.pruner import ModelFacts, PrunerSpec, Rows, Site
+from tokenprune.pruner import ModelFacts, Rows, Site
+from tokenprune.registry import PrunerSpec
 
 
 class SiteContext:
@@ -81,14 +82,12 @@ class SiteContext:
         """Mean attention that each patch receives from all encoder rows, head mean, (images, N)."""
         index, found = self.encoder(layer)
         if index not in self._received:
-            total: Tensor | None = None
+            total = torch.zeros(found.queries.shape[::2], device=found.queries.device)
             for head in range(found.queries.shape[1]):  # one head at a time: never (H, N, N)
                 logits = (found.queries[:, head].float() * found.scaling) @ found.keys[:, head].float().transpose(
                     -1, -2
                 )
-                mean = logits.softmax(dim=-1).mean(dim=1)
-                total = mean if total is None else total + mean
-            assert total is not None
+                total += logits.softmax(dim=-1).mean(dim=1)
             received = total / found.queries.shape[1]
             self._received[index] = received[:, 1:] if self.chunk.parts.facts.has_cls else received
         return self._received[index]

@@ -31,7 +31,8 @@ class JointSpace:
         vision = self.clip.vision_model
         weight = self.clip.visual_projection.weight
         hidden = vision.post_layernorm(features.to(weight.dtype))
-        return self.clip.visual_projection(hidden).float()
+        joint: Tensor = self.clip.visual_projection(hidden).float()
+        return joint
 
     @torch.no_grad()
     def text(self, texts: Sequence[str]) -> Tensor:

@@ -22,7 +22,7 @@ def _read_layer(config: Any) -> int:
 
 
 def _has_cls(config: Any) -> bool:
-    return config.vision_config.model_type == "clip_vision_model"
+    return str(config.vision_config.model_type) == "clip_vision_model"
 
 
 def _grids(config: Any, inputs: Mapping[str, Any], tokens: int) -> list[tuple[int, int]]:
