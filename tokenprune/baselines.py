@@ -96,8 +96,8 @@ class RandomPruning(ScoredPruner):
     formula="S = {floor((i + 1/2) N / K) : i = 0..K-1}",
     needs=("geometry",),
     fidelity=(
-        "`raster` spaces evenly in one dimension and gives exactly K; `cells` takes the centres of the largest squarish "
-        "r x c <= K grid, then fills up to K along the raster"
+        "`raster` spaces evenly in one dimension and gives exactly K; `cells` takes the centres of the largest "
+        "squarish r x c <= K grid, then fills up to K along the raster"
     ),
     baseline=True,
 )

@@ -37,10 +37,10 @@ class Asking(Pruner):
         return Decision.keep(first)
 
 
-def ask(model: Any, inputs: Any, question: Callable[[View], Any], site: str = "layer:2", joint: Any = object()) -> Any:
+def ask(model: Any, inputs: Any, question: Callable[[View], Any], site: str = "layer:2" -> Any:
     """The answer of the last view at a site; every image of these batches is in one view."""
     answers = []
-    with pruned(model, Asking(lambda view: answers.append(question(view)), (site,)), ratio=0.5, joint=joint):
+    with pruned(model, Asking(lambda view: answers.append(question(view)), (site,)), ratio=0.5, joint=object()):
         model(**inputs)
     return answers[-1]
 
