@@ -37,7 +37,7 @@ class Asking(Pruner):
         return Decision.keep(first)
 
 
-def ask(model: Any, inputs: Any, question: Callable[[View], Any], site: str = "layer:2" -> Any:
+def ask(model: Any, inputs: Any, question: Callable[[View], Any], site: str = "layer:2") -> Any:
     """The answer of the last view at a site; every image of these batches is in one view."""
     answers = []
     with pruned(model, Asking(lambda view: answers.append(question(view)), (site,)), ratio=0.5, joint=object()):
