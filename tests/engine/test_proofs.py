@@ -204,23 +204,16 @@ def test_generate_goes_on_with_a_pruned_cache(model: Any, sites: tuple[str, ...]
     from transformers import DynamicCache
 
     first, second = prompt(21), prompt(22, images=0, text=5)
-    with pruned(model, shrinking(sites)):
+    # a choice by prompt would differ between the first turn alone and the whole conversation
+    with pruned(model, ByContent(sites, ratios=(0.25,), by_content=False)) as session:
         cache = DynamicCache(config=model.config.text_config)
         one = model.generate(**batch([first]), max_new_tokens=4, do_sample=False, past_key_values=cache)
         ids = torch.cat([one, torch.tensor([second[0]])], dim=1)
-        two = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, past_key_values=cache
-        )
-        together = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values=first[1],
-            max_new_tokens=6,
-            do_sample=False,
-        )
-    # a draw depends on the prompt, so the reference keeps the same tokens only where the choice is by pixels alone
-    assert two.shape == together.shape
-    assert two[0, : ids.shape[1]].tolist() == ids[0].tolist()
+        conversation = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        two = model.generate(**conversation, max_new_tokens=8, do_sample=False, past_key_values=cache)
+        together = model.generate(**conversation, pixel_values=first[1], max_new_tokens=8, do_sample=False)
+    assert two.tolist() == together.tolist()
+    assert len(session.records) == 2
 
 
 @pytest.mark.parametrize("sites", [("input",), ("encoder",), ("layer:2",)], ids="+".join)
