@@ -39,27 +39,29 @@ def mass_corrected(
             dropped token once.
         cap: Largest number of tokens that one row may stand for; 0 sets no limit.
     """
-    return dataclasses.replace(
-        decision,
-        units=tuple(
-            _corrected_unit(kept, unit, similarity, mass, cap) if kept.log_weights is None else kept
-            for unit, kept in enumerate(decision.units)
-        ),
-    )
+    units = list(decision.units)
+    for size in sorted({kept.anchors.numel() for kept in units if _open(kept)}):
+        members = [index for index, kept in enumerate(units) if _open(kept) and kept.anchors.numel() == size]
+        anchors = units[members[0]].anchors.expand(similarity.units, -1).clone()  # other sizes: a row to be ignored
+        for index in members:
+            anchors[index] = units[index].anchors
+        counts = dual.represented(dual.assign(similarity, anchors), anchors, mass, cap=cap)
+        for index in members:
+            units[index] = dataclasses.replace(units[index], log_weights=counts[index].log())
+    return dataclasses.replace(decision, units=tuple(_merged(kept, cap) for kept in units))
 
 
-def _corrected_unit(kept: Kept, unit: int, similarity: Duplication, mass: Tensor | None, cap: float) -> Kept:
-    if kept.anchors.numel() == 0:
+def _open(kept: Kept) -> bool:
+    """Rows that were only kept and carry no weights yet."""
+    return kept.log_weights is None and kept.merge is None and kept.anchors.numel() > 0
+
+
+def _merged(kept: Kept, cap: float) -> Kept:
+    """Rows that were merged: the log of the number of their sources."""
+    if kept.merge is None or kept.log_weights is not None:
         return kept
-    if kept.merge is not None:
-        sources = (kept.merge.to_dense() != 0).sum(dim=-1).clamp_min(1).float()
-        return dataclasses.replace(kept, log_weights=(sources.clamp_max(cap) if cap else sources).log())
-    # Units are ragged in general: the columns of all units are asked for with this unit's anchors, one row counts.
-    anchors = kept.anchors.expand(similarity.units, -1)
-    assignment = dual.assign(similarity, anchors)[unit : unit + 1]
-    own_mass = None if mass is None else mass[unit : unit + 1]
-    count = dual.represented(assignment, kept.anchors.unsqueeze(0), own_mass, cap=cap)
-    return dataclasses.replace(kept, log_weights=count.squeeze(0).log())
+    sources = (kept.merge.to_dense() != 0).sum(dim=-1).clamp_min(1).float()
+    return dataclasses.replace(kept, log_weights=(sources.clamp_max(cap) if cap else sources).log())
 
 
 @dataclass(frozen=True)
