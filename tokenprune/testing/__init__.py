@@ -1,0 +1,7 @@
+"""Public kit for plugin authors: views made of recorded or random tensors."""
+
+from __future__ import annotations
+
+from tokenprune.testing.recorded_view import RecordedView, Recording, random_recording
+
+__all__ = ["RecordedView", "Recording", "random_recording"]
