@@ -1,0 +1,97 @@
+"""`kill -9` in the middle of a sweep, the same command again: every cell once, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.sweep.fixtures import Workshop
+from tokenprune.sweep import Ledger
+from tokenprune.sweep.ledger import read_jsonl
+
+DEADLINE_S = 200.0
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, f"no {what} within {DEADLINE_S} s"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """True for a process that still runs (a dead one that nobody has waited for yet does not)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.fixture
+def command(workshop: Workshop, directory: Path, tmp_path: Path) -> list[str]:
+    """A sweep whose third cell waits for the file `gate` to go away."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    pruners = ["grid", {"name": "first", "options": {"gate": str(gate)}}, "random"]
+    config = tmp_path / "sweep.yaml"
+    config.write_text(json.dumps(workshop.data(pruners=pruners, budgets=[4], executor="local")), encoding="utf-8")
+    return [sys.executable, "-m", "tests.sweep.run_one", str(config), str(directory)]
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.timeout(900)
+def test_kill_and_continue(command: list[str], directory: Path, tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    ledger = Ledger(directory)
+
+    def gated_cell_runs() -> bool:
+        events = read_jsonl(directory / "events.jsonl")
+        return any(event["event"] == "cell_start" and event["name"].startswith("first") for event in events)
+
+    first = start(command)
+    try:
+        wait_for(gated_cell_runs, "third cell")
+        events = read_jsonl(directory / "events.jsonl")
+        worker = int(next(event["worker"] for event in events if event["event"] == "cell_start").partition("#")[2])
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    wait_for(lambda: not alive(worker), "end of the orphaned worker")
+
+    states = Counter(ledger.state(cell.id) for cell in ledger.plan())
+    assert states == {"done": 2, "pending": 2}
+    before = {path: path.read_bytes() for path in directory.glob("cells/*/result.json")}
+    assert len(before) == 2
+
+    (tmp_path / "gate").unlink()
+    second = start(command)
+    output, _ = second.communicate(timeout=DEADLINE_S)
+    assert second.returncode == 0
+    assert output.split() == ["complete", "2", "0"]
+
+    assert all(path.read_bytes() == data for path, data in before.items())
+    assert [ledger.state(cell.id) for cell in ledger.plan()] == ["done"] * 4
+    assert len(list(directory.glob("cells/*"))) == 4
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{directory}/mlflow.db")
+    (experiment,) = [found for found in client.search_experiments() if found.name.startswith("tokenprune")]
+    runs = client.search_runs([experiment.experiment_id])
+    cells = [run for run in runs if run.data.tags["tokenprune.kind"] == "cell"]
+    assert sorted(run.data.tags["tokenprune.cell_id"] for run in cells) == sorted(cell.id for cell in ledger.plan())
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len(runs) == len(cells) + 1  # and one summary

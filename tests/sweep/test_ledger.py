@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from tests.sweep.test_identity import CELL
+from tokenprune.errors import ConfigError
+from tokenprune.sweep.ledger import Ledger, read_jsonl, write_json, write_jsonl
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    made = Ledger(tmp_path / "sweep")
+    made.open_sweep({"models": ["scenes"]}, [CELL])
+    return made
+
+
+def test_life_of_a_cell(ledger: Ledger) -> None:
+    assert ledger.state(CELL.id) == "pending"
+    ledger.write_error(CELL, {"outcome": "failed", "message": "boom"})
+    assert ledger.state(CELL.id) == "failed"
+    ledger.write_error(CELL, {"outcome": "refused", "message": "no"})
+    assert ledger.state(CELL.id) == "refused"
+    ledger.begin_cell(CELL)
+    assert ledger.state(CELL.id) == "pending"
+    ledger.write_result(CELL, {"quality": {}})
+    assert ledger.state(CELL.id) == "done"
+    assert ledger.plan() == (CELL,)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        '{"schema": 1, "id": ',
+        "[]",
+        '{"schema": 99, "id": "ID"}',
+        '{"schema": 1, "id": "another"}',
+        "\x00" * 64,
+    ],
+)
+def test_a_torn_result_counts_as_none(ledger: Ledger, content: str) -> None:
+    folder = ledger.begin_cell(CELL)
+    (folder / "result.json").write_text(content.replace("ID", CELL.id), encoding="utf-8")
+    assert ledger.state(CELL.id) == "pending"
+
+
+def test_a_crash_before_the_rename_leaves_no_result(ledger: Ledger) -> None:
+    folder = ledger.begin_cell(CELL)
+    (folder / ".result.json.1.tmp").write_text('{"schema": 1', encoding="utf-8")
+    assert ledger.state(CELL.id) == "pending"
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    assert path.read_text(encoding="utf-8") == '{\n "a": 1\n}\n'
+    assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    write_jsonl(path, [{"a": 1}, {"a": 2}])
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write('{"a": 3')
+    assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write('\n{"a": 4}\n')
+    with pytest.raises(ConfigError, match="line 3 is damaged"):
+        read_jsonl(path)
+
+
+def test_the_sweep_keeps_its_id_and_takes_the_new_plan(ledger: Ledger) -> None:
+    first = ledger.header()
+    ledger.open_sweep({"models": ["other"]}, [])
+    again = ledger.header()
+    assert (again.sweep_id, again.created) == (first.sweep_id, first.created)
+    assert (again.config, ledger.plan()) == ({"models": ["other"]}, ())
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"schema": 99}'])
+def test_a_damaged_sweep_file_is_said_so(ledger: Ledger, content: str) -> None:
+    (ledger.directory / "sweep.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match="damaged or of another version"):
+        ledger.header()
+
+
+def test_a_damaged_plan_is_said_so(ledger: Ledger) -> None:
+    (ledger.directory / "plan.jsonl").write_text('{"id": ', encoding="utf-8")
+    with pytest.raises(ConfigError, match="damaged"):
+        ledger.plan()
+
+
+def test_not_a_sweep_directory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a sweep directory"):
+        Ledger(tmp_path).header()
+
+
+def _try_lock(directory: str, answers: multiprocessing.Queue[str]) -> None:
+    try:
+        with Ledger(directory).lock():
+            answers.put("locked")
+    except ConfigError as error:
+        answers.put(error.message)
+
+
+def test_a_second_process_is_refused(ledger: Ledger) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers: multiprocessing.Queue[str] = context.Queue()
+
+    def ask() -> str:
+        process = context.Process(target=_try_lock, args=(str(ledger.directory), answers))
+        process.start()
+        answer = answers.get(timeout=60)
+        process.join()
+        return answer
+
+    with ledger.lock():
+        assert "another process (pid" in ask()
+    assert ask() == "locked"

@@ -1,0 +1,1 @@
+"""What is measured of a cell: quality, the token accounts, cost, and the lens of the implicit weight."""

@@ -1,0 +1,132 @@
+"""What a worker keeps between cells: loaded models, tasks, prepared batches, the unpruned captures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.engine import capture_prefill
+from tokenprune.models import LoadedModel, load_model
+from tokenprune.models.loading import parts_of
+from tokenprune.plugins import Host
+from tokenprune.sweep.plan import Cell
+from tokenprune.tasks.base import Sample, Task
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples with the tensors that the processor made of them (left padded)."""
+
+    indices: tuple[int, ...]
+    samples: tuple[Sample, ...]
+    inputs: Mapping[str, Tensor]
+
+
+class Bench:
+    """Caches of one worker; everything in it depends on the cells' facts only.
+
+    One model and the batches of one (model, task) are held at a time: cells come grouped so.
+
+    Args:
+        host: Plugins.
+        device: Torch device, or `auto` for the GPU where there is one.
+    """
+
+    def __init__(self, host: Host, device: str) -> None:
+        self.host = host
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self._models: dict[object, LoadedModel] = {}
+        self._tasks: dict[object, Task] = {}
+        self._batches: dict[object, tuple[Batch, ...]] = {}
+        self._captures: dict[object, list[Any]] = {}
+
+    def model(self, cell: Cell) -> LoadedModel:
+        """The cell's model."""
+        key = (cell.model, cell.model_digest, cell.dtype, cell.attention)
+        if key not in self._models:
+            self._models.clear()
+            self._batches.clear()
+            self._captures.clear()
+            self._models[key] = load_model(
+                cell.model, device=self.device, dtype=cell.dtype, attention=cell.attention, host=self.host
+            )
+        return self._models[key]
+
+    def task(self, cell: Cell) -> Task:
+        """The cell's task."""
+        key = _task_key(cell)
+        if key not in self._tasks:
+            self._tasks[key] = self.host.tasks.get(cell.task).build(cell.task_options)
+        return self._tasks[key]
+
+    def batches(self, cell: Cell) -> tuple[Batch, ...]:
+        """All batches of the cell, prepared once for every cell of the same model and task."""
+        loaded, task = self.model(cell), self.task(cell)
+        key = (cell.model_digest, cell.dtype, _task_key(cell), cell.samples, cell.batch_size)
+        if key not in self._batches:
+            self._batches.clear()
+            self._captures.clear()
+            self._batches[key] = tuple(
+                self.prepare(loaded, task, range(start, min(start + cell.batch_size, cell.samples)))
+                for start in range(0, cell.samples, cell.batch_size)
+            )
+        return self._batches[key]
+
+    def prepare(self, loaded: LoadedModel, task: Task, indices: Sequence[int]) -> Batch:
+        """Draw samples from the task and run the processor on them."""
+        samples = tuple(task[index] for index in indices)
+        return Batch(tuple(indices), samples, self.encode(loaded, samples))
+
+    def encode(self, loaded: LoadedModel, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """The processor's tensors for some samples, on the model's device and in its floating type."""
+        texts = [
+            loaded.processor.apply_chat_template(_conversation(sample), add_generation_prompt=True, tokenize=False)
+            for sample in samples
+        ]
+        images = [image for sample in samples for image in sample.images]
+        made = loaded.processor(images=images, text=texts, padding=True, return_tensors="pt")
+        dtype = loaded.model.dtype
+        return {
+            name: tensor.to(self.device, dtype if tensor.is_floating_point() else None) for name, tensor in made.items()
+        }
+
+    def grids(self, cell: Cell, batch: Batch) -> list[list[tuple[int, int]]]:
+        """Per sample of a batch, the token grid (rows, columns) of each of its images."""
+        parts = parts_of(self.model(cell).model, self.host)
+        tokens = int((batch.inputs["input_ids"] == parts.image_token_id).sum())
+        grids = iter(parts.grids(batch.inputs, tokens))
+        return [[next(grids) for _ in sample.images] for sample in batch.samples]
+
+    def captures(self, cell: Cell) -> list[Any]:
+        """Unpruned queries, keys and values of all layers for the first samples (the lens), captured once."""
+        loaded = self.model(cell)
+        count = min(int(cell.lens["samples"]), cell.samples)
+        key = (cell.model_digest, cell.dtype, _task_key(cell), count)
+        if key not in self._captures:
+            batch = self.prepare(loaded, self.task(cell), range(count))
+            self._captures.clear()
+            self._captures[key] = capture_prefill(loaded.model, batch.inputs, range(loaded.facts.num_layers))
+        return self._captures[key]
+
+
+def picture_digest(sample: Sample) -> str:
+    """Hash of a sample's pictures: questions about the same pictures are not independent."""
+    digest = hashlib.sha256()
+    for image in sample.images:
+        digest.update(f"{image.mode}{image.size}".encode())
+        digest.update(image.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _conversation(sample: Sample) -> list[dict[str, Any]]:
+    parts: list[dict[str, str]] = [{"type": "image"} for _ in sample.images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": sample.question}]}]
+
+
+def _task_key(cell: Cell) -> tuple[Any, ...]:
+    return cell.task, cell.task_version, cell.task_digest

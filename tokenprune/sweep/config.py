@@ -1,0 +1,277 @@
+"""A sweep file: YAML with positions, checked as a whole, every problem with its line and the close match."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tokenprune.budget import Account, Budget
+from tokenprune.errors import BudgetError, ConfigError, TokenPruneError
+from tokenprune.plugins import Host
+from tokenprune.sweep.source import Location, Source, read_yaml
+
+DEFAULT_FILE = "default.yaml"
+REFERENCE = "none"
+"""The pruner that every comparison is relative to; its cell is always planned."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskEntry(_Section):
+    """A task by name, with its options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class PrunerEntry(_Section):
+    """A pruner by name, with its options and the label that tables show."""
+
+    name: str
+    options: dict[str, Any] = {}
+    label: str = ""
+
+    @property
+    def title(self) -> str:
+        """The label, or the name with the options that were set."""
+        if self.label:
+            return self.label
+        options = ",".join(f"{key}={value}" for key, value in sorted(self.options.items()))
+        return f"{self.name}[{options}]" if options else self.name
+
+
+class BudgetEntry(_Section):
+    """One budget: a ratio (`0.25`, `25%`) or a number of tokens (`64`)."""
+
+    ratio: float | None = None
+    tokens: int | None = None
+
+    def budget(self, account: Account) -> Budget:
+        """The budget object under the sweep's account."""
+        return Budget(ratio=self.ratio, tokens=self.tokens, account=account)
+
+
+class LensConfig(_Section):
+    """Exact dual-form and output errors on the first few samples."""
+
+    enabled: bool = True
+    samples: int = Field(default=2, ge=1)
+
+
+class EfficiencyConfig(_Section):
+    """Latency, memory and FLOPs of the first sample, alone on the device."""
+
+    enabled: bool = True
+    warmup: int = Field(default=1, ge=0)
+    repeats: int = Field(default=5, ge=1)
+    new_tokens: int = Field(default=8, ge=1)
+
+
+class SweepConfig(_Section):
+    """Everything that a sweep is; see `docs/sweep-files.md` for the keys."""
+
+    models: tuple[str, ...] = Field(default=("scenes",), min_length=1)
+    tasks: tuple[TaskEntry, ...] = Field(default=(TaskEntry(name="scenes"),), min_length=1)
+    pruners: tuple[PrunerEntry, ...] = Field(min_length=1)
+    budgets: tuple[BudgetEntry, ...] = Field(min_length=1)
+    account: Account = "kept"
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: str = "sdpa"
+    positions: Literal["keep", "compact"] | None = None
+    executor: str = "local"
+    device: tuple[str, ...] = Field(default=("auto",), min_length=1)
+    lens: LensConfig = LensConfig()
+    efficiency: EfficiencyConfig = EfficiencyConfig()
+    overlays: int = Field(default=2, ge=0)
+    out: str | None = None
+
+    @field_validator("models", "seeds", "device", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | int) else value
+
+    @field_validator("tasks", "pruners", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        items = [value] if isinstance(value, str | Mapping) else value
+        return [{"name": item} if isinstance(item, str) else item for item in items] if _is_list(items) else items
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _budgets(cls, value: Any) -> Any:
+        items = [value] if isinstance(value, str | int | float) else value
+        return [_budget_arm(item) for item in items] if _is_list(items) else items
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switches(cls, data: Any) -> Any:
+        """`lens: false` is short for `lens: {enabled: false}`."""
+        if not isinstance(data, Mapping):
+            return data
+        short = {key: {"enabled": data[key]} for key in ("lens", "efficiency") if isinstance(data.get(key), bool)}
+        return {**data, **short}
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved file as plain JSON types; reading it back gives an equal config."""
+        return self.model_dump(mode="json")
+
+
+def default_config(host: Host | None = None) -> SweepConfig:
+    """The packaged default sweep.
+
+    Args:
+        host: Where given, the names in the file are checked against what is installed.
+    """
+    with resources.as_file(resources.files("tokenprune.sweep") / DEFAULT_FILE) as path:
+        return load_config(path, host)
+
+
+def load_config(path: str | Path, host: Host | None = None) -> SweepConfig:
+    """Read and check a sweep file.
+
+    Args:
+        path: YAML file.
+        host: Where given, names and pruner options are checked against what is installed.
+
+    Raises:
+        ConfigError: Everything that is wrong, one line each: `file:line:column: key: what, what is allowed`.
+    """
+    return parse_config(read_yaml(Path(path)), host)
+
+
+def with_changes(config: SweepConfig, changes: Mapping[str, Any], host: Host | None = None) -> SweepConfig:
+    """The config with some top-level keys replaced, checked again (for command-line options).
+
+    Raises:
+        ConfigError: A change is not valid.
+    """
+    return parse_config(Source("command line", {**config.to_json(), **changes}), host)
+
+
+def parse_config(source: Source, host: Host | None = None) -> SweepConfig:
+    """Check parsed data; see `load_config`."""
+    problems: list[tuple[Location, str]] = []
+    config = None
+    try:
+        config = SweepConfig.model_validate(source.data)
+    except ValidationError as error:
+        problems = [_explain(detail) for detail in error.errors(include_url=False)]
+    if config is not None:
+        problems = list(_duplicates(config))
+        if host is not None:
+            problems += _unknown_names(config, host)
+    if config is None or problems:
+        lines = [f"{source.position(location)}: {_key(location)}{text}" for location, text in problems]
+        raise ConfigError("\n".join(lines), hint="`tokenprune list` shows what is installed")
+    return config
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _budget_arm(value: Any) -> Any:
+    """`0.25`, `"25%"` or `64` in the long form; ints are tokens, floats are ratios."""
+    if isinstance(value, bool):
+        return {"tokens": value}
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return {"ratio": float(value.strip()[:-1]) / 100.0}
+        except ValueError:
+            return {"ratio": value}
+    if isinstance(value, str):
+        try:
+            return {"tokens": int(value)} if value.strip().isdigit() else {"ratio": float(value)}
+        except ValueError:
+            return {"ratio": value}
+    if isinstance(value, int):
+        return {"tokens": value}
+    return {"ratio": value} if isinstance(value, float) else value
+
+
+def _explain(detail: Any) -> tuple[Location, str]:
+    """One pydantic error as a location in the file and a sentence."""
+    location: tuple[str | int, ...] = tuple(detail["loc"])
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        tail = f", did you mean `{close[0]}`?" if close else ""
+        return location, f"unknown key{tail} (allowed: {', '.join(known)})"
+    if kind == "missing":
+        return location, "this key is missing"
+    got = "" if isinstance(detail.get("input"), dict | list) else f", got {detail.get('input')!r}"
+    if location and location[0] == "budgets" and location[-1] in ("ratio", "tokens"):
+        return location[:2], f"not a budget{got} (allowed: a ratio like 0.25 or 25%, or whole tokens like 64)"
+    message = detail["msg"][:1].lower() + detail["msg"][1:]
+    return location, f"{message}{got}"
+
+
+def _fields_at(location: Location) -> list[str]:
+    """The keys that a section knows."""
+    sections: dict[str, type[BaseModel]] = {
+        "tasks": TaskEntry,
+        "pruners": PrunerEntry,
+        "budgets": BudgetEntry,
+        "lens": LensConfig,
+        "efficiency": EfficiencyConfig,
+    }
+    section = sections.get(str(location[0]), SweepConfig) if location else SweepConfig
+    return sorted(section.model_fields)
+
+
+def _key(location: Location) -> str:
+    return ".".join(str(part) for part in location) + ": " if location else ""
+
+
+def _duplicates(config: SweepConfig) -> Iterator[tuple[Location, str]]:
+    """Entries that would give the same row twice, and budgets out of range."""
+    titles: dict[str, int] = {}
+    for index, entry in enumerate(config.pruners):
+        if entry.title in titles:
+            yield ("pruners", index), f"`{entry.title}` is already pruners.{titles[entry.title]}; give it a `label`"
+        titles.setdefault(entry.title, index)
+    seen: dict[BudgetEntry, int] = {}
+    for index, entry_budget in enumerate(config.budgets):
+        try:
+            entry_budget.budget(config.account)
+        except BudgetError as error:
+            yield ("budgets", index), error.message
+        if entry_budget in seen:
+            yield ("budgets", index), f"the same budget as budgets.{seen[entry_budget]}"
+        seen.setdefault(entry_budget, index)
+
+
+def _unknown_names(config: SweepConfig, host: Host) -> list[tuple[Location, str]]:
+    """Names and options that no installed plugin knows."""
+    problems: list[tuple[Location, str]] = []
+
+    def attempt(location: Location, check: Any, *arguments: Any) -> Any:
+        try:
+            return check(*arguments)
+        except TokenPruneError as error:
+            problems.append((location, f"{error.message}; {error.hint}" if error.hint else error.message))
+            return None
+
+    for index, name in enumerate(config.models):
+        if "/" not in name and not Path(name).is_dir():
+            attempt(("models", index), host.models.get, name)
+    for index, task in enumerate(config.tasks):
+        attempt(("tasks", index, "name"), host.tasks.get, task.name)
+    for index, entry in enumerate(config.pruners):
+        spec = attempt(("pruners", index, "name"), host.pruners.get, entry.name)
+        if spec is not None and entry.options:
+            attempt(("pruners", index, "options"), spec.validate, entry.options)
+    attempt(("executor",), host.executors.get, config.executor)
+    return problems

@@ -1,0 +1,91 @@
+"""What happens in a sweep, as frozen facts: one object per hook call, so that fields can be added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenprune.sweep.plan import Cell
+
+FailedOutcome = Literal["failed", "refused"]
+SweepStatus = Literal["complete", "failures", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepStarted:
+    """A sweep begins or continues.
+
+    Args:
+        directory: The sweep directory.
+        sweep_id: Made once, when the directory was; stays the same when the sweep continues.
+        name: Name of the sweep for people.
+        config: The resolved sweep file, plain JSON types.
+        cells: All planned cells in the order of the plan.
+        finished: Ids of the cells that need no more work, with their state (`done`, `failed`, `refused`).
+    """
+
+    directory: Path
+    sweep_id: str
+    name: str
+    config: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+    finished: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CellStarted:
+    """A worker took a cell; `done` of `total` cells are finished."""
+
+    directory: Path
+    sweep_id: str
+    cell: Cell
+    worker: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellEnded:
+    """A cell is complete: `result` is what `result.json` holds."""
+
+    directory: Path
+    sweep_id: str
+    cell: Cell
+    result: Mapping[str, Any]
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellFailed:
+    """A cell has no result: it `failed`, or its pruner `refused` it (impossible budget, unfit model).
+
+    `error` is what `error.json` holds: `type`, `message`, `hint`, `traceback`.
+    """
+
+    directory: Path
+    sweep_id: str
+    cell: Cell
+    outcome: FailedOutcome
+    error: Mapping[str, Any]
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class SweepEnded:
+    """The sweep ended; counts are of the whole plan, not only of this invocation."""
+
+    directory: Path
+    sweep_id: str
+    status: SweepStatus
+    done: int
+    failed: int
+    refused: int
+    pending: int
+    seconds: float
+
+
+Event = SweepStarted | CellStarted | CellEnded | CellFailed | SweepEnded

@@ -1,0 +1,69 @@
+"""What overlays are drawn from: a few pictures, kept once per sweep, and the kept tokens of each cell."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tokenprune.metrics.lens import KeptTokens
+from tokenprune.sweep.ledger import write_bytes
+from tokenprune.sweep.plan import Cell
+from tokenprune.tasks.base import Sample
+
+Grid = tuple[int, int]
+
+
+def save_overlays(
+    directory: Path,
+    cell: Cell,
+    samples: Sequence[Sample],
+    grids: Sequence[Sequence[Grid]],
+    kept: Mapping[int, KeptTokens],
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Store the first samples' pictures (once per sweep) and say which of their tokens stayed.
+
+    Args:
+        directory: The sweep directory.
+        cell: The cell.
+        samples: The first samples, sample `i` at place `i`.
+        grids: Per sample, the token grid (rows, columns) of each of its images.
+        kept: Per sample index, its cuts.
+        rows: Sample rows of the cell.
+
+    Returns:
+        What `overlays.json` holds.
+    """
+    entries = []
+    for index, cuts in sorted(kept.items()):
+        final = cuts.final()
+        images = []
+        for place, (image, grid) in enumerate(zip(samples[index].images, grids[index], strict=True)):
+            name = f"{cell.task}-{cell.task_digest[:8]}-{index}-{place}.png"
+            _save_picture(directory / "pictures" / name, image)
+            cut = final.get(place)
+            images.append(
+                {
+                    "picture": name,
+                    "grid": list(grid),
+                    "kept": list(range(grid[0] * grid[1])) if cut is None else list(cut.indices),
+                    "labels": [] if cut is None else list(cut.labels),
+                    "site": "" if cut is None else cut.site,
+                }
+            )
+        fields = ("index", "id", "family", "question", "answer", "prediction", "score")
+        entries.append({**{name: rows[index][name] for name in fields}, "images": images})
+    return {"samples": entries}
+
+
+def _save_picture(path: Path, image: Image.Image) -> None:
+    if path.is_file():
+        return
+    path.parent.mkdir(exist_ok=True)
+    stream = io.BytesIO()
+    image.convert("RGB").save(stream, format="PNG")
+    write_bytes(path, stream.getvalue())

@@ -1,0 +1,254 @@
+"""Expand a sweep file into cells: one (model, task, pruner, budget, seed) each, with a stable id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tokenprune.budget import Account, Budget
+from tokenprune.errors import ConfigError, PrerequisiteError, TokenPruneError
+from tokenprune.plugins import Host
+from tokenprune.sweep.config import REFERENCE, EfficiencyConfig, LensConfig, PrunerEntry, SweepConfig, TaskEntry
+from tokenprune.sweep.identity import cell_id, directory_digest
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid.
+
+    Everything but `model`, `label` and `reference` is part of its id: `model_digest` says which weights, wherever
+    they lie.
+    """
+
+    model: str
+    model_digest: str
+    task: str
+    task_version: str
+    task_digest: str
+    task_options: Mapping[str, Any]
+    samples: int
+    pruner: str
+    label: str
+    options: Mapping[str, Any]
+    distribution: str
+    distribution_version: str
+    budget_ratio: float | None
+    budget_tokens: int | None
+    account: Account
+    seed: int
+    dtype: str
+    attention: str
+    positions: str | None
+    batch_size: int
+    max_new_tokens: int
+    lens: Mapping[str, Any] = field(default_factory=dict)
+    efficiency: Mapping[str, Any] = field(default_factory=dict)
+    reference: str | None = None
+    """Id of the unpruned cell that this one is compared with; `None` for the unpruned cell itself."""
+
+    @cached_property
+    def id(self) -> str:
+        """The cell's id (see `tokenprune.sweep.identity`)."""
+        facts = asdict(self)
+        for name in ("model", "label", "reference"):
+            del facts[name]
+        return cell_id(facts)
+
+    @property
+    def budget(self) -> Budget:
+        """What the pruner is asked for; the unpruned cell asks for everything."""
+        if self.budget_ratio is None and self.budget_tokens is None:
+            return Budget(ratio=1.0, account=self.account)
+        return Budget(ratio=self.budget_ratio, tokens=self.budget_tokens, account=self.account)
+
+    @property
+    def budget_label(self) -> str:
+        """`25%`, `64`, or `all` for the unpruned cell."""
+        return "all" if self.pruner == REFERENCE else self.budget.label()
+
+    @property
+    def name(self) -> str:
+        """Short name for people: `pruner/task@budget`, with the seed where it is not 0."""
+        seed = f" seed {self.seed}" if self.seed else ""
+        return f"{self.label}/{self.task}@{self.budget_label}{seed}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The cell as plain JSON types."""
+        return {"id": self.id, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Cell:
+        """The inverse of `to_json`.
+
+        Raises:
+            ConfigError: The stored id is not the id of the stored facts (another version wrote it).
+        """
+        facts = {key: value for key, value in data.items() if key != "id"}
+        try:
+            cell = cls(**facts)
+        except TypeError as error:
+            raise ConfigError(f"not a cell of this version: {error}", hint="use a new sweep directory") from error
+        if data.get("id") != cell.id:
+            raise ConfigError(
+                f"cell `{data.get('id')}` was written by another version of tokenprune (now `{cell.id}`)",
+                hint="use a new sweep directory",
+            )
+        return cell
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What the cells of one model and task share."""
+
+    model: str
+    model_digest: str
+    task: TaskEntry
+    task_version: str
+    task_digest: str
+    samples: int
+    max_new_tokens: int
+
+
+def plan_cells(config: SweepConfig, host: Host) -> tuple[Cell, ...]:
+    """All cells of a sweep, the unpruned ones first within their model and task.
+
+    A pruner without an option `seed` is deterministic and gets one cell per budget, whatever the list of seeds.
+
+    Raises:
+        UnknownNameError: A name is not installed.
+        PrerequisiteError: A model or the data of a task is not on this machine.
+    """
+    cells: dict[str, Cell] = {}
+    for model in config.models:
+        digest = model_digest(model, host)
+        for entry in config.tasks:
+            subject = _subject(model, digest, entry, config, host)
+            for cell in _cells_of(subject, config, host):
+                cells.setdefault(cell.id, cell)
+    return tuple(cells.values())
+
+
+def model_digest(name: str, host: Host) -> str:
+    """Hash of the weights and settings behind a model name; for a hub name the commit that is loaded.
+
+    Raises:
+        UnknownNameError: The name is neither registered nor a directory nor a hub name.
+        PrerequisiteError: The directory holds no weights, or the hub cannot be reached.
+    """
+    from tokenprune.models.loading import model_path
+
+    path = model_path(name, host)
+    if Path(path).is_dir():
+        if not any(Path(path).glob("*.safetensors")) and not any(Path(path).glob("*.bin")):
+            raise PrerequisiteError(f"`{path}` holds no weights", hint="train or download the model first")
+        return directory_digest(Path(path))
+    if Path(path).is_absolute() or path.startswith("."):
+        raise PrerequisiteError(f"no model directory at `{path}`", hint="give a directory or a hub name")
+    return _hub_commit(path)
+
+
+def _hub_commit(name: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name)).name
+    except Exception as error:
+        raise PrerequisiteError(
+            f"cannot get the model `{name}`: {str(error).strip().splitlines()[0]}",
+            hint="check the name and the network, or give a directory",
+        ) from error
+
+
+def _subject(model: str, digest: str, entry: TaskEntry, config: SweepConfig, host: Host) -> _Subject:
+    spec = host.tasks.get(entry.name)
+    try:
+        task = spec.build(entry.options)
+    except TokenPruneError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"task `{entry.name}`: {error}", hint=f"its options: {dict(spec.defaults)}") from error
+    size = len(task)
+    if size < 1:
+        raise ConfigError(f"task `{entry.name}` has no samples", hint="check its options")
+    return _Subject(
+        model=model,
+        model_digest=digest,
+        task=entry,
+        task_version=str(task.version),
+        task_digest=str(task.digest()),
+        samples=size if config.limit is None else min(config.limit, size),
+        max_new_tokens=config.max_new_tokens or int(task.max_new_tokens),
+    )
+
+
+def _cells_of(subject: _Subject, config: SweepConfig, host: Host) -> Iterator[Cell]:
+    listed = [entry for entry in config.pruners if entry.name == REFERENCE]
+    reference = _cell(subject, config, host, listed[0] if listed else PrunerEntry(name=REFERENCE), None, 0, None)
+    yield reference
+    for entry in config.pruners:
+        if entry.name == REFERENCE:
+            continue
+        seeded = "seed" in host.pruners.get(entry.name).defaults and "seed" not in entry.options
+        for seed in config.seeds if seeded else config.seeds[:1]:
+            for budget in config.budgets:
+                yield _cell(subject, config, host, entry, budget.budget(config.account), seed, reference.id)
+
+
+def _cell(
+    subject: _Subject,
+    config: SweepConfig,
+    host: Host,
+    entry: PrunerEntry,
+    budget: Budget | None,
+    seed: int,
+    reference: str | None,
+) -> Cell:
+    spec = host.pruners.get(entry.name)
+    options = {**spec.defaults, **spec.validate(entry.options)}
+    if "seed" in spec.defaults and "seed" not in entry.options:
+        options["seed"] = seed
+    distribution = host.pruners.owner(entry.name)
+    return Cell(
+        model=subject.model,
+        model_digest=subject.model_digest,
+        task=subject.task.name,
+        task_version=subject.task_version,
+        task_digest=subject.task_digest,
+        task_options=dict(subject.task.options),
+        samples=subject.samples,
+        pruner=entry.name,
+        label=entry.title,
+        options={key: list(value) if isinstance(value, tuple) else value for key, value in options.items()},
+        distribution=distribution,
+        distribution_version=_version(distribution),
+        budget_ratio=None if budget is None else budget.ratio,
+        budget_tokens=None if budget is None else budget.tokens,
+        account="kept" if budget is None else budget.account,
+        seed=seed,
+        dtype=config.dtype,
+        attention=config.attention,
+        positions=config.positions if budget is not None else None,
+        batch_size=config.batch_size,
+        max_new_tokens=subject.max_new_tokens,
+        lens=_switch(config.lens) if budget is not None else {},
+        efficiency=_switch(config.efficiency),
+        reference=reference,
+    )
+
+
+def _switch(section: LensConfig | EfficiencyConfig) -> dict[str, Any]:
+    """The settings of a measurement, or nothing where it is off (so that unused settings change no id)."""
+    return section.model_dump(exclude={"enabled"}) if section.enabled else {}
+
+
+def _version(distribution: str) -> str:
+    import tokenprune
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return tokenprune.__version__ if distribution == "tokenprune" else ""

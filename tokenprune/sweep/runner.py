@@ -1,0 +1,273 @@
+"""`run_sweep`: plan, lock, hand the open cells to an executor, and tell the trackers what happens."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from tokenprune.plugins import Host, load_host
+from tokenprune.registry import load_target
+from tokenprune.sweep.config import SweepConfig
+from tokenprune.sweep.events import (
+    CellEnded,
+    CellFailed,
+    CellStarted,
+    Event,
+    FailedOutcome,
+    SweepEnded,
+    SweepStarted,
+    SweepStatus,
+)
+from tokenprune.sweep.executors import Began, Ended, Executor
+from tokenprune.sweep.ledger import Header, Ledger
+from tokenprune.sweep.plan import Cell, plan_cells
+
+TRACKING_FILE = "tracking.json"
+"""Where a tracker says where its view of the sweep is; written by trackers, read back into the outcome."""
+
+Display = Callable[[Event], None]
+
+_HOOKS: Mapping[type, str] = {
+    SweepStarted: "on_sweep_start",
+    CellStarted: "on_cell_start",
+    CellEnded: "on_cell_end",
+    CellFailed: "on_cell_error",
+    SweepEnded: "on_sweep_end",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOutcome:
+    """How a sweep ended.
+
+    Args:
+        directory: The sweep directory.
+        sweep_id: The sweep's id.
+        status: `complete`, `failures` or `interrupted`.
+        done: Cells with a result, of the whole plan.
+        failed: Cells that failed.
+        refused: Cells that their pruner refused (impossible budget, unfit model), with the reason on disk.
+        pending: Cells that were not begun or not finished (only after an interruption).
+        skipped: Cells that were finished before this invocation.
+        seconds: Wall time of this invocation.
+        tracking: What the trackers said about where their view is (`uri`, `experiment_id`, `experiment`, ...).
+        problems: What went wrong in trackers and other plugins, one line each.
+    """
+
+    directory: Path
+    sweep_id: str
+    status: SweepStatus
+    done: int
+    failed: int
+    refused: int
+    pending: int
+    skipped: int
+    seconds: float
+    tracking: Mapping[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    @property
+    def interrupted(self) -> bool:
+        """True after Ctrl-C."""
+        return self.status == "interrupted"
+
+    @property
+    def tracking_uri(self) -> str:
+        """The tracking store, or an empty text where nothing was tracked."""
+        return str(self.tracking.get("uri", ""))
+
+    @property
+    def experiment_id(self) -> str:
+        """The experiment in the tracking store, or an empty text."""
+        return str(self.tracking.get("experiment_id", ""))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "schema": 1,
+            "directory": str(self.directory),
+            "sweep_id": self.sweep_id,
+            "status": self.status,
+            "done": self.done,
+            "failed": self.failed,
+            "refused": self.refused,
+            "pending": self.pending,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "tracking": dict(self.tracking),
+            "problems": list(self.problems),
+        }
+
+
+def run_sweep(
+    config: SweepConfig,
+    *,
+    directory: str | Path,
+    host: Host | None = None,
+    display: Display | None = None,
+    executor: str | None = None,
+    retry_failed: bool = False,
+    track: bool = True,
+) -> SweepOutcome:
+    """Run a sweep, or continue it where the directory holds one.
+
+    Args:
+        config: The checked sweep file.
+        directory: The sweep directory, made where it is not there.
+        host: Plugins; loaded where not given. Worker processes always load the installed ones themselves.
+        display: Called with every event, in this process.
+        executor: Name of an executor, in place of the config's.
+        retry_failed: Run cells again that failed before.
+        track: Call the life-cycle hooks of plugins (the trackers).
+
+    Raises:
+        ConfigError: Another process runs a sweep there, or the directory is of another version.
+        UnknownNameError: A name is not installed.
+        PrerequisiteError: A model or data set is not on this machine.
+    """
+    host = host or load_host()
+    ledger = Ledger(directory)
+    with ledger.lock():
+        cells = plan_cells(config, host)
+        header = ledger.open_sweep(config.to_json(), cells)
+        make = load_target(host.executors.get(executor or config.executor).target)
+        return _Run(ledger, header, cells, host, display, track).go(
+            lambda: cast(Executor, make(ledger, config, host)), retry_failed
+        )
+
+
+class _Run:
+    """One invocation of `run_sweep` on a locked directory."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        header: Header,
+        cells: tuple[Cell, ...],
+        host: Host,
+        display: Display | None,
+        track: bool,
+    ) -> None:
+        self._ledger = ledger
+        self._header = header
+        self._cells = {cell.id: cell for cell in cells}
+        self._host = host
+        self._display = display
+        self._track = track
+        self._states: dict[str, str] = {cell.id: ledger.state(cell.id) for cell in cells}
+        self._problems: list[str] = []
+
+    def go(self, make: Callable[[], Executor], retry_failed: bool) -> SweepOutcome:
+        started = time.perf_counter()
+        redo = ("pending", "failed") if retry_failed else ("pending",)
+        todo = [cell for cell in self._cells.values() if self._states[cell.id] in redo]
+        for cell in todo:
+            self._states[cell.id] = "pending"
+        skipped = len(self._cells) - len(todo)
+        self._emit(
+            SweepStarted(
+                directory=self._ledger.directory,
+                sweep_id=self._header.sweep_id,
+                name=self._header.name,
+                config=self._header.config,
+                cells=tuple(self._cells.values()),
+                finished={key: state for key, state in self._states.items() if state != "pending"},
+            )
+        )
+        interrupted = False
+        try:
+            if todo:
+                self._work(make(), todo)
+        except KeyboardInterrupt:
+            interrupted = True
+        count = Counter(self._states.values())
+        status: SweepStatus = "failures" if count["failed"] else "complete"
+        ended = SweepEnded(
+            directory=self._ledger.directory,
+            sweep_id=self._header.sweep_id,
+            status="interrupted" if interrupted else status,
+            done=count["done"],
+            failed=count["failed"],
+            refused=count["refused"],
+            pending=count["pending"],
+            seconds=time.perf_counter() - started,
+        )
+        self._emit(ended)
+        return SweepOutcome(
+            directory=self._ledger.directory,
+            sweep_id=self._header.sweep_id,
+            status=ended.status,
+            done=ended.done,
+            failed=ended.failed,
+            refused=ended.refused,
+            pending=ended.pending,
+            skipped=skipped,
+            seconds=time.perf_counter() - started,
+            tracking=self._tracking(),
+            problems=tuple(dict.fromkeys(self._problems)),
+        )
+
+    def _work(self, executor: Executor, todo: Sequence[Cell]) -> None:
+        with closing(cast(Any, executor.run(todo))) as reports:
+            for report in reports:
+                cell = self._cells[report.cell_id]
+                if isinstance(report, Began):
+                    self._emit(
+                        CellStarted(
+                            self._ledger.directory,
+                            self._header.sweep_id,
+                            cell,
+                            report.worker,
+                            self._finished(),
+                            len(self._cells),
+                        )
+                    )
+                else:
+                    self._end(cell, report)
+
+    def _end(self, cell: Cell, report: Ended) -> None:
+        """Take a finished cell from disk: what is not there does not count, whatever the worker says."""
+        state = self._ledger.state(cell.id)
+        if state == "pending":
+            self._ledger.write_error(
+                cell,
+                {
+                    "outcome": "failed",
+                    "type": "LostResult",
+                    "message": f"the worker reported `{report.outcome}`, but there is no result on disk",
+                    "hint": "",
+                    "traceback": "",
+                },
+            )
+            state = "failed"
+        self._states[cell.id] = state
+        place = (self._ledger.directory, self._header.sweep_id, cell)
+        count = (self._finished(), len(self._cells))
+        if state == "done":
+            self._emit(CellEnded(*place, self._ledger.result(cell.id) or {}, *count))
+        else:
+            outcome: FailedOutcome = state
+            self._emit(CellFailed(*place, outcome, self._ledger.error(cell.id) or {}, *count))
+
+    def _finished(self) -> int:
+        return sum(1 for state in self._states.values() if state != "pending")
+
+    def _emit(self, event: Event) -> None:
+        """Tell the display first (it is what the user sees), then the trackers; their failures are kept."""
+        if self._display is not None:
+            self._display(event)
+        if self._track:
+            self._problems += self._host.emit(_HOOKS[type(event)], event)
+
+    def _tracking(self) -> dict[str, Any]:
+        path = self._ledger.directory / TRACKING_FILE
+        if not self._track or not path.is_file():
+            return {}
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return data if isinstance(data, dict) else {}
