@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from tests.sweep.fixtures import FinishedSweep, Workshop
+from tokenprune.sweep import Ledger, run_sweep
+from tokenprune.tracking.mlflow_store import open_store
+from tokenprune.tracking.mlflow_tracker import replay
+
+
+class Dashboard:
+    """What an MLflow store holds about one sweep."""
+
+    def __init__(self, uri: str) -> None:
+        self.client = MlflowClient(tracking_uri=uri)
+        (self.experiment,) = [
+            found for found in self.client.search_experiments() if found.name.startswith("tokenprune ")
+        ]
+        self.runs = self.client.search_runs([self.experiment.experiment_id])
+
+    def cells(self) -> dict[str, Any]:
+        return {run.info.run_name: run for run in self.runs if run.data.tags["tokenprune.kind"] == "cell"}
+
+    def summary(self) -> Any:
+        (run,) = [run for run in self.runs if run.data.tags["tokenprune.kind"] == "summary"]
+        return run
+
+    def files(self, run: Any) -> set[str]:
+        return {file.path for file in self.client.list_artifacts(run.info.run_id)}
+
+    def facts(self) -> dict[str, tuple[Any, ...]]:
+        return {
+            run.data.tags["tokenprune.cell_id"]: (
+                name,
+                run.info.status,
+                run.data.params,
+                run.data.metrics,
+                run.data.tags["mlflow.runColor"],
+            )
+            for name, run in self.cells().items()
+        }
+
+
+@pytest.fixture(scope="module")
+def dashboard(finished: FinishedSweep) -> Dashboard:
+    return Dashboard(finished.outcome.tracking_uri)
+
+
+def test_every_cell_is_one_flat_run(finished: FinishedSweep, dashboard: Dashboard) -> None:
+    ledger = Ledger(finished.directory)
+    assert sorted(dashboard.cells()) == sorted(cell.name for cell in ledger.plan())
+    assert finished.outcome.experiment_id == dashboard.experiment.experiment_id
+    assert not any("mlflow.parentRunId" in run.data.tags for run in dashboard.runs)
+    for cell in ledger.plan():
+        run = dashboard.cells()[cell.name]
+        assert run.data.tags["tokenprune.cell_id"] == cell.id
+        assert run.data.tags["tokenprune.outcome"] == ledger.state(cell.id)
+        assert run.info.status == ("FINISHED" if ledger.state(cell.id) == "done" else "FAILED")
+
+
+def test_names_are_stable(dashboard: Dashboard) -> None:
+    run = dashboard.cells()["random/toy@50% seed 1"]
+    names = {"pruner", "task", "model", "budget", "layer", "seed", "budget_label", "account", "dtype", "attention"}
+    assert names <= set(run.data.params)
+    assert (run.data.params["budget"], run.data.params["seed"]) == ("0.5", "1")
+    assert {
+        "quality/accuracy",
+        "quality/accuracy_macro",
+        "quality/retention",
+        "quality/agreement",
+        "quality/kl",
+        "quality/family/colour",
+        "quality/family/shape",
+        "cost/tokens_entering",
+        "cost/tokens_layer_average",
+        "cost/tokens_kv",
+        "cost/tokens_final",
+        "cost/prefill_ms",
+        "cost/prefill_ms_q1",
+        "cost/prefill_ms_q3",
+        "cost/decode_ms_per_token",
+        "cost/total_ms",
+        "cost/overhead_ms",
+        "cost/peak_mem_mib",
+        "cost/kv_mib",
+        "cost/prefill_gflops",
+        "lens/dual_error",
+        "lens/output_error",
+        "lens/output_error_by_layer",
+    } <= set(run.data.metrics)
+
+
+def test_metrics_are_the_files_numbers(finished: FinishedSweep, dashboard: Dashboard) -> None:
+    ledger = Ledger(finished.directory)
+    for cell in ledger.plan():
+        result = ledger.result(cell.id)
+        if result is not None:
+            metrics = dashboard.cells()[cell.name].data.metrics
+            assert metrics["quality/accuracy"] == result["quality"]["accuracy"]
+            assert metrics["cost/prefill_ms"] == result["cost"]["prefill_ms"]["median"]
+
+
+def test_errors_per_layer_are_a_curve_over_layers(finished: FinishedSweep, dashboard: Dashboard) -> None:
+    cell = next(cell for cell in Ledger(finished.directory).plan() if cell.name == "first/toy@4")
+    result = Ledger(finished.directory).result(cell.id)
+    assert result is not None
+    run = dashboard.cells()[cell.name]
+    history = dashboard.client.get_metric_history(run.info.run_id, "lens/output_error_by_layer")
+    assert [(point.step, point.value) for point in history] == list(enumerate(result["lens"]["output_error_per_layer"]))
+
+
+def test_one_colour_per_pruner(dashboard: Dashboard) -> None:
+    colours: dict[str, set[str]] = {}
+    for run in dashboard.cells().values():
+        colours.setdefault(run.data.params["pruner"], set()).add(run.data.tags["mlflow.runColor"])
+    assert all(len(found) == 1 for found in colours.values())
+    assert len(set.union(*colours.values())) == len(colours)
+
+
+def test_artifacts(finished: FinishedSweep, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    run = dashboard.cells()["first/toy@4"]
+    assert dashboard.files(run) == {"cell.json", "samples.json", "kept-0.png", "kept-1.png"}
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "samples.json", "type": "table"}]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", finished.outcome.tracking_uri)
+    mlflow.set_tracking_uri(finished.outcome.tracking_uri)
+    mlflow.set_experiment(experiment_id=dashboard.experiment.experiment_id)
+    table = mlflow.load_table("samples.json", run_ids=[run.info.run_id])
+    assert list(table.columns[:2]) == ["sample", "prediction"]
+    assert len(table) == 8
+    assert dashboard.files(dashboard.cells()["exploding/toy@4"]) == {"cell.json"}
+
+
+def test_summary_run(finished: FinishedSweep, dashboard: Dashboard) -> None:
+    run = dashboard.summary()
+    assert {
+        "index.html",
+        "leaderboard.md",
+        "leaderboard.json",
+        "accuracy-versus-budget.png",
+        "accuracy-versus-cost.png",
+        "sweep.json",
+        "env.json",
+    } <= dashboard.files(run)
+    counts = {name: run.data.metrics[f"sweep/{name}"] for name in ("done", "failed", "refused", "pending")}
+    assert counts == {"done": 11, "failed": 2, "refused": 2, "pending": 0}
+    assert "| 1 |" in run.data.tags["mlflow.note.content"]
+    assert finished.outcome.tracking["summary_run_id"] == run.info.run_id
+
+
+def test_preset_views(finished: FinishedSweep, dashboard: Dashboard) -> None:
+    tags = dashboard.experiment.tags
+    views = {key: json.loads(value) for key, value in tags.items() if key.startswith("mlflow.sharedViewState.")}
+    assert {view["name"] for view in views.values()} == {"Trade-off", "Error and accuracy", "All at once", "Table"}
+    logged = set().union(*(run.data.metrics for run in dashboard.cells().values()))
+    for view in views.values():
+        state = json.loads(view["state"])
+        assert state["searchFilter"] == "tags.`tokenprune.kind` = 'cell'"
+        for chart in state.get("compareRunCharts", []):
+            axes = [chart[name]["key"] for name in ("xaxis", "yaxis") if name in chart]
+            assert set(axes + chart.get("selectedMetrics", [])) <= logged  # a chart of an unknown metric stays empty
+    for key, link in finished.outcome.tracking["links"].items():
+        share = link.partition("viewStateShareKey=")[2]
+        assert not share or f"mlflow.sharedViewState.{share}" in views, key
+    assert "Trade-off" in tags["mlflow.note.content"].splitlines()[0]
+
+
+def test_logging_twice_changes_nothing(finished: FinishedSweep, dashboard: Dashboard) -> None:
+    before = {run.info.run_id for run in dashboard.cells().values()}
+    assert open_store(finished.directory).reconcile() == []
+    assert {run.info.run_id for run in Dashboard(finished.outcome.tracking_uri).cells().values()} == before
+
+
+def test_everything_can_be_rebuilt_from_the_directory(
+    finished: FinishedSweep,
+    dashboard: Dashboard,
+    migrated_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = finished.copy(tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)  # a store of the user's own keeps artifacts where it likes
+    shutil.copyfile(migrated_store, tmp_path / "other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    assert replay(copy) == 15
+    assert not (copy / "mlflow.db").exists()
+    other = Dashboard(f"sqlite:///{tmp_path}/other.db")
+    assert other.facts() == dashboard.facts()
+    assert other.files(other.summary()) == dashboard.files(dashboard.summary())
+    assert replay(copy) == 0
+    assert Counter(run.data.tags["tokenprune.kind"] for run in Dashboard(f"sqlite:///{tmp_path}/other.db").runs) == {
+        "cell": 15,
+        "summary": 1,
+    }
+
+
+def test_a_half_logged_run_is_replaced(workshop: Workshop, directory: Path) -> None:
+    config = workshop.config(pruners=["first"], budgets=[4])
+    outcome = run_sweep(config, directory=directory, host=workshop.host)
+    board = Dashboard(outcome.tracking_uri)
+    victim = board.cells()["first/toy@4"]
+    board.client.update_run(victim.info.run_id, status="RUNNING")  # as a killed process leaves it
+    again = run_sweep(config, directory=directory, host=workshop.host)
+    assert again.problems == ()
+    board = Dashboard(outcome.tracking_uri)
+    assert sorted(board.cells()) == ["first/toy@4", "none/toy@all"]
+    assert len(board.runs) == 3
+    assert board.cells()["first/toy@4"].info.status == "FINISHED"
+    assert board.cells()["first/toy@4"].info.run_id != victim.info.run_id
+
+
+def test_runs_follow_the_plan(workshop: Workshop, directory: Path) -> None:
+    """Another plan in the same directory: its cells are the dashboard's, and the old ones come back without work."""
+    first = run_sweep(workshop.config(pruners=["first"], budgets=[4]), directory=directory, host=workshop.host)
+    run_sweep(workshop.config(pruners=["grid"], budgets=[4]), directory=directory, host=workshop.host)
+    assert sorted(Dashboard(first.tracking_uri).cells()) == ["grid/toy@4", "none/toy@all"]
+    both = workshop.config(pruners=["first", "grid"], budgets=[4])
+    again = run_sweep(both, directory=directory, host=workshop.host)
+    assert (again.done, again.skipped) == (3, 3)
+    assert sorted(Dashboard(first.tracking_uri).cells()) == ["first/toy@4", "grid/toy@4", "none/toy@all"]
+
+
+def test_a_store_that_cannot_be_opened_costs_no_cell(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/below-a-file.db")
+    outcome = run_sweep(workshop.config(pruners=["grid"], budgets=[4]), directory=tmp_path / "run", host=workshop.host)
+    assert (outcome.done, outcome.failed) == (2, 0)
+    assert len(outcome.problems) == 2  # at the start and at the end; not once more for every cell
+    assert all("mlflow_tracker" in problem for problem in outcome.problems)
+    assert "runs are missing" in outcome.problems[1]
+    assert outcome.tracking == {}

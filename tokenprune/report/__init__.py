@@ -1,0 +1,40 @@
+"""Tables, statistics and pictures of a sweep, made from its directory and nothing else."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenprune.report.markdown import markdown_table
+    from tokenprune.report.overlays import draw_kept, side_by_side
+    from tokenprune.report.page import html_page, write_report
+    from tokenprune.report.tables import Leaderboard, Row, leaderboard
+
+__all__ = [
+    "Leaderboard",
+    "Row",
+    "draw_kept",
+    "html_page",
+    "leaderboard",
+    "markdown_table",
+    "side_by_side",
+    "write_report",
+]
+
+_LAZY = {
+    "Leaderboard": "tables",
+    "Row": "tables",
+    "draw_kept": "overlays",
+    "html_page": "page",
+    "leaderboard": "tables",
+    "markdown_table": "markdown",
+    "side_by_side": "overlays",
+    "write_report": "page",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"tokenprune.report.{_LAZY[name]}"), name)
+    raise AttributeError(f"module `tokenprune.report` has no attribute `{name}`")

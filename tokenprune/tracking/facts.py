@@ -1,0 +1,104 @@
+"""What a tracker says about a cell: stable names of params, metrics and tags, made from the files of the sweep.
+
+Metric names have sections (`quality/`, `cost/`, `lens/`), because the charts of MLflow are grouped by the text before
+the last slash; names hold only characters that MLflow allows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenprune.sweep.config import REFERENCE
+from tokenprune.sweep.plan import Cell
+
+PREFIX = "tokenprune"
+_COSTS = ("prefill_ms", "decode_ms_per_token", "total_ms", "overhead_ms")
+
+
+def params_of(cell: Cell) -> dict[str, str]:
+    """Short scalars that charts and tables vary: numbers as plain numbers, so that axes are numeric."""
+    whole = cell.pruner == REFERENCE
+    amount = 1.0 if whole else cell.budget_ratio if cell.budget_ratio is not None else cell.budget_tokens
+    params = {
+        "pruner": cell.label,
+        "task": cell.task,
+        "model": cell.model,
+        "budget": f"{amount:g}",
+        "budget_label": cell.budget_label,
+        "account": cell.account,
+        "layer": str(cell.options.get("layer", 0)),
+        "seed": str(cell.seed),
+        "dtype": cell.dtype,
+        "attention": cell.attention,
+    }
+    return {**params, **{f"option.{name}": str(value) for name, value in sorted(cell.options.items())}}
+
+
+def tags_of(cell: Cell, sweep_id: str, outcome: str, colour: str) -> dict[str, str]:
+    """What runs are found and coloured by."""
+    return {
+        f"{PREFIX}.kind": "cell",
+        f"{PREFIX}.sweep": sweep_id,
+        f"{PREFIX}.cell_id": cell.id,
+        f"{PREFIX}.outcome": outcome,
+        f"{PREFIX}.pruner": cell.pruner,
+        f"{PREFIX}.model": cell.model,
+        f"{PREFIX}.model_digest": cell.model_digest,
+        f"{PREFIX}.task": cell.task,
+        f"{PREFIX}.budget": cell.budget_label,
+        f"{PREFIX}.distribution": f"{cell.distribution} {cell.distribution_version}".strip(),
+        "mlflow.runColor": colour,
+    }
+
+
+def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """Every figure of a result under its stable name; what was not measured is left out."""
+    quality, against, lens, cost = (result.get(name) or {} for name in ("quality", "against_none", "lens", "cost"))
+    found: dict[str, Any] = {
+        "quality/accuracy": quality["accuracy"],
+        "quality/accuracy_macro": quality["accuracy_macro"],
+        "quality/questions": quality["questions"],
+        "quality/sample_errors": quality["errors"],
+        **{f"quality/{name}": value for name, value in against.items()},
+        **{f"quality/family/{legal(name)}": facts["accuracy"] for name, facts in quality["families"].items()},
+        **{f"cost/tokens_{name}": value for name, value in result["tokens"].items()},
+        **{f"cost/{name}": cost[name]["median"] for name in _COSTS if name in cost},
+        **{f"cost/{name}_{part}": cost[name][part] for name in _COSTS if name in cost for part in ("q1", "q3")},
+        **{f"cost/{name}": cost[name] for name in ("peak_mem_mib", "kv_mib") if name in cost},
+        "cost/prefill_gflops": 1000.0 * cost["prefill_tflops"] if "prefill_tflops" in cost else None,
+        "lens/dual_error": lens.get("dual_error"),
+        "lens/output_error": lens.get("output_error"),
+        "cost/cell_seconds": result["seconds"],
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def curves_of(result: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+    """Figures per decoder layer; the layer is the step of the metric."""
+    lens = result.get("lens") or {}
+    return {
+        f"lens/{name}_by_layer": lens[f"{name}_per_layer"]
+        for name in ("dual_error", "output_error")
+        if lens.get(f"{name}_per_layer")
+    }
+
+
+def sample_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sample table in the form of `mlflow.log_table`: the first column groups, the second is compared."""
+    columns = ["sample", "prediction", "answer", "score", "family", "kl", "final_tokens", "error"]
+    data = [
+        [
+            f"{row['id']}: {row['question']} [{row['answer']}]",
+            row["prediction"],
+            *(row.get(name) for name in columns[2:]),
+        ]
+        for row in rows
+    ]
+    return {"columns": columns, "data": data}
+
+
+def legal(name: str) -> str:
+    """A metric name part that MLflow accepts."""
+    return re.sub(r"[^A-Za-z0-9_\-. ]", "_", name)
