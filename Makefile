@@ -1,0 +1,73 @@
+# The two commands of a fresh machine: `make sweep` and `make test`. Both build the same environment first.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+SWEEP_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
+DIR ?= runs/default
+PORT ?= 5000
+
+TORCH_VERSION := 2.13.0
+# With a GPU the plain release is taken (`===` passes over builds with a suffix); without one, `==` lets the package
+# index offer a `+cpu` build.
+TORCH ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 'torch===$(TORCH_VERSION)' || echo 'torch==$(TORCH_VERSION)')
+PLUGINS := $(sort $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml)))
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+STAMP := $(VENV)/.tokenprune-installed
+
+.PHONY: help env test unit lint sweep ui bench nightly docs-tables constraints clean
+
+help: ## Show the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+env: $(STAMP) ## Create .venv with everything installed
+
+$(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
+	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt pip
+	$(PIP) install -c constraints.txt '$(TORCH)'
+	$(PIP) install -c constraints.txt --build-constraint constraints.txt --group dev -e . $(addprefix -e ,$(PLUGINS))
+	@touch $@
+
+test: lint unit ## Lint, types, layers, generated tables, then all tests
+
+unit: $(STAMP) ## Only the tests (PYTEST_ARGS="tests/cli -n 0")
+	HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff, mypy, import-linter, generated tables
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/python docs/tables.py --check
+
+sweep: $(STAMP) ## Compare the pruners on the shipped model (SWEEP_ARGS="--limit 32"); the same command again continues
+	$(VENV)/bin/tokenprune sweep --out $(DIR) $(SWEEP_ARGS)
+
+ui: $(STAMP) ## Open the MLflow dashboard of a sweep (DIR=runs/default PORT=5000)
+	test -f $(DIR)/mlflow.db || { echo "error: no tracking store in $(DIR); run make sweep first" >&2; exit 2; }
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(abspath $(DIR))/mlflow.db --workers 1 --port $(PORT)
+
+bench: $(STAMP) ## Measurements behind the defaults and the model card (an hour)
+	$(VENV)/bin/python benchmarks/selectors/compare.py synthetic
+	$(VENV)/bin/python benchmarks/selectors/compare.py scenes
+	$(VENV)/bin/python -m benchmarks.scenes.evaluate tokenprune/models/scenes --count 4200
+
+nightly: $(STAMP) ## All tests, the slow ones too
+	HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+docs-tables: $(STAMP) ## Write the generated tables of README and docs again
+	$(VENV)/bin/python docs/tables.py
+
+constraints: ## Write constraints.txt again from the environment as it is
+	{ sed '/^[^#]/,$$d' constraints.txt; \
+	  $(VENV)/bin/python -m pip freeze --all --exclude-editable | sed -E '/ @ |^-e /d; s/\+[A-Za-z0-9.]+$$//'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean: ## Remove the environment and caches; sweeps in runs/ stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,152 @@
+"""Write the generated blocks of the Markdown files again, or check that they are up to date.
+
+A block stands between `<!-- generated:NAME -->` and `<!-- end -->`.
+
+Usage:
+    python docs/tables.py                       write
+    python docs/tables.py --check               fail where a block is out of date
+    python docs/tables.py --record runs/default keep the leaderboard of a sweep as the one that README shows, and write
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from tokenprune.cli.methods import method_sections, methods_table
+from tokenprune.errors import ExitCode
+from tokenprune.plugins import ENTRY_POINT_GROUP, Host, load_host
+from tokenprune.pruner import NEEDS
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "docs" / "examples" / "third-party-pruner"
+#: The leaderboard of the recorded sweep that README shows.
+RECORDED = ROOT / "benchmarks" / "scenes" / "recorded" / "leaderboard.md"
+#: Only what this repository holds is documented, whatever else is installed.
+DISTRIBUTIONS = ("tokenprune-iwp", "tokenprune-zoo")
+
+_BLOCK = re.compile(r"(?<=<!-- generated:)(?P<name>[a-z-]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+
+
+def main() -> int:
+    """Write or check all blocks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a block is out of date")
+    parser.add_argument("--record", type=Path, metavar="DIRECTORY", help="sweep whose leaderboard README shows")
+    options = parser.parse_args()
+    check = options.check
+    if options.record:
+        RECORDED.parent.mkdir(parents=True, exist_ok=True)
+        RECORDED.write_text(recording(options.record), encoding="utf-8")
+    makers = block_makers(own_host())
+    stale = []
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+        before = path.read_text(encoding="utf-8")
+        after = filled(before, makers)
+        if before != after:
+            stale.append(path)
+            if not check:
+                path.write_text(after, encoding="utf-8")
+    for path in stale:
+        print(
+            f"{path.relative_to(ROOT)}: {'out of date, run `make docs-tables`' if check else 'written'}",
+            file=sys.stderr,
+        )
+    return ExitCode.UNEXPECTED if check and stale else ExitCode.OK
+
+
+def own_host() -> Host:
+    """A host with the plugins of this repository, every one of them.
+
+    Raises:
+        SystemExit: One of them is not installed, or did not load.
+    """
+    points = [
+        point
+        for point in metadata.entry_points(group=ENTRY_POINT_GROUP)
+        if point.dist is not None and point.dist.name in DISTRIBUTIONS
+    ]
+    missing = set(DISTRIBUTIONS) - {point.dist.name for point in points if point.dist is not None}
+    if missing:
+        raise SystemExit(f"error: not installed: {', '.join(sorted(missing))} (run `make env`)")
+    host = load_host(points)
+    if host.failures():
+        raise SystemExit("error: " + "; ".join(f"{failure.name}: {failure.reason}" for failure in host.failures()))
+    return host
+
+
+def block_makers(host: Host) -> Mapping[str, Callable[[], str]]:
+    """What fills each block."""
+    return {
+        "methods": lambda: methods_table(host.pruners),
+        "method-sections": lambda: method_sections(host.pruners),
+        "needs": needs_table,
+        "exit-codes": exit_codes_table,
+        "third-party-module": lambda: _fenced("python", EXAMPLE / "tokenprune_loudest.py"),
+        "third-party-pyproject": lambda: _fenced("toml", EXAMPLE / "pyproject.toml"),
+        "recorded-leaderboard": recorded_leaderboard,
+    }
+
+
+def recording(directory: Path) -> str:
+    """The leaderboard of a finished sweep, under a line that says when, where and how long.
+
+    Raises:
+        SystemExit: The sweep did not run to its end in one go, so its duration is not known.
+    """
+    from tokenprune.report import markdown_table
+    from tokenprune.sweep import Ledger
+
+    header = Ledger(directory).header()
+    facts = json.loads((directory / "env.json").read_text(encoding="utf-8"))
+    events = [json.loads(line) for line in (directory / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    ends = [event for event in events if event["event"] == "sweep_end"]
+    if len(ends) != 1 or ends[0]["status"] == "interrupted":
+        raise SystemExit(f"error: {directory} was not run to its end in one go; record a fresh sweep")
+    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    return (
+        f"Recorded on {header.created[:10]}: {ends[0]['done']} cells in {ends[0]['seconds']:.0f} s on "
+        f"{facts['cpus']} {facts['processor']} cores; Python {facts['python']}, {packages}.\n\n"
+        f"{markdown_table(directory)}"
+    )
+
+
+def recorded_leaderboard() -> str:
+    """The recorded leaderboard as it is kept."""
+    if not RECORDED.is_file():
+        return "No sweep is recorded yet; `make sweep` prints this table."
+    return RECORDED.read_text(encoding="utf-8").strip()
+
+
+def filled(text: str, makers: Mapping[str, Callable[[], str]]) -> str:
+    """The text with every block replaced by what its maker gives.
+
+    Raises:
+        KeyError: A block has a name that nobody makes.
+    """
+    return _BLOCK.sub(lambda block: f"{block['name']} -->\n{makers[block['name']]()}\n", text)
+
+
+def needs_table() -> str:
+    """What a pruner may declare, and what it opens."""
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in NEEDS.items()]
+    return "\n".join(["| need | opens |", "| --- | --- |", *rows])
+
+
+def exit_codes_table() -> str:
+    """The exit codes of the command line."""
+    rows = [f"| {code.value} | {code.name.lower().replace('_', ' ')} |" for code in ExitCode]
+    return "\n".join(["| code | meaning |", "| --- | --- |", *rows])
+
+
+def _fenced(language: str, path: Path) -> str:
+    return f"```{language}\n{path.read_text(encoding='utf-8').strip()}\n```"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

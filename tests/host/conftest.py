@@ -1,0 +1,3 @@
+from tests.host.distributions import site
+
+__all__ = ["site"]

@@ -1,0 +1,146 @@
+"""`tokenprune sweep`: run a sweep file, or the default comparison, and print the leaderboard."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokenprune.cli.output import Session, session_of, table
+from tokenprune.cli.report import leaderboard_json, show_leaderboard
+from tokenprune.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from tokenprune.sweep import SweepConfig, SweepOutcome
+
+_RUNS = Path("runs")
+_FIRST_VIEW = "Trade-off"
+"""The preset view of the MLflow experiment that shows most."""
+
+
+def sweep(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Argument(help="Sweep file (YAML); without one, the default sweep.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Sweep directory.  [default: runs/NAME-OF-THE-FILE]")] = None,
+    pruners: Annotated[str, typer.Option(help="Only these pruners, a comma list.")] = "",
+    budgets: Annotated[str, typer.Option(help="These budgets, a comma list: `25%`, `0.25`, `64`.")] = "",
+    limit: Annotated[int | None, typer.Option(help="Samples per cell.", min=1)] = None,
+    device: Annotated[str, typer.Option(help="Devices, a comma list: `cpu`, `cuda:0,cuda:1`.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Compare pruners: one cell per model, task, pruner, budget and seed, each one tracked in MLflow.
+
+    The same command again continues where it stopped. Exit codes: 3 where cells failed, 130 after Ctrl-C.
+
+    Example: tokenprune sweep --pruners none,random,iwp --budgets 25%,5.6% --limit 64
+    """
+    # imported here, so that other commands start without pydantic
+    from tokenprune.cli.display import sweep_display
+    from tokenprune.sweep import default_config, load_config, run_sweep, with_changes
+
+    session = session_of(context)
+    chosen = default_config(session.host) if config is None else load_config(config, session.host)
+    changes = _changes(chosen, pruners=pruners, budgets=budgets, limit=limit, device=device)
+    if changes:
+        chosen = with_changes(chosen, changes, session.host)
+    directory = out or (Path(chosen.out) if chosen.out else _RUNS / (config.stem if config else "default"))
+    if dry_run:
+        _show_plan(session, chosen, directory, as_json)
+        return
+    with sweep_display(session.output, quiet=quiet) as display:
+        outcome = run_sweep(chosen, directory=directory, host=session.host, display=display, retry_failed=retry_failed)
+    for problem in outcome.problems:
+        session.output.warning(problem)
+    _show_outcome(session, outcome, as_json)
+    if outcome.interrupted:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if outcome.failed:
+        raise typer.Exit(ExitCode.FAILED_CELLS)
+
+
+def _changes(config: SweepConfig, *, pruners: str, budgets: str, limit: int | None, device: str) -> dict[str, Any]:
+    """What the options say, as top-level keys of a sweep file."""
+    changes: dict[str, Any] = {}
+    if pruners:
+        changes["pruners"] = _chosen_pruners(config, _comma_list("--pruners", pruners))
+    if budgets:
+        changes["budgets"] = _comma_list("--budgets", budgets)
+    if limit is not None:
+        changes["limit"] = limit
+    if device:
+        changes["device"] = _comma_list("--device", device)
+    return changes
+
+
+def _chosen_pruners(config: SweepConfig, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The file's own entries of these names or labels (they carry options); other names with their defaults."""
+    chosen = []
+    for name in names:
+        listed = [entry.model_dump() for entry in config.pruners if name in (entry.title, entry.name)]
+        chosen += listed or [{"name": name}]
+    return chosen
+
+
+def _comma_list(option: str, text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise ConfigError(f"{option} has an empty entry: `{text}`", hint=f"for example `{option} first,second`")
+    return parts
+
+
+def _show_plan(session: Session, config: SweepConfig, directory: Path, as_json: bool) -> None:
+    from tokenprune.sweep import Ledger, plan_cells
+
+    ledger = Ledger(directory)
+    cells = plan_cells(config, session.host)
+    states = {cell.id: ledger.state(cell.id) for cell in cells}
+    if as_json:
+        planned = [{**cell.to_json(), "state": states[cell.id]} for cell in cells]
+        session.output.json({"directory": str(ledger.directory), "cells": planned})
+        return
+    rows = [[cell.name, cell.model, str(cell.samples), states[cell.id]] for cell in cells]
+    session.output.show(table(["cell", "model", "samples", "state"], rows, numbers=["samples"]))
+    waiting = sum(1 for state in states.values() if state == "pending")
+    session.output.say(f"{len(cells)} cells, {waiting} to run, in {directory}")
+
+
+def _show_outcome(session: Session, outcome: SweepOutcome, as_json: bool) -> None:
+    output = session.output
+    if as_json:
+        output.json({"sweep": outcome.to_json(), **leaderboard_json(outcome.directory)})
+    else:
+        if outcome.done:
+            show_leaderboard(output, outcome.directory)
+    counts = f"{outcome.done} done, {outcome.failed} failed, {outcome.refused} refused, {outcome.pending} pending"
+    output.say(f"{counts}, {outcome.seconds:.0f} s, in {outcome.directory}")
+    for line in _dashboard(outcome):
+        output.say(line)
+    again = shlex.join(["tokenprune", *session.arguments])
+    place = shlex.quote(str(outcome.directory))
+    if outcome.interrupted:
+        output.error("interrupted; what is finished is kept", f"continue with `{again}`")
+    elif outcome.failed:
+        output.error(
+            f"{outcome.failed} of {outcome.done + outcome.failed + outcome.refused} cells failed",
+            f"`tokenprune report {place}` shows why; `{again} --retry-failed` tries again",
+        )
+
+
+def _dashboard(outcome: SweepOutcome) -> list[str]:
+    """The command and the address under which the MLflow runs can be looked at."""
+    uri = outcome.tracking_uri
+    if not uri:
+        return []
+    link = outcome.tracking.get("links", {}).get(_FIRST_VIEW, f"#/experiments/{outcome.experiment_id}")
+    if uri.startswith(("http://", "https://")):
+        return [f"dashboard: {uri.rstrip('/')}/{link}"]
+    return [
+        f"dashboard: mlflow ui --workers 1 --backend-store-uri {shlex.quote(uri)}",
+        f"           then open http://127.0.0.1:5000/{link}",
+    ]
