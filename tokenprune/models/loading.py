@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,11 @@ def load_model(
         raise ConfigError(f"unknown dtype `{dtype}`", hint="use " + ", ".join(f"`{name}`" for name in _DTYPES))
     path = model_path(name_or_path, host)
     try:
-        processor = AutoProcessor.from_pretrained(path)
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=_DTYPES[dtype], attn_implementation=attention)
+        with quiet_loading():
+            processor = AutoProcessor.from_pretrained(path)
+            model = AutoModelForImageTextToText.from_pretrained(
+                path, dtype=_DTYPES[dtype], attn_implementation=attention
+            )
     except OSError as error:
         raise PrerequisiteError(
             f"cannot load a model from `{name_or_path}`: {str(error).splitlines()[0]}",
@@ -76,8 +80,23 @@ def load_model(
         return str(tokenizer.decode(ids, skip_special_tokens=True))
 
     clip = Path(path) / "clip"
-    joint = JointSpace.load(clip, decode, device=device, dtype=_DTYPES[dtype]) if clip.is_dir() else None
+    with quiet_loading():
+        joint = JointSpace.load(clip, decode, device=device, dtype=_DTYPES[dtype]) if clip.is_dir() else None
     return LoadedModel(model, processor, joint, path, parts.family.name, parts.facts)
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bar of transformers: loading is a part of commands that show progress of their own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def model_path(name_or_path: str, host: Host) -> str:
