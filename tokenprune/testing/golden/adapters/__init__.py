@@ -1,0 +1,1 @@
+"""One module per method's folder, each with `check(case) -> list[str]`."""
