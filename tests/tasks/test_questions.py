@@ -105,9 +105,7 @@ def test_hard_negatives_are_the_rule() -> None:
         if question.answer == "no":
             *_, colour, kind, _mark = question.text.split()
             total += 1
-            hard += any(o.colour == colour for o in scene.objects) and any(
-                o.kind == kind for o in scene.objects
-            )
+            hard += any(o.colour == colour for o in scene.objects) and any(o.kind == kind for o in scene.objects)
     assert hard / total > 0.6
 
 

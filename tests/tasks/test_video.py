@@ -100,10 +100,7 @@ def test_samples_are_videos_and_frames_differ_where_something_happens() -> None:
         # Most of a picture is the same background in every frame.
         assert (first == last).all(-1).mean() > 0.6
     repeat = ScenesVideoTask(size=20)[7]
-    assert all(
-        np.array_equal(np.asarray(a), np.asarray(b))
-        for a, b in zip(task[7].images, repeat.images, strict=True)
-    )
+    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(task[7].images, repeat.images, strict=True))
 
 
 def test_task_contract() -> None:

@@ -16,6 +16,17 @@ def register_tasks(register: Callable[[TaskSpec], None]) -> None:
             name="scenes",
             target="tokenprune.tasks.scenes.task:ScenesTask",
             summary="pictures of coloured shapes and handwritten digits, seven families of questions",
-            version="1.0",
+            version="scenes-1.0",
+            families=("existence", "colour", "shape", "counting", "digit", "position", "comparison"),
+        )
+    )
+    register(
+        TaskSpec(
+            name="scenes-video",
+            target="tokenprune.tasks.scenes.video:ScenesVideoTask",
+            summary="four frames with moving objects, questions about one moment and about change",
+            version="scenes-video-1.0",
+            families=("moment-position", "moment-counting", "movement", "direction", "change"),
+            video=True,
         )
     )

@@ -143,9 +143,7 @@ def _lone(film: Film, fits: Callable[[Actor], bool]) -> list[Actor]:
     return [a for a in film.actors if names[a.item.colour, a.item.kind] == 1 and fits(a)]
 
 
-def _moment(
-    film: Film, family: str, answer: str, rng: np.random.Generator
-) -> tuple[Question, tuple[int, ...]] | None:
+def _moment(film: Film, family: str, answer: str, rng: np.random.Generator) -> tuple[Question, tuple[int, ...]] | None:
     """A question of the picture task about one frame."""
     frame = int(rng.integers(FRAMES))
     inner = ask(film.scene(frame), family.removeprefix("moment-"), answer, rng)
@@ -156,9 +154,7 @@ def _moment(
     return Question(family, text, answer, inner.referents), (frame,)
 
 
-def ask_film(
-    film: Film, family: str, answer: str, rng: np.random.Generator
-) -> tuple[Question, tuple[int, ...]] | None:
+def ask_film(film: Film, family: str, answer: str, rng: np.random.Generator) -> tuple[Question, tuple[int, ...]] | None:
     """A question of `family` with this `answer` and the frames that decide it, or None."""
     if family.startswith("moment-"):
         return _moment(film, family, answer, rng)
@@ -233,9 +229,7 @@ class ScenesVideoTask:
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`; the same on every machine."""
         film, question, moments = self.question(index)
-        frames: tuple[Image.Image, ...] = tuple(
-            to_image(render(film.scene(frame))) for frame in range(FRAMES)
-        )
+        frames: tuple[Image.Image, ...] = tuple(to_image(render(film.scene(frame))) for frame in range(FRAMES))
         return Sample(
             id=f"{self.version}/{self.split}/{question.family}/{index // len(self.families)}",
             images=frames,
