@@ -48,10 +48,12 @@ def test_resolved_file_reads_back_equal(workshop: Workshop) -> None:
     assert parse_config(Source("again", config.to_json()), workshop.host) == config
 
 
-def test_default_config_is_the_issue_s_sweep() -> None:
+def test_default_config_compares_baselines_zoo_and_iwp() -> None:
     config = default_config()
     names = "none random grid avgpool downsample fastv divprune visionzip dart cdpruner iwp iwp-exact oracle"
-    assert [entry.name for entry in config.pruners] == names.split()
+    assert sorted({entry.name for entry in config.pruners}) == sorted(names.split())
+    first_layer = {entry.name for entry in config.pruners if dict(entry.options).get("layer") == 0}
+    assert first_layer == {"iwp", "iwp-exact"}  # at the cost of a cut at the LLM input
     assert [entry.ratio for entry in config.budgets] == [0.5, 0.25, pytest.approx(0.111), pytest.approx(0.056)]
     assert (config.models, config.tasks[0].name, config.account) == (("scenes",), "scenes", "kept")
     assert config.limit is not None
