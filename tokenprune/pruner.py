@@ -215,7 +215,7 @@ class View(Protocol):
         ...
 
     def encoder_features(self) -> Tensor:
-        """What the projector reads, (B, N, C); after earlier merges, the merged rows."""
+        """What the projector would read of the tokens still there, before any merge, (B, N, C)."""
         ...
 
     def cls_attention(self, layer: int | None = None) -> Tensor:

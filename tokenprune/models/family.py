@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tokenprune.errors import IncompatibleError
 from tokenprune.pruner import ModelFacts
@@ -124,23 +124,3 @@ def resolve(model: nn.Module, family: Family) -> Parts:
         image_token_id=int(getattr(model.config, family.image_token)),
         facts=facts,
     )
-
-
-def square_grid(tokens: int) -> tuple[int, int]:
-    """The square grid of a number of tokens.
-
-    Raises:
-        IncompatibleError: The number is not a square.
-    """
-    side = round(tokens**0.5)
-    if side * side != tokens:
-        raise IncompatibleError(
-            f"{tokens} visual tokens do not form a square grid",
-            hint="describe the family's geometry in a plugin (hook `register_families`)",
-        )
-    return side, side
-
-
-def first_row_removed(attention: Tensor, has_cls: bool) -> Tensor:
-    """Drop the CLS column (last axis) where there is one."""
-    return attention[..., 1:] if has_cls else attention

@@ -147,9 +147,3 @@ def figure_html(figures: Sequence[Any]) -> list[str]:
         str(figure.to_html(full_html=False, include_plotlyjs=place == 0, div_id=f"figure-{place}"))
         for place, figure in enumerate(figures)
     ]
-
-
-def standalone_html(figures: Sequence[Any], title: str) -> str:
-    """One page with some figures, readable offline."""
-    body = "\n".join(figure_html(figures))
-    return f'<!doctype html><html><head><meta charset="utf-8"><title>{title}</title></head><body>{body}</body></html>'

@@ -152,10 +152,6 @@ class MlflowStore:
         self.announce(run_id)
         return run_id
 
-    def has_summary(self) -> bool:
-        """True where a finished summary run is there."""
-        return any(run.info.status in ("FINISHED", "FAILED") for run in self._runs("summary"))
-
     # --- parts ----------------------------------------------------------------------------------------------------
 
     def _experiment(self, uri: str) -> Place:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import string
+from collections.abc import Collection
 from typing import Final
 
 import numpy as np
 
+from tokenprune.errors import ConfigError
 from tokenprune.tasks.base import Sample
 from tokenprune.tasks.scenes.digits import SPLITS, load_bank
 from tokenprune.tasks.scenes.generator import (
@@ -48,6 +50,21 @@ def describe(item: SceneObject) -> dict[str, object]:
     }
 
 
+def check_options(split: str, size: int, families: Collection[str], known: Collection[str]) -> None:
+    """Check the options of a task of this generator.
+
+    Raises:
+        ConfigError: One of them is not allowed.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+    unknown = sorted(set(families) - set(known))
+    if unknown or not families:
+        raise ConfigError(f"unknown families {unknown}: some of {', '.join(known)}")
+    if size < 0:
+        raise ConfigError(f"size is {size}: it must not be negative")
+
+
 class ScenesTask:
     """Questions about generated pictures.
 
@@ -70,13 +87,7 @@ class ScenesTask:
         size: int = DEFAULT_SIZE,
         families: tuple[str, ...] = FAMILIES,
     ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
-        unknown = sorted(set(families) - set(FAMILIES))
-        if unknown or not families:
-            raise ValueError(f"unknown families {unknown}: some of {', '.join(FAMILIES)}")
-        if size < 0:
-            raise ValueError(f"size is {size}: it must not be negative")
+        check_options(split, size, families, FAMILIES)
         self.split = split
         self.families = tuple(families)
         self._size = size

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from tokenprune.tasks.base import Sample
-from tokenprune.tasks.scenes.digits import SPLITS, load_bank
+from tokenprune.tasks.scenes.digits import load_bank
 from tokenprune.tasks.scenes.generator import (
     GAP,
     SIZE,
@@ -28,7 +28,7 @@ from tokenprune.tasks.scenes.generator import (
     to_image,
 )
 from tokenprune.tasks.scenes.questions import ANSWERS, Question, ask
-from tokenprune.tasks.scenes.task import STREAMS, describe, normalise
+from tokenprune.tasks.scenes.task import STREAMS, check_options, describe, normalise
 
 VERSION: Final = "scenes-video-1.0"
 VIDEO_STREAM: Final = 1_000
@@ -196,13 +196,7 @@ class ScenesVideoTask:
         size: int = 2000,
         families: tuple[str, ...] = VIDEO_FAMILIES,
     ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
-        unknown = sorted(set(families) - set(VIDEO_FAMILIES))
-        if unknown or not families:
-            raise ValueError(f"unknown families {unknown}: some of {', '.join(VIDEO_FAMILIES)}")
-        if size < 0:
-            raise ValueError(f"size is {size}: it must not be negative")
+        check_options(split, size, families, VIDEO_FAMILIES)
         self.split = split
         self.families = tuple(families)
         self._size = size
