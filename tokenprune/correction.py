@@ -77,7 +77,7 @@ class MassCorrected(Pruner):
     cap: float = 0.0
 
     def __post_init__(self) -> None:
-        needs = tuple(dict.fromkeys((*self.inner.spec.needs, "hidden")))
+        needs = tuple(dict.fromkeys((*self.inner.needs, "hidden")))
         object.__setattr__(self, "spec", dataclasses.replace(self.inner.spec, needs=needs))
         object.__setattr__(self, "positions", self.inner.positions)
 

@@ -73,11 +73,12 @@ class PrunerSpec:
         source: Paper, or how the method came about.
         axes: The point on the seven axes.
         formula: The selection as one formula in plain text.
-        sites: Where it can cut: `pixels`, `encoder`, `input`, `layer`.
+        sites: Where it can cut: `pixels`, `tower`, `encoder`, `input`, `layer`, `decode`.
         needs: What its view must give (see `tokenprune.pruner.NEEDS`).
         defaults: Option names with their default values.
         fidelity: Where it departs from its source and why; one line per choice that the source leaves open.
         baseline: True for the controls that every comparison carries.
+        calibrates: Options that `tokenprune calibrate` can find for a model and a budget.
     """
 
     name: str
@@ -91,6 +92,7 @@ class PrunerSpec:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     fidelity: str = ""
     baseline: bool = False
+    calibrates: tuple[str, ...] = ()
 
     def load(self) -> Any:
         """Import the pruner's class."""
@@ -137,6 +139,7 @@ class PrunerSpec:
             "defaults": dict(self.defaults),
             "fidelity": self.fidelity,
             "baseline": self.baseline,
+            "calibrates": list(self.calibrates),
         }
 
 

@@ -188,7 +188,7 @@ class DecoderHooks:
         started = time.perf_counter()
         if layer == 0 and chunk.vision.done:
             present = self._embedded(running, chunk, present)
-        if self._session.pruner.spec.needs and _LAYER_NEEDS & set(self._session.pruner.spec.needs):
+        if _LAYER_NEEDS & set(self._session.pruner.needs):
             deepest = max((stop.site.decoder_layer for stop in chunk.plan), default=-1)
             if layer <= deepest:
                 chunk.layers[layer] = entered(chunk, present)

@@ -229,7 +229,7 @@ def pruned(
     chosen = resolve_pruner(pruner)
     if getattr(model, _MARK, None) is not None:
         raise IncompatibleError("this model is already being pruned", hint="leave the other `with pruned(...)` first")
-    if "joint" in chosen.spec.needs and joint is None:
+    if "joint" in chosen.needs and joint is None:
         raise IncompatibleError(
             f"`{chosen.spec.name}` needs a joint image-text space (a CLIP text tower)",
             hint="pass `joint=` (see `tokenprune.models.JointSpace`), or choose a pruner without the need `joint`",

@@ -37,7 +37,7 @@ class TowerHooks:
             self._parts.projector.register_forward_pre_hook(self._before_projector, with_kwargs=True),
             self._parts.projector.register_forward_hook(self._after_projector),
         ]
-        if "encoder_attention" in self._pruner.spec.needs:
+        if "encoder_attention" in self._pruner.needs:
             for index, layer in enumerate(self._parts.tower_layers):
                 handles.append(layer.register_forward_pre_hook(self._remember(index), with_kwargs=True))
         return handles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from tokenprune.testing.recorded_view import RecordedView, Recording, random_recording
+from tokenprune.testing.recorded_view import RecordedView
+from tokenprune.testing.recording import Recording, random_recording
 
 __all__ = ["RecordedView", "Recording", "random_recording"]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,98 +13,11 @@ from torch import Tensor
 from tokenprune import dual
 from tokenprune.errors import IncompatibleError, UndeclaredNeedError
 from tokenprune.pruner import ModelFacts, Pruner, Rows, Site
+from tokenprune.testing.recording import Recording
+from tokenprune.view import Support
 
 SITE = Site("layer", 2)
 FACTS = ModelFacts(family="recorded", num_layers=32, encoder_layers=24, has_cls=True, encoder_read_layer=22)
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What was seen of B units of N visual tokens; whatever is not given cannot be asked for.
-
-    One recording serves every decoder or encoder layer that is asked for. Shapes as in `tokenprune.pruner.View`.
-
-    Args:
-        tokens: N.
-        hidden: (B, N, D).
-        projected: (B, N, D).
-        keys: With RoPE, (B, G, N, d).
-        keys_nope: Without RoPE, (B, G, N, d).
-        values: (B, G, N, d).
-        queries: With RoPE, (B, H, R, d) by row name (`last`, `text`, `visual`).
-        queries_nope: Without RoPE, by row name.
-        masks: Real rows, (B, R) bool, by row name; a name that is missing means that all rows are real.
-        attention: Probabilities over the whole causal row, (B, H, R, N), by row name; made from queries, keys and
-            `context_keys` where missing.
-        attention_output: (B, H, R, d), by row name; made from the same where missing.
-        context_keys: Keys of everything else that the rows see (with RoPE), (B, G, C, d).
-        context_values: Its values, (B, G, C, d).
-        text_keys: Keys of the text after the image, (B, G, T, d), taken for with and without RoPE alike.
-        final_visual: Visual hidden states under the final norm, (B, N, D).
-        final_text: Text hidden states under the final norm, (B, T, D).
-        encoder_features: (B, N, C).
-        cls_attention: (B, H, N).
-        received_attention: (B, N).
-        encoder_keys: (B, H, N, d).
-        joint_image: (B, N, P).
-        joint_text: (B, P).
-        text_embeddings: (B, T, D).
-        grid: Rows and columns of the token grid.
-    """
-
-    tokens: int
-    hidden: Tensor | None = None
-    projected: Tensor | None = None
-    keys: Tensor | None = None
-    keys_nope: Tensor | None = None
-    values: Tensor | None = None
-    queries: Mapping[str, Tensor] = field(default_factory=dict)
-    queries_nope: Mapping[str, Tensor] = field(default_factory=dict)
-    masks: Mapping[str, Tensor] = field(default_factory=dict)
-    attention: Mapping[str, Tensor] = field(default_factory=dict)
-    attention_output: Mapping[str, Tensor] = field(default_factory=dict)
-    context_keys: Tensor | None = None
-    context_values: Tensor | None = None
-    text_keys: Tensor | None = None
-    final_visual: Tensor | None = None
-    final_text: Tensor | None = None
-    encoder_features: Tensor | None = None
-    cls_attention: Tensor | None = None
-    received_attention: Tensor | None = None
-    encoder_keys: Tensor | None = None
-    joint_image: Tensor | None = None
-    joint_text: Tensor | None = None
-    text_embeddings: Tensor | None = None
-    grid: tuple[int, int] | None = None
-
-    @property
-    def units(self) -> int:
-        """B, read from the first tensor that is there."""
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, Mapping):
-                value = next(iter(value.values()), None)
-            if isinstance(value, Tensor):
-                return value.shape[0]
-        raise IncompatibleError("an empty recording has no units", hint="record at least one tensor")
-
-    def unit(self, index: int) -> Recording:
-        """One unit alone, as a recording with B = 1."""
-        return self._map(lambda tensor: tensor[index : index + 1])
-
-    def to(self, dtype: torch.dtype) -> Recording:
-        """All floating-point tensors in another precision."""
-        return self._map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
-
-    def _map(self, change: Any) -> Recording:
-        changed: dict[str, Any] = {}
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, Tensor):
-                changed[entry.name] = change(value)
-            elif isinstance(value, Mapping):
-                changed[entry.name] = {name: change(tensor) for name, tensor in value.items()}
-        return dataclasses.replace(self, **changed)
 
 
 class RecordedView:
@@ -142,7 +54,7 @@ class RecordedView:
         """A view with the needs of this pruner's spec, at its first site unless told otherwise."""
         kind = pruner.spec.sites[0] if pruner.spec.sites else "input"
         default = Site(cast(Any, kind), getattr(pruner, "layer", 0) if kind == "layer" else 0)
-        return cls(recording, keep, pruner.spec.needs, site=site or default)
+        return cls(recording, keep, pruner.needs, site=site or default)
 
     def hidden(self) -> Tensor:
         """Hidden states at the site, (B, N, D)."""
@@ -151,6 +63,15 @@ class RecordedView:
     def projected(self) -> Tensor:
         """LLM input embeddings, (B, N, D)."""
         return self._get("projected", "projected", self._recording.projected)
+
+    def layer_input(self) -> Tensor:
+        """What entered the layer, (B, N, D)."""
+        recorded = self._recording.layer_input
+        return self.hidden() if recorded is None else self._get("hidden", "layer_input", recorded)
+
+    def mlp_input(self) -> Tensor:
+        """What the layer's MLP would read, (B, N, D)."""
+        return self._get("hidden", "mlp_input", self._recording.mlp_input)
 
     def keys(self, *, rope: bool, layer: int | None = None) -> Tensor:
         """Keys, (B, G, N, d)."""
@@ -173,7 +94,7 @@ class RecordedView:
         *,
         rope: bool = True,
         layer: int | None = None,
-        support: Literal["causal", "visual"] = "causal",
+        support: Support = "causal",
     ) -> tuple[Tensor, Tensor]:
         """Attention probabilities (B, H, R, N) and mask (B, R)."""
         self._declared("attention")
@@ -245,12 +166,25 @@ class RecordedView:
             raise IncompatibleError("`grid` was not recorded", hint="give it to the `Recording`")
         return self._recording.grid
 
+    def frames(self) -> int:
+        """F, frames of each unit."""
+        self._declared("geometry")
+        return self._recording.frames
+
     def coordinates(self) -> Tensor:
         """Row and column of each token, (B, N, 2)."""
-        columns = self.grid()[1]
-        index = torch.arange(self.tokens)
-        places = torch.stack((index // columns, index % columns), dim=-1).float()
-        return places.expand(self.units, -1, -1)
+        rows, columns = self.grid()
+        cell = self.indices() % (rows * columns)
+        return torch.stack((cell // columns, cell % columns), dim=-1).float()
+
+    def sizes(self) -> Tensor:
+        """Original tokens that each row stands for, (B, N)."""
+        recorded = self._recording.sizes
+        return torch.ones(self.units, self.tokens) if recorded is None else recorded.float()
+
+    def ids(self) -> tuple[int, ...]:
+        """0, 1, ... in the recording's order."""
+        return tuple(range(self.units))
 
     def indices(self) -> Tensor:
         """Original index of each token, (B, N)."""
@@ -292,59 +226,6 @@ class RecordedView:
             values = torch.cat((values, self._recorded("context_values", recording.context_values)), dim=2)
         keys, values = (dual.expand_groups(x, queries.shape[1]) for x in (keys, values))
         return torch.softmax(queries @ keys.transpose(-1, -2) / keys.shape[-1] ** 0.5, dim=-1), values
-
-
-def random_recording(
-    seed: int = 0, *, units: int = 2, grid: tuple[int, int] = (6, 8), clusters: int = 6, text: int = 5
-) -> Recording:
-    """Clustered random tensors for everything that a view can give (D = C = 24, H = 4, G = 2, d = 8, P = 12).
-
-    Args:
-        seed: Same seed, same tensors; the global random state is left alone.
-        units: B.
-        grid: Rows and columns of the token grid; N is their product.
-        clusters: Number of centres that the tokens scatter around.
-        text: T, rows of text after the image.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    tokens = grid[0] * grid[1]
-    label = torch.randint(clusters, (units, tokens), generator=generator)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    def scattered(*lead: int, width: int) -> Tensor:
-        """Tokens around cluster centres, (B, *lead, N, width)."""
-        centres = 2.0 * normal(units, *lead, clusters, width)
-        index = label.view(units, *(1 for _ in lead), tokens, 1).expand(units, *lead, tokens, width)
-        return centres.gather(-2, index) + 0.3 * normal(units, *lead, tokens, width)
-
-    heads, groups, width, hidden, joint = 4, 2, 8, 24, 12
-    cls = torch.softmax(normal(units, heads, tokens + 1), dim=-1)[..., 1:]
-    rows = {"last": 1, "text": text, "visual": tokens}
-    return Recording(
-        tokens=tokens,
-        hidden=scattered(width=hidden),
-        projected=scattered(width=hidden),
-        keys=scattered(groups, width=width),
-        keys_nope=scattered(groups, width=width),
-        values=scattered(groups, width=width),
-        queries={name: normal(units, heads, count, width) for name, count in rows.items()},
-        queries_nope={name: normal(units, heads, count, width) for name, count in rows.items()},
-        context_keys=normal(units, groups, text + 2, width),
-        context_values=normal(units, groups, text + 2, width),
-        text_keys=normal(units, groups, text, width),
-        final_visual=scattered(width=hidden),
-        final_text=normal(units, text, hidden),
-        encoder_features=scattered(width=hidden),
-        cls_attention=cls,
-        received_attention=cls.mean(dim=1),
-        encoder_keys=scattered(heads, width=width),
-        joint_image=scattered(width=joint),
-        joint_text=normal(units, joint),
-        text_embeddings=normal(units, text, hidden),
-        grid=grid,
-    )
 
 
 def _fingerprint(recording: Recording) -> int:

@@ -10,7 +10,8 @@ from tokenprune.budget import Budget
 from tokenprune.errors import IncompatibleError
 from tokenprune.plugins import Host, load_host
 from tokenprune.pruner import Decision, Kept, Pruner, Site, State, Stop
-from tokenprune.testing.recorded_view import RecordedView, Recording
+from tokenprune.testing.recorded_view import RecordedView
+from tokenprune.testing.recording import Recording
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ class ReplayView(RecordedView):
         indices: Tensor | None = None,
         original: int | None = None,
     ) -> None:
-        super().__init__(recording, keep, pruner.spec.needs, site=site)
+        super().__init__(recording, keep, pruner.needs, site=site)
         self._encoder = encoder or {}
         self._indices = indices
         self.original_tokens = recording.tokens if original is None else original
@@ -58,13 +59,6 @@ class ReplayView(RecordedView):
     def indices(self) -> Tensor:
         """Original indices, (B, N)."""
         return super().indices() if self._indices is None else self._indices
-
-    def coordinates(self) -> Tensor:
-        """Row and column of each token still there, (B, N, 2)."""
-        import torch
-
-        columns = self.grid()[1]
-        return torch.stack((self.indices() // columns, self.indices() % columns), dim=-1).float()
 
     def fingerprints(self) -> tuple[int, ...]:
         """The number of the unit: it is the same at every stop, unlike the tensors of the stops."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenprune.testing.golden.case import Case
 from tokenprune.testing.golden.compare import differences, same
 from tokenprune.testing.golden.replay import build, decide
-from tokenprune.testing.recorded_view import Recording
+from tokenprune.testing.recording import Recording
 
 
 def check(case: Case) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenprune.testing.golden.case import Case
 from tokenprune.testing.golden.compare import close, differences, same
 from tokenprune.testing.golden.replay import build, decide, emitted
-from tokenprune.testing.recorded_view import Recording
+from tokenprune.testing.recording import Recording
 
 #: The published merged row is rounded to half precision.
 _TOLERANCE = 2e-3

@@ -10,7 +10,7 @@ from tokenprune.testing.golden.adapters.pyramiddrop import split_heads
 from tokenprune.testing.golden.case import Case
 from tokenprune.testing.golden.compare import close, differences, same
 from tokenprune.testing.golden.replay import build, decide, emitted, look
-from tokenprune.testing.recorded_view import Recording
+from tokenprune.testing.recording import Recording
 
 
 def check(case: Case, name: str = "prumerge") -> list[str]:

@@ -6,7 +6,7 @@ from tokenprune.pruner import State
 from tokenprune.testing.golden.case import Case
 from tokenprune.testing.golden.compare import close, differences, same
 from tokenprune.testing.golden.replay import build, decide, emitted, look
-from tokenprune.testing.recorded_view import Recording
+from tokenprune.testing.recording import Recording
 
 _FIRST_LAYER = 3
 

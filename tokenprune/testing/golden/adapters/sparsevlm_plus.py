@@ -10,7 +10,7 @@ from tokenprune.testing.golden.adapters.pyramiddrop import rotary_tables
 from tokenprune.testing.golden.case import Case
 from tokenprune.testing.golden.compare import close, differences, same
 from tokenprune.testing.golden.replay import build, decide, look
-from tokenprune.testing.recorded_view import Recording
+from tokenprune.testing.recording import Recording
 
 _LAYER = 3
 

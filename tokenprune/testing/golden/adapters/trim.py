@@ -7,7 +7,7 @@ import torch
 from tokenprune.testing.golden.case import Case
 from tokenprune.testing.golden.compare import close, differences, same
 from tokenprune.testing.golden.replay import build, decide, emitted
-from tokenprune.testing.recorded_view import Recording
+from tokenprune.testing.recording import Recording
 
 _EPS = 1e-5
 

@@ -1,0 +1,72 @@
+"""What pruning did: per unit and stop, per layer, and in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class UnitRecord:
+    """What one stop did to one unit."""
+
+    sample: int
+    image: int
+    site: str
+    decoder_layer: int
+    before: int
+    asked: int
+    kept: int
+    indices: tuple[int, ...]
+    """Original indices of the anchors, in emission order."""
+    merged: bool
+    log_weights: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
+    auto: bool = False
+    """The count followed from the data; `asked` was no promise."""
+
+
+@dataclass(frozen=True, slots=True)
+class PruneRecord:
+    """What one prefill did: per unit and stop, per layer, and in the cache."""
+
+    pruner: str
+    units: tuple[UnitRecord, ...]
+    visual_tokens: tuple[tuple[int, ...], ...]
+    """Per sample, the visual tokens that each decoder layer ran with, (samples, L)."""
+    sequence_lengths: tuple[tuple[int, ...], ...]
+    """Per sample, all tokens (text too) that each decoder layer ran with = that layer's KV entries, (samples, L)."""
+    original_visual_tokens: tuple[int, ...]
+    mlp_visual_tokens: tuple[tuple[int, ...], ...] = ()
+    """Like `visual_tokens`, for the MLPs, where a cut in the middle of a layer makes them differ; else empty."""
+    kv_visual_tokens: tuple[tuple[int, ...], ...] = ()
+    """Like `visual_tokens`, for the KV caches, where a cut reached back to layers already run; else empty."""
+    decide_ms: float = 0.0
+    """Wall time spent in views and decisions (synchronised), in milliseconds."""
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+
+    def entering(self) -> tuple[int, ...]:
+        """Account (i): visual tokens that enter the LLM, per sample."""
+        return tuple(row[0] for row in self.visual_tokens)
+
+    def layer_average(self) -> tuple[float, ...]:
+        """Account (ii): visual tokens averaged over the decoder layers, per sample.
+
+        A layer that is cut between attention and MLP counts with the mean of both sizes.
+        """
+        halves = (self.visual_tokens, self.mlp_visual_tokens or self.visual_tokens)
+        means = [_means(rows) for rows in halves]
+        return tuple((attention + mlp) / 2 for attention, mlp in zip(*means, strict=True))
+
+    def kv_tokens(self) -> tuple[float, ...]:
+        """Account (iii): visual tokens left in the KV cache after the prefill, averaged over the layers, per sample."""
+        return _means(self.kv_visual_tokens or self.visual_tokens)
+
+    def final(self) -> tuple[int, ...]:
+        """Visual tokens left after the last cut, per sample."""
+        return tuple(row[-1] for row in self.mlp_visual_tokens or self.visual_tokens)
+
+
+def _means(rows: tuple[tuple[int, ...], ...]) -> tuple[float, ...]:
+    return tuple(sum(row) / len(row) for row in rows)
