@@ -68,5 +68,17 @@ class PruneRecord:
         return tuple(row[-1] for row in self.mlp_visual_tokens or self.visual_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one decoding step saw, for every image in the cache."""
+
+    layer: int
+    """First decoder layer that saw less."""
+    cached: tuple[int, ...]
+    """Visual tokens in the cache."""
+    visible: tuple[int, ...]
+    """Visual tokens that the step saw."""
+
+
 def _means(rows: tuple[tuple[int, ...], ...]) -> tuple[float, ...]:
     return tuple(sum(row) / len(row) for row in rows)

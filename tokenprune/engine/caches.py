@@ -1,15 +1,16 @@
-"""What is known of the KV caches that a session has pruned: per layer, which columns are tokens."""
+"""What is known of the KV caches that a session has pruned: per layer, which columns are tokens, and which tokens."""
 
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenprune.errors import IncompatibleError
+from tokenprune.pruner import State, Stop
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,15 @@ class Columns:
         valid: (B, T) True where the column is a token.
         log_weights: (B, T) bias of the column's logits, or `None` for none.
         shift: (B,) how much the position ids of later tokens are lowered (`compact` positions).
+        token: (B, T) number of the column's visual token (`passes.token_numbers`), -1 for everything else.
     """
 
     valid: Tensor
     log_weights: Tensor | None
     shift: Tensor
+    token: Tensor
 
-    def extend(self, valid: Tensor, log_weights: Tensor | None, shift: Tensor) -> Columns:
+    def extend(self, valid: Tensor, log_weights: Tensor | None, shift: Tensor, token: Tensor) -> Columns:
         """These columns and the new ones (B, S) after them."""
         weights: Tensor | None = None
         if self.log_weights is not None or log_weights is not None:
@@ -34,21 +37,52 @@ class Columns:
             past = zeros.expand(self.valid.shape) if self.log_weights is None else self.log_weights
             new = zeros.expand(valid.shape) if log_weights is None else log_weights
             weights = torch.cat([past, new], dim=1)
-        return Columns(torch.cat([self.valid, valid], dim=1), weights, shift)
+        return Columns(torch.cat([self.valid, valid], dim=1), weights, shift, torch.cat([self.token, token], dim=1))
+
+    def select(self, index: Tensor, real: Tensor) -> Columns:
+        """The columns at `index` (B, T'); the others are padding where not `real`."""
+        return Columns(
+            self.valid.gather(1, index) & real,
+            None if self.log_weights is None else self.log_weights.gather(1, index).masked_fill(~real, 0.0),
+            self.shift,
+            self.token.gather(1, index).masked_fill(~real, -1),
+        )
 
     @classmethod
     def empty(cls, batch: int, device: torch.device) -> Columns:
         """No columns yet."""
         nothing = torch.zeros((batch, 0), dtype=torch.bool, device=device)
-        return cls(nothing, None, torch.zeros(batch, dtype=torch.long, device=device))
+        return cls(nothing, None, torch.zeros(batch, dtype=torch.long, device=device), nothing.long())
+
+
+@dataclass(frozen=True)
+class CachedUnit:
+    """An image or video whose keys and values lie in a cache."""
+
+    sample: int
+    image: int
+    original: int
+    grid: tuple[int, int]
+    frames: int
 
 
 @dataclass
 class CacheState:
-    """State of one pruned cache: columns per layer, and the length that it would have unpruned."""
+    """State of one pruned cache.
+
+    Args:
+        columns: Key columns by layer.
+        logical_length: Tokens that it would hold unpruned.
+        units: Images in it.
+        decode: Stops at every decoding step.
+        state: What the pruner keeps from step to step.
+    """
 
     columns: list[Columns]
     logical_length: int
+    units: tuple[CachedUnit, ...] = ()
+    decode: tuple[Stop, ...] = ()
+    state: State = field(default_factory=dict)
 
 
 class CacheBook:
@@ -83,6 +117,8 @@ class CacheBook:
         """
         self._states[cache] = state
         cache.get_seq_length = _LogicalLength(weakref.ref(cache), state)
+        if state.decode:
+            cache.reorder_cache = _refuse_reordering
 
 
 class _LogicalLength:
@@ -97,6 +133,13 @@ class _LogicalLength:
         if cache is None or not cache.layers or cache.layers[0].get_seq_length() == 0:
             return 0  # reset since
         return self._state.logical_length
+
+
+def _refuse_reordering(*args: Any, **kwargs: Any) -> None:
+    raise IncompatibleError(
+        "views of the cache at every decoding step do not follow beam search, which swaps samples between steps",
+        hint="decode greedily or by sampling (`num_beams=1`)",
+    )
 
 
 def check_growing(cache: Any) -> None:

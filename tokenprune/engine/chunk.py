@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenprune.engine.layout import ImageSpan, find_images
+from tokenprune.engine.halves import Middle
+from tokenprune.engine.layout import ImageSpan, find_images, join_frames
 from tokenprune.engine.rows import Rows
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.family import Parts
@@ -19,24 +20,40 @@ from tokenprune.pruner import Kept, State, Stop, UnitRecord
 
 @dataclass
 class Unit:
-    """The visual tokens of one image, as far as they are still there.
+    """The visual tokens of one image or video, as far as they are still there.
 
     Args:
         span: The image.
         indices: (n,) original index of each token, in sequence order.
         places: (n,) slot in which each token stands.
         place_of: (N,) slot of each original token, -1 where it is gone.
+        sizes: (n,) original tokens that each row stands for.
     """
 
     span: ImageSpan
     indices: Tensor
     places: Tensor
     place_of: Tensor
+    sizes: Tensor
 
     @classmethod
     def whole(cls, span: ImageSpan) -> Unit:
         """All tokens of an image at their own slots."""
-        return cls(span, torch.arange(len(span.slots), device=span.slots.device), span.slots, span.slots)
+        device = span.slots.device
+        count = len(span.slots)
+        return cls(span, torch.arange(count, device=device), span.slots, span.slots, torch.ones(count, device=device))
+
+    @classmethod
+    def video(cls, frames: Sequence[Unit]) -> Unit:
+        """The images of one sample as one unit, frame by frame."""
+        offset = frames[0].original
+        return cls(
+            join_frames([frame.span for frame in frames]),
+            torch.cat([frame.indices + number * offset for number, frame in enumerate(frames)]),
+            torch.cat([frame.places for frame in frames]),
+            torch.cat([frame.place_of for frame in frames]),
+            torch.cat([frame.sizes for frame in frames]),
+        )
 
     @property
     def original(self) -> int:
@@ -55,7 +72,10 @@ class Unit:
         places = self.places[anchors.sort().values]
         place_of = torch.full_like(self.place_of, -1)
         place_of[indices] = places
-        return Unit(self.span, indices, places, place_of)
+        sizes = self.sizes[anchors]
+        if kept.merge is not None:
+            sizes = (kept.merge.to_dense().to(self.sizes.device) != 0).float() @ self.sizes
+        return Unit(self.span, indices, places, place_of, sizes)
 
 
 @dataclass(frozen=True)
@@ -69,24 +89,76 @@ class Layer:
     place_of: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class TowerRows:
+    """The rows of one encoder layer, for all images; the CLS row, where there is one, is row 0.
+
+    Args:
+        hidden: (images, R, C) what entered the layer, padded at the end.
+        valid: (images, R) False where a row is padding; `None` where none is.
+        log_weights: (images, R) added to the attention logits of the rows, or `None`.
+        row_of: Per image, the row of each original token, -1 where it is gone, (N,).
+    """
+
+    hidden: Tensor
+    valid: Tensor | None
+    log_weights: Tensor | None
+    row_of: tuple[Tensor, ...]
+
+    def bias(self) -> Tensor | None:
+        """What is added to the attention logits of every row, (images, 1, 1, R), or `None` for nothing."""
+        if self.valid is None and self.log_weights is None:
+            return None
+        bias = torch.zeros(self.hidden.shape[:2], device=self.hidden.device)
+        if self.log_weights is not None:
+            bias = bias + self.log_weights
+        if self.valid is not None:
+            bias = bias.masked_fill(~self.valid, torch.finfo(self.hidden.dtype).min)
+        return bias[:, None, None, :]
+
+
+@dataclass(frozen=True)
+class VisionCut:
+    """A stop before the decoder: by image, the unit before it and what was kept."""
+
+    stop: Stop
+    position: int
+    units: Mapping[int, tuple[Unit, Kept]]
+
+
 @dataclass
 class Vision:
     """What the vision side made of the images, by image; `generate` runs it before the decoder, and once per prompt.
 
     Args:
         pixel_values: (images, 3, height, width).
-        tower_inputs: What entered each encoder layer, (images, patches, C).
-        features: (images, N, C) what the projector would read.
-        kept: Selections made before the decoder, whose rows already stand in place.
-        done: Stops that ran before the decoder.
+        units: Tokens of each image, as far as they are still there.
+        tower: What entered each encoder layer.
+        middle: The residual stream and the MLP's input at the `mid` point that is being decided.
+        features: (images, R, C) what the projector would read.
+        row_of: Per image, the row of each original token in `features`, (N,).
+        cuts: Stops that ran before the decoder.
+        log_weights: By image, what the cut between encoder and projector adds to the decoder's logits, (K,).
     """
 
     pixel_values: Tensor | None = None
-    tower_inputs: dict[int, Tensor] = field(default_factory=dict)
+    units: dict[int, Unit] = field(default_factory=dict)
+    tower: dict[int, TowerRows] = field(default_factory=dict)
+    middle: Middle | None = None
     features: Tensor | None = None
-    kept: dict[int, Kept] = field(default_factory=dict)
-    done: list[Stop] = field(default_factory=list)
+    row_of: tuple[Tensor, ...] = ()
+    cuts: list[VisionCut] = field(default_factory=list)
+    log_weights: dict[int, Tensor] = field(default_factory=dict)
+    state: State = field(default_factory=dict)
     seconds: float = 0.0
+
+
+@dataclass
+class Counts:
+    """Tokens per sample that one stretch of layers runs with: visual ones and all, (B,) each."""
+
+    visual: Tensor
+    total: Tensor
 
 
 @dataclass
@@ -100,16 +172,25 @@ class Chunk:
     units: list[Unit]
     stops: Mapping[int, Sequence[Stop]]
     """Plan by number of visual tokens."""
-    state: State = field(default_factory=dict)
+    frames: bool = False
+    """The images of a sample are the frames of one video, seen as one unit from the decoder on."""
     done: list[Stop] = field(default_factory=list)
     records: list[UnitRecord] = field(default_factory=list)
     embeddings: Tensor | None = None
     """(B, S, D) LLM input embeddings."""
     layers: dict[int, Layer] = field(default_factory=dict)
-    timeline: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
-    """(first layer, visual tokens per sample, all tokens per sample)."""
+    middle: Middle | None = None
+    """The residual stream and the MLP's input at the decoder's `mid` point that is being decided."""
+    attended: list[Counts] = field(default_factory=list)
+    cached: list[Counts] = field(default_factory=list)
+    through_mlp: list[Counts] = field(default_factory=list)
     seconds: float = 0.0
     _fingerprints: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    @property
+    def state(self) -> State:
+        """What the pruner keeps from one stop to the next."""
+        return self.vision.state
 
     @property
     def plan(self) -> Sequence[Stop]:
@@ -119,6 +200,29 @@ class Chunk:
     def stop_for(self, unit: Unit, position: int) -> Stop:
         """The stop at a place in the plan, with the budget that fits the unit."""
         return self.stops[unit.original][position]
+
+    def asked(self, unit: Unit, position: int) -> int:
+        """Rows that the budget of a stop allows to a unit."""
+        return self.stop_for(unit, position).keep(unit.original)
+
+    def next_stop(self) -> Stop | None:
+        """The stop that comes next before the decoder."""
+        position = len(self.vision.cuts)
+        return self.plan[position] if position < len(self.plan) else None
+
+    def join_frames(self) -> None:
+        """Make one unit of the images of each sample."""
+        by_sample: dict[int, list[Unit]] = {}
+        for unit in self.units:
+            by_sample.setdefault(unit.span.sample, []).append(unit)
+        self.units = [units[0] if len(units) == 1 else Unit.video(units) for units in by_sample.values()]
+
+    def count(self, rows: Rows) -> Counts:
+        """Tokens per sample at present."""
+        visual = torch.zeros(rows.slots.shape[0], dtype=torch.long, device=rows.slots.device)
+        for unit in self.units:
+            visual[unit.span.sample] += unit.tokens
+        return Counts(visual, rows.valid.sum(dim=1))
 
     def fingerprint(self, unit: Unit) -> int:
         """A number made of the image's pixels and of the sample's token ids: the same in any batch.
@@ -134,7 +238,8 @@ class Chunk:
                     hint="pass `pixel_values`",
                 )
             digest = hashlib.blake2b(digest_size=8)
-            digest.update(self.vision.pixel_values[unit.span.index].float().cpu().numpy().tobytes())
+            pixels = self.vision.pixel_values[unit.span.index : unit.span.index + unit.span.frames]
+            digest.update(pixels.float().cpu().numpy().tobytes())
             ids = self.input_ids[unit.span.sample][self.valid[unit.span.sample]]
             digest.update(ids.cpu().numpy().tobytes())
             digest.update(bytes([unit.span.image % 256]))
@@ -171,3 +276,11 @@ def open_chunk(parts: Parts, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor,
             hint="pass a two-dimensional attention mask",
         )
     return input_ids, valid, spans
+
+
+def rebase(unit: Unit, span: ImageSpan) -> Unit:
+    """The same tokens of an image, at the slots of another copy of its prompt."""
+    slots = span.slots
+    place_of = torch.where(unit.place_of >= 0, slots, torch.full_like(slots, -1))
+    order = unit.indices.sort().values
+    return replace(unit, span=span, places=slots[order], place_of=place_of)

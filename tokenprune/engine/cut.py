@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.engine.chunk import Chunk, Layer, Unit
-from tokenprune.engine.rows import Rows
-from tokenprune.engine.view import EngineView, SiteContext
+from tokenprune.engine.chunk import Chunk, Unit
+from tokenprune.engine.context import SiteContext
+from tokenprune.engine.rows import Rows, gather_rows
+from tokenprune.engine.view import EngineView
 from tokenprune.errors import NothingPrunedError
 from tokenprune.models.joint import JointSpace
 from tokenprune.pruner import Decision, Kept, Pruner, Stop, UnitRecord
@@ -18,19 +19,29 @@ from tokenprune.pruner import Decision, Kept, Pruner, Stop, UnitRecord
 
 @dataclass(frozen=True)
 class DecoderInput:
-    """What enters a decoder layer: hidden (B, S', D), position ids (B, S'), embeddings (B, S', d) x 2, rows."""
+    """What enters a decoder layer.
+
+    Args:
+        hidden: (B, S', D).
+        rows: Which slots of the chunk the rows hold.
+        origins: (B, S') slot of the chunk whose position each row has; `None` where it is the row's own slot.
+        log_weights: (B, S') added to the attention logits of the rows, or `None`.
+    """
 
     hidden: Tensor
-    position_ids: Tensor
-    position_embeddings: tuple[Tensor, Tensor]
     rows: Rows
-    log_weights: Tensor | None
+    origins: Tensor | None = None
+    log_weights: Tensor | None = None
+
+    def positions(self) -> Tensor:
+        """(B, S') slot of the chunk whose position each row has; 0 for padding."""
+        return (self.rows.slots if self.origins is None else self.origins).clamp(min=0)
 
 
 def decide(
-    pruner: Pruner, chunk: Chunk, position: int, joint: JointSpace | None
+    pruner: Pruner, chunk: Chunk, position: int, units: Sequence[Unit], joint: JointSpace | None
 ) -> tuple[list[tuple[Unit, Kept]], Decision]:
-    """Ask the pruner about every image of the chunk at the stop `position` of its plan.
+    """Ask the pruner about units of the chunk at the stop `position` of its plan.
 
     Units of the same size, grid and budget are seen in one view.
 
@@ -41,26 +52,26 @@ def decide(
         NothingPrunedError: An answer does not name distinct tokens that are there.
     """
     site = chunk.plan[position].site
-    context = SiteContext(chunk, site, pruner.spec, joint)
-    groups: dict[tuple[int, int, tuple[int, int]], list[int]] = {}
-    for number, unit in enumerate(chunk.units):
-        keep = min(unit.tokens, chunk.stop_for(unit, position).keep(unit.original))
-        groups.setdefault((unit.tokens, keep, unit.span.grid), []).append(number)
+    context = SiteContext(chunk, site, pruner, joint)
+    groups: dict[tuple[int, int, int, tuple[int, int], int], list[int]] = {}
+    for number, unit in enumerate(units):
+        keep = min(unit.tokens, chunk.asked(unit, position))
+        groups.setdefault((unit.tokens, keep, unit.original, unit.span.grid, unit.span.frames), []).append(number)
     answers: dict[int, Kept] = {}
     decision = Decision(())
-    for (tokens, keep, _), numbers in groups.items():
-        units = [chunk.units[number] for number in numbers]
-        view = EngineView(context, units, numbers, keep)
-        decision = pruner.decide(view, chunk.stop_for(units[0], position), chunk.state)
-        if decision.resize is None and len(decision.units) != len(units):
+    for (tokens, keep, *_), numbers in groups.items():
+        seen = [units[number] for number in numbers]
+        view = EngineView(context, seen, numbers, keep)
+        decision = pruner.decide(view, chunk.stop_for(seen[0], position), chunk.state)
+        if decision.resize is None and len(decision.units) != len(seen):
             raise NothingPrunedError(
-                f"pruner `{pruner.spec.name}` answered for {len(decision.units)} of {len(units)} images",
+                f"pruner `{pruner.spec.name}` answered for {len(decision.units)} of {len(seen)} images",
                 hint="a decision holds one `Kept` per unit of the view",
             )
         for number, kept in zip(numbers, decision.units, strict=False):
-            _check(pruner, kept, tokens)
+            check_kept(pruner, kept, tokens)
             answers[number] = kept
-    return [(chunk.units[number], answers[number]) for number in sorted(answers)], decision
+    return [(units[number], answers[number]) for number in sorted(answers)], decision
 
 
 def take(
@@ -79,9 +90,7 @@ def take(
         return sequence
     rows = sequence.rows
     alive = rows.inverse >= 0
-    hidden, position_ids = sequence.hidden, sequence.position_ids
-    cos, sin = sequence.position_embeddings
-    weights = sequence.log_weights
+    hidden, origins, weights = sequence.hidden, sequence.positions(), sequence.log_weights
     copied = False
     followed: dict[int, Unit] = {}
     for unit, kept in selections:
@@ -94,8 +103,7 @@ def take(
         moved = kept.merge is not None or not bool((anchors[1:] > anchors[:-1]).all())
         if moved or kept.log_weights is not None:
             if not copied:
-                hidden, position_ids = hidden.clone(), position_ids.clone()
-                cos, sin = cos.clone(), sin.clone()
+                hidden, origins = hidden.clone(), origins.clone()
                 copied = True
             source = rows.inverse[sample, unit.places]
             target = rows.inverse[sample, after.places]
@@ -104,9 +112,7 @@ def take(
                 hidden[sample, target] = emitted.to(hidden.dtype)
             elif merge:
                 hidden[sample, target] = sequence.hidden[sample, source[anchors]]
-            position_ids[sample, target] = sequence.position_ids[sample, source[anchors]]
-            for moved_to, original in zip((cos, sin), sequence.position_embeddings, strict=True):
-                moved_to[sample, target] = original[sample, source[anchors]]
+            origins[sample, target] = sequence.positions()[sample, source[anchors]]
             if weights is not None or kept.log_weights is not None:
                 old = torch.zeros(hidden.shape[:2], device=hidden.device) if weights is None else weights
                 weights = old.clone()
@@ -116,18 +122,17 @@ def take(
     chunk.units = [followed.get(id(unit), unit) for unit in chunk.units]
     index, shorter = rows.select(alive, pad_left=pad_left)
     return DecoderInput(
-        hidden=_gather(hidden, index),
-        position_ids=position_ids.gather(1, index),
-        position_embeddings=(_gather(cos, index), _gather(sin, index)),
+        hidden=gather_rows(hidden, index),
         rows=shorter,
+        origins=origins.gather(1, index) if copied or sequence.origins is not None else None,
         log_weights=None if weights is None else weights.gather(1, index).masked_fill(~shorter.valid, 0.0),
     )
 
 
-def record(stop: Stop, selections: Sequence[tuple[Unit, Kept]], kept_of: Sequence[int]) -> list[UnitRecord]:
-    """What one stop did, per unit; `kept_of` holds the budget that was asked for."""
+def record(chunk: Chunk, stop: Stop, position: int, selections: Sequence[tuple[Unit, Kept]]) -> list[UnitRecord]:
+    """What the stop at a place in the plan did, per unit."""
     entries = []
-    for (unit, kept), asked in zip(selections, kept_of, strict=True):
+    for unit, kept in selections:
         weights = () if kept.log_weights is None else tuple(float(weight) for weight in kept.log_weights.tolist())
         entries.append(
             UnitRecord(
@@ -136,30 +141,16 @@ def record(stop: Stop, selections: Sequence[tuple[Unit, Kept]], kept_of: Sequenc
                 site=str(stop.site),
                 decoder_layer=stop.site.decoder_layer,
                 before=unit.tokens,
-                asked=asked,
+                asked=chunk.asked(unit, position),
                 kept=len(kept.anchors),
                 indices=tuple(unit.indices[kept.anchors.to(unit.indices.device)].tolist()),
                 merged=kept.merge is not None,
                 log_weights=weights,
                 labels=kept.labels or (),
+                auto=stop.auto,
             )
         )
     return entries
-
-
-def entered(chunk: Chunk, sequence: DecoderInput) -> Layer:
-    """A snapshot of what enters a layer, for views at this layer and later."""
-    return Layer(
-        hidden=sequence.hidden,
-        position_embeddings=sequence.position_embeddings,
-        rows=sequence.rows,
-        log_weights=sequence.log_weights,
-        place_of=tuple(unit.place_of for unit in chunk.units),
-    )
-
-
-def _gather(values: Tensor, index: Tensor) -> Tensor:
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def _is_identity(unit: Unit, kept: Kept) -> bool:
@@ -168,7 +159,12 @@ def _is_identity(unit: Unit, kept: Kept) -> bool:
     return bool((kept.anchors.cpu() == torch.arange(unit.tokens)).all())
 
 
-def _check(pruner: Pruner, kept: Kept, tokens: int) -> None:
+def check_kept(pruner: Pruner, kept: Kept, tokens: int) -> None:
+    """Refuse an answer that does not name distinct tokens that are there.
+
+    Raises:
+        NothingPrunedError: With what is wrong.
+    """
     anchors = kept.anchors
     if anchors.ndim != 1 or anchors.dtype != torch.long:
         raise NothingPrunedError(f"pruner `{pruner.spec.name}` must answer with one int64 index per row")

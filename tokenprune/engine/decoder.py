@@ -1,23 +1,27 @@
-"""Hooks on the decoder: cut rows entering a layer, and give every layer the mask and positions of its own length."""
+"""Hooks on the decoder: cut rows at a layer, and give every layer the mask and positions of its own length."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tokenprune.engine.caches import CacheState, Columns, check_growing
-from tokenprune.engine.chunk import Chunk
-from tokenprune.engine.cut import DecoderInput, decide, entered, record, take
+from tokenprune.engine.caches import CachedUnit, CacheState, Columns, check_growing
+from tokenprune.engine.chunk import Chunk, Counts, rebase
+from tokenprune.engine.cut import DecoderInput, decide, record, take
+from tokenprune.engine.halves import Halves, NextCall
 from tokenprune.engine.masks import causal_mask
+from tokenprune.engine.passes import Pass, snapshot
+from tokenprune.engine.reach import reach_back
 from tokenprune.engine.rows import Rows, spread_rows
+from tokenprune.engine.steps import visible_columns
 from tokenprune.errors import IncompatibleError
-from tokenprune.pruner import PruneRecord, Stop
+from tokenprune.pruner import Kept, PruneRecord, Stop
 
 if TYPE_CHECKING:
     from tokenprune.engine.session import Session
@@ -26,34 +30,16 @@ if TYPE_CHECKING:
 _LAYER_NEEDS = frozenset({"hidden", "qkv", "attention", "final_norm"})
 
 
-@dataclass
-class _Pass:
-    """One forward pass of the text model."""
-
-    mask: Tensor | None
-    position_ids: Tensor
-    length: int
-    cache: Any = None
-    past: CacheState | None = None
-    seen: int = 0
-    """Tokens that the cache held before this pass, had it never been pruned."""
-    current: DecoderInput | None = None
-    pad_left: bool = True
-    cut: bool = False
-    """Rows were taken out in this pass."""
-    unpruned: Columns | None = None
-    columns: list[Columns] = field(default_factory=list)
-    extended: dict[tuple[int, int], tuple[Columns, Rows, Columns]] = field(default_factory=dict)
-    masks: dict[int, Tensor | None] = field(default_factory=dict)
-
-
 class DecoderHooks:
     """The decoder side of one session."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._parts = session.parts
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
+        self._next_call: NextCall | None = None
+        self._whole: set[int] = set()
+        """Layers whose halves were checked."""
 
     def install(self) -> list[RemovableHandle]:
         """Register the hooks."""
@@ -65,6 +51,15 @@ class DecoderHooks:
         for index, layer in enumerate(self._parts.layers):
             handles.append(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
         return handles
+
+    def release(self) -> None:
+        """Give back what a forward pass that failed has left behind."""
+        if self._next_call is not None:
+            self._next_call.withdraw()
+
+    @property
+    def _compact(self) -> bool:
+        return self._session.positions == "compact"
 
     # --- the text model -----------------------------------------------------------------------------------------
 
@@ -88,7 +83,7 @@ class DecoderHooks:
             seen = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(seen, seen + length, device=embeddings.device)[None]
         mask = kwargs.get("attention_mask")
-        self._pass = _Pass(mask, position_ids, length, cache, past)
+        self._pass = Pass(mask, position_ids.to(embeddings.device), length, cache, past)
         if chunk is not None:
             chunk.embeddings = embeddings
         if past is None:
@@ -103,15 +98,24 @@ class DecoderHooks:
         chunk = self._session.chunk
         if running is None:
             return None
+        decode = running.past.decode if running.past is not None else ()
         if chunk is not None and len(chunk.done) == len(chunk.plan):
             self._session.records.append(self._finish(chunk))
-        if running.cache is not None and (running.cut or running.past is not None):
-            state = CacheState(running.columns, running.seen + running.length)
-            self._session.caches.remember(running.cache, state)
+            decode = decode or self._session.decode_stops(chunk)
+        if running.cache is not None and (running.cut or running.past is not None or decode):
+            self._remember(running, chunk, decode)
         if running.current is None or not running.cut:
             return None
         rows = running.current.rows
         return _replace_hidden(output, lambda hidden: spread_rows(hidden, rows))
+
+    def _remember(self, running: Pass, chunk: Chunk | None, decode: tuple[Stop, ...]) -> None:
+        """Note what the cache holds now."""
+        before = running.past or CacheState([], 0)
+        units = [] if chunk is None else [unit.span for unit in chunk.units]
+        new = tuple(CachedUnit(u.sample, u.image, len(u.slots), u.grid, u.frames) for u in units)
+        state = CacheState(running.columns, running.seen + running.length, (*before.units, *new), decode, before.state)
+        self._session.caches.remember(running.cache, state)
 
     # --- the layers ---------------------------------------------------------------------------------------------
 
@@ -119,7 +123,6 @@ class DecoderHooks:
         def hook(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            del module
             running = self._pass
             if running is None:
                 return None
@@ -129,19 +132,22 @@ class DecoderHooks:
                 self._begin(running, kwargs)
             if chunk is None and running.past is None:
                 return None
-            present = self._present(running, hidden, kwargs)
+            present = self._present(running, hidden)
             if chunk is not None:
-                present = self._stops(running, chunk, layer, present)
-            past = self._past_columns(running, layer, present)
-            columns = self._columns(running, past, present)
+                present = self._stops(running, chunk, layer, present, kwargs["position_embeddings"])
+            past = running.past_columns(layer, present.hidden.shape[0], present.hidden.device)
+            columns = running.extend(past, present, chunk, compact=self._compact)
             running.columns.append(columns)
+            running.entered.append(present.rows)
+            if chunk is not None and _at(chunk, layer, "mid"):
+                self._split(running, chunk, module, layer, present, kwargs)
             if running.past is None and not running.cut:
                 return None  # nothing was taken out so far: leave every tensor as it came
-            return self._rewritten(running, present, past, columns, args, kwargs)
+            return self._rewritten(running, layer, present, past, columns, args, kwargs)
 
         return hook
 
-    def _begin(self, running: _Pass, kwargs: dict[str, Any]) -> None:
+    def _begin(self, running: Pass, kwargs: dict[str, Any]) -> None:
         """Layer 0: now the cache is known, also where the text model has made it itself."""
         running.cache = kwargs.get("past_key_values")
         if running.past is not None:
@@ -152,17 +158,10 @@ class DecoderHooks:
         if chunk is not None and chunk.plan:
             check_growing(running.cache)
 
-    def _present(self, running: _Pass, hidden: Tensor, kwargs: dict[str, Any]) -> DecoderInput:
+    def _present(self, running: Pass, hidden: Tensor) -> DecoderInput:
         """What enters this layer, with the bookkeeping of its rows."""
         if running.current is not None:
-            return DecoderInput(
-                hidden,
-                running.current.position_ids,
-                running.current.position_embeddings,
-                running.current.rows,
-                running.current.log_weights,
-            )
-        batch = hidden.shape[0]
+            return replace(running.current, hidden=hidden)
         chunk = self._session.chunk
         if chunk is not None:
             valid = chunk.valid
@@ -171,119 +170,106 @@ class DecoderHooks:
         else:
             valid = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         running.pad_left = bool(valid[:, -1].all())
-        cos, sin = kwargs["position_embeddings"]
-        running.current = DecoderInput(
-            hidden,
-            running.position_ids.expand(batch, -1).to(hidden.device),
-            (cos.expand(batch, -1, -1), sin.expand(batch, -1, -1)),
-            Rows.identity(valid.to(hidden.device)),
-            None,
-        )
-        if chunk is not None:
-            self._mark(chunk, 0, running.current.rows)
+        running.current = DecoderInput(hidden, Rows.identity(valid.to(hidden.device)))
         return running.current
 
-    def _stops(self, running: _Pass, chunk: Chunk, layer: int, present: DecoderInput) -> DecoderInput:
+    def _stops(self, running: Pass, chunk: Chunk, layer: int, present: DecoderInput, embeddings: Any) -> DecoderInput:
         """Run every stop that enters this layer."""
         started = time.perf_counter()
-        if layer == 0 and chunk.vision.done:
+        if layer == 0:
             present = self._embedded(running, chunk, present)
         if _LAYER_NEEDS & set(self._session.pruner.needs):
             deepest = max((stop.site.decoder_layer for stop in chunk.plan), default=-1)
             if layer <= deepest:
-                chunk.layers[layer] = entered(chunk, present)
-        while len(chunk.done) < len(chunk.plan) and _enters(chunk.plan[len(chunk.done)], layer):
-            stop = chunk.plan[len(chunk.done)]
-            position = len(chunk.done)
-            asked = [chunk.stop_for(unit, position).keep(unit.original) for unit in chunk.units]
-            selections, _ = decide(self._session.pruner, chunk, position, self._session.joint)
-            chunk.records += record(stop, selections, asked)
-            present = self._cut(running, chunk, present, selections, merge=True)
-            self._mark(chunk, layer, present.rows)
-            chunk.done.append(stop)
+                chunk.layers[layer] = snapshot(chunk, present, running.embeddings(present, embeddings))
+        while (stop := _at(chunk, layer, "in")) is not None:
+            present = self._stop(running, chunk, stop, layer, present)
             if layer in chunk.layers:
-                chunk.layers[layer] = entered(chunk, present)
+                chunk.layers[layer] = snapshot(chunk, present, running.embeddings(present, embeddings))
+        counts = chunk.count(present.rows)
+        chunk.attended.append(counts)
+        chunk.cached.append(counts)
+        chunk.through_mlp.append(counts)
+        self._clock(chunk, started, present)
+        return present
+
+    def _stop(self, running: Pass, chunk: Chunk, stop: Stop, layer: int, present: DecoderInput) -> DecoderInput:
+        """One stop: decide, take rows out, and reach back where it says so."""
+        position = len(chunk.done)
+        selections, _ = decide(self._session.pruner, chunk, position, chunk.units, self._session.joint)
+        chunk.records += record(chunk, stop, position, selections)
+        present = self._cut(running, chunk, present, selections, merge=True)
+        chunk.done.append(stop)
+        last = layer if stop.site.point == "mid" else layer - 1
+        if stop.kv_from is not None and running.cut and stop.kv_from <= last:
+            reach_back(running, stop.kv_from, last, present)
+            chunk.cached[stop.kv_from :] = [chunk.count(present.rows)] * (len(chunk.cached) - stop.kv_from)
         if len(chunk.done) == len(chunk.plan):
             chunk.layers.clear()
-        if present.hidden.is_cuda:
-            torch.cuda.synchronize(present.hidden.device)
-        chunk.seconds += time.perf_counter() - started
         return present
 
-    def _embedded(self, running: _Pass, chunk: Chunk, present: DecoderInput) -> DecoderInput:
+    def _split(
+        self, running: Pass, chunk: Chunk, module: nn.Module, layer: int, present: DecoderInput, kwargs: dict[str, Any]
+    ) -> None:
+        """Let the coming call of a layer be cut between attention and MLP."""
+        halves = Halves(module, self._parts.family.attention, self._parts.family.mlp)
+        if layer not in self._whole:
+            start = {name: value for name, value in kwargs.items() if name not in ("past_key_values", "hidden_states")}
+            embeddings = tuple(part[:, :2] for part in kwargs["position_embeddings"])
+            few = {"attention_mask": None, "position_ids": None, "position_embeddings": embeddings}
+            halves.check(present.hidden[:1, :2], **{**start, **few})
+            self._whole.add(layer)
+
+        def run(hidden: Tensor, *args: Any, **named: Any) -> Any:
+            chunk.middle = halves.first(hidden, *args, **named)
+            started = time.perf_counter()
+            after = replace(present, hidden=chunk.middle.residual)
+            while (stop := _at(chunk, layer, "mid")) is not None:
+                after = self._stop(running, chunk, stop, layer, after)
+                chunk.middle = replace(chunk.middle, residual=after.hidden)
+            chunk.middle = None
+            chunk.through_mlp[layer] = chunk.count(after.rows)
+            self._clock(chunk, started, after)
+            return halves.second(after.hidden, *args, **named)
+
+        self._next_call = NextCall(module, run)
+
+    def _embedded(self, running: Pass, chunk: Chunk, present: DecoderInput) -> DecoderInput:
         """Take out what was decided before the decoder; the emitted rows already stand in place."""
-        selections = [(unit, chunk.vision.kept[unit.span.index]) for unit in chunk.units]
-        for position, stop in enumerate(chunk.vision.done):
-            asked = [chunk.stop_for(unit, position).keep(unit.original) for unit in chunk.units]
-            chunk.records += record(stop, selections, asked)
-        chunk.done = [*chunk.vision.done]
-        chunk.seconds += chunk.vision.seconds
-        present = self._cut(running, chunk, present, selections, merge=False)
-        self._mark(chunk, 0, present.rows)
+        vision = chunk.vision
+        if vision.cuts:
+            whole = list(chunk.units)
+            for cut in vision.cuts:
+                selections = [cut.units[unit.span.index] for unit in whole]
+                placed = [(rebase(unit, goal.span), kept) for (unit, kept), goal in zip(selections, whole, strict=True)]
+                chunk.records += record(chunk, cut.stop, cut.position, placed)
+            final = [vision.units[unit.span.index] for unit in whole]
+            kept = [Kept(unit.indices, log_weights=vision.log_weights.get(unit.span.index)) for unit in final]
+            chunk.done = [cut.stop for cut in vision.cuts]
+            chunk.seconds += vision.seconds
+            present = self._cut(running, chunk, present, list(zip(whole, kept, strict=True)), merge=False)
+            for unit, known in zip(chunk.units, final, strict=True):
+                unit.sizes = known.sizes
+        if chunk.frames:
+            chunk.join_frames()
         return present
 
-    def _cut(
-        self, running: _Pass, chunk: Chunk, present: DecoderInput, selections: Any, *, merge: bool
-    ) -> DecoderInput:
+    def _cut(self, running: Pass, chunk: Chunk, present: DecoderInput, selections: Any, *, merge: bool) -> DecoderInput:
         shorter = take(chunk, present, selections, merge=merge, pad_left=running.pad_left)
         if shorter is present:
             return present
-        if self._session.positions == "compact":
-            if running.position_ids.ndim != 2:
-                raise IncompatibleError(
-                    "compact positions are not defined for several position axes", hint="use `positions='keep'`"
-                )
-            shorter = self._compacted(running, shorter)
+        if self._compact and running.position_ids.ndim != 2:
+            raise IncompatibleError(
+                "compact positions are not defined for several position axes", hint="use `positions='keep'`"
+            )
         running.cut = True
         running.current = shorter
         return shorter
 
-    def _compacted(self, running: _Pass, shorter: DecoderInput) -> DecoderInput:
-        """Renumber the rows of every sample without gaps, from the first row's own position on."""
-        valid = shorter.rows.valid
-        rank = valid.long().cumsum(dim=1) - 1
-        first = shorter.position_ids.masked_fill(~valid, torch.iinfo(torch.long).max).amin(dim=1, keepdim=True)
-        position_ids = torch.where(valid, first + rank, shorter.position_ids)
-        return DecoderInput(
-            shorter.hidden, position_ids, shorter.position_embeddings, shorter.rows, shorter.log_weights
-        )
-
-    def _past_columns(self, running: _Pass, layer: int, present: DecoderInput) -> Columns:
-        """Key columns that a layer's cache held before this pass."""
-        if running.past is not None:
-            return running.past.columns[layer]
-        if running.unpruned is None:
-            batch, device = present.hidden.shape[0], present.hidden.device
-            empty = Columns.empty(batch, device)
-            if running.mask is not None and running.mask.ndim == 2:
-                valid = running.mask[:, : running.seen].bool().to(device)
-            else:
-                valid = torch.ones((batch, running.seen), dtype=torch.bool, device=device)
-            running.unpruned = Columns(valid, None, empty.shift)
-        return running.unpruned
-
-    def _columns(self, running: _Pass, past: Columns, present: DecoderInput) -> Columns:
-        """Key columns of a layer after this pass; layers of equal past and rows share them."""
-        key = (id(past), id(present.rows))
-        if key not in running.extended:
-            shift = past.shift
-            if running.cut and self._session.positions == "compact":
-                shift = shift + self._removed(running, present)
-            columns = past.extend(present.rows.valid, present.log_weights, shift)
-            running.extended[key] = (past, present.rows, columns)  # kept alive, so that ids stay theirs
-        return running.extended[key][2]
-
-    def _removed(self, running: _Pass, present: DecoderInput) -> Tensor:
-        """How many positions the last token of every sample has moved down in this pass, (B,)."""
-        valid = present.rows.valid
-        new = present.position_ids.masked_fill(~valid, torch.iinfo(torch.long).min).amax(dim=1)
-        original = running.position_ids.expand(valid.shape[0], -1).to(new.device)
-        last = present.rows.slots.amax(dim=1, keepdim=True)
-        return original.gather(1, last)[:, 0] - new
-
     def _rewritten(
         self,
-        running: _Pass,
+        running: Pass,
+        layer: int,
         present: DecoderInput,
         past: Columns,
         columns: Columns,
@@ -291,6 +277,14 @@ class DecoderHooks:
         kwargs: dict[str, Any],
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of the layer with hidden states, mask and positions of its own length."""
+        if self._compact:
+            positions = (running.compact_positions(present) - past.shift[:, None]).clamp(min=0)
+            embeddings = self._parts.rotary(present.hidden, position_ids=positions)
+        else:
+            embeddings = running.embeddings(present, kwargs["position_embeddings"])
+        state = running.past
+        if state is not None and state.decode and running.length == 1:
+            columns = visible_columns(self._session, running, state, layer, present, columns, embeddings)
         key = id(columns)
         if key not in running.masks:
             running.masks[key] = causal_mask(
@@ -300,10 +294,6 @@ class DecoderHooks:
                 present.hidden.dtype,
                 columns.log_weights,
             )
-        embeddings = present.position_embeddings
-        if self._session.positions == "compact":
-            positions = (present.position_ids - past.shift[:, None]).clamp(min=0)
-            embeddings = self._parts.rotary(present.hidden, position_ids=positions)
         changed = {
             **kwargs,
             "attention_mask": running.masks[key],
@@ -316,40 +306,43 @@ class DecoderHooks:
 
     # --- what was done ------------------------------------------------------------------------------------------
 
-    def _mark(self, chunk: Chunk, layer: int, rows: Rows) -> None:
-        """Note how many tokens every sample runs with from a layer on."""
-        visual = torch.zeros(rows.slots.shape[0], dtype=torch.long, device=rows.slots.device)
-        for unit in chunk.units:
-            visual[unit.span.sample] += unit.tokens
-        if chunk.timeline and chunk.timeline[-1][0] == layer:
-            chunk.timeline.pop()
-        chunk.timeline.append((layer, visual, rows.valid.sum(dim=1)))
+    @staticmethod
+    def _clock(chunk: Chunk, started: float, present: DecoderInput) -> None:
+        if present.hidden.is_cuda:
+            torch.cuda.synchronize(present.hidden.device)
+        chunk.seconds += time.perf_counter() - started
 
     def _finish(self, chunk: Chunk) -> PruneRecord:
-        num_layers = self._parts.facts.num_layers
-        starts = [layer for layer, _, _ in chunk.timeline]
-        spans = [end - start for start, end in zip(starts, [*starts[1:], num_layers], strict=True)]
-        visual = torch.stack([visual for _, visual, _ in chunk.timeline], dim=1).tolist()
-        everything = torch.stack([total for _, _, total in chunk.timeline], dim=1).tolist()
-        original = [0] * len(visual)
+        original = [0] * chunk.input_ids.shape[0]
         for unit in chunk.units:
             original[unit.span.sample] += unit.original
-
-        def per_layer(counts: list[int]) -> tuple[int, ...]:
-            return tuple(count for count, times in zip(counts, spans, strict=True) for _ in range(times))
-
+        visual = _per_sample(chunk.attended)
+        mlp, cached = _per_sample(chunk.through_mlp), _per_sample(chunk.cached)
         return PruneRecord(
             pruner=self._session.pruner.spec.name,
             units=tuple(chunk.records),
-            visual_tokens=tuple(per_layer(counts) for counts in visual),
-            sequence_lengths=tuple(per_layer(counts) for counts in everything),
+            visual_tokens=visual,
+            sequence_lengths=tuple(zip(*(counts.total.tolist() for counts in chunk.attended), strict=True)),
             original_visual_tokens=tuple(original),
+            mlp_visual_tokens=mlp if mlp != visual else (),
+            kv_visual_tokens=cached if cached != visual else (),
             decide_ms=1000.0 * chunk.seconds,
         )
 
 
-def _enters(stop: Stop, layer: int) -> bool:
-    return stop.site.kind in ("input", "layer") and stop.site.decoder_layer == layer
+def _per_sample(counts: list[Counts]) -> tuple[tuple[int, ...], ...]:
+    """Visual tokens by sample and layer."""
+    return tuple(zip(*(each.visual.tolist() for each in counts), strict=True))
+
+
+def _at(chunk: Chunk, layer: int, point: str) -> Stop | None:
+    """The next stop, where it lies at this point of this layer."""
+    if len(chunk.done) == len(chunk.plan):
+        return None
+    site = chunk.plan[len(chunk.done)].site
+    if site.kind in ("input", "layer") and (site.decoder_layer, site.point) == (layer, point):
+        return chunk.plan[len(chunk.done)]
+    return None
 
 
 def _replace_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,14 +13,15 @@ from tokenprune.errors import IncompatibleError
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """One image of the batch.
+    """One image of the batch, or several that are the frames of one video.
 
     Args:
         sample: Row of the batch.
-        image: Ordinal of the image within its sample.
-        index: Ordinal of the image in the batch, the order of the vision tower's outputs.
-        slots: (N,) positions in the padded sequence.
-        grid: Rows and columns.
+        image: Ordinal of the (first) image within its sample.
+        index: Ordinal of the (first) image in the batch, the order of the vision tower's outputs.
+        slots: (N,) positions in the padded sequence, frame by frame.
+        grid: Rows and columns of one frame.
+        frames: F, 1 for an image.
     """
 
     sample: int
@@ -28,6 +29,22 @@ class ImageSpan:
     index: int
     slots: Tensor
     grid: tuple[int, int]
+    frames: int = 1
+
+
+def join_frames(spans: Sequence[ImageSpan]) -> ImageSpan:
+    """Consecutive images of one sample, in order, as the frames of one video.
+
+    Raises:
+        IncompatibleError: Their grids differ.
+    """
+    first = spans[0]
+    if any(span.grid != first.grid for span in spans):
+        raise IncompatibleError(
+            f"the images of sample {first.sample} have grids {sorted({span.grid for span in spans})}",
+            hint="frames of one video have the same size; leave `frames` off for separate images",
+        )
+    return replace(first, slots=torch.cat([span.slots for span in spans]), frames=len(spans))
 
 
 def find_images(input_ids: Tensor, image_token_id: int, grids: Sequence[tuple[int, int]]) -> tuple[ImageSpan, ...]:

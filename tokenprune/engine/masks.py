@@ -14,7 +14,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from tokenprune.errors import IncompatibleError
 
 #: Kernels that take an additive bias for each key.
-_BIASED = ("sdpa", "eager")
+BIASED_KERNELS = ("sdpa", "eager")
 
 
 def causal_mask(
@@ -34,7 +34,7 @@ def causal_mask(
     """
     kernel = config._attn_implementation
     batch, length = columns.shape
-    if log_weights is not None and kernel not in _BIASED:
+    if log_weights is not None and kernel not in BIASED_KERNELS:
         raise IncompatibleError(
             f"the attention kernel `{kernel}` has no bias for single keys, which token weights need",
             hint="load the model with attention `sdpa` or `eager`, or switch mass correction off",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from tokenprune.models.joint import JointSpace
 from tokenprune.models.loading import parts_of
 from tokenprune.plugins import load_host
 from tokenprune.pruner import PositionPolicy, Pruner, PruneRecord, Stop
+from tokenprune.record import StepRecord
 
 _MARK = "_tokenprune_session"
 
@@ -31,6 +33,7 @@ class Session:
 
     Attributes:
         records: One `PruneRecord` per forward pass that brought images, in order.
+        steps: One `StepRecord` per decoding step, for pruners that choose a view of the cache at each.
     """
 
     def __init__(
@@ -41,17 +44,20 @@ class Session:
         *,
         positions: PositionPolicy | None = None,
         joint: JointSpace | None = None,
+        frames: bool = False,
     ) -> None:
         self.parts = parts
         self.pruner = pruner
         self.budget = budget
         self.positions: PositionPolicy = positions or pruner.positions
         self.joint = joint
+        self.frames = frames
+        self.steps: list[StepRecord] = []
         self.records: list[PruneRecord] = []
         self.caches = CacheBook()
         self.chunk: Chunk | None = None
         self._ahead: Chunk | None = None
-        self._plans: dict[int, tuple[Stop, ...]] = {}
+        self._plans: dict[tuple[int, Budget], tuple[Stop, ...]] = {}
 
     @property
     def last(self) -> PruneRecord:
@@ -66,29 +72,73 @@ class Session:
             )
         return self.records[-1]
 
-    def plan(self, tokens: int) -> tuple[Stop, ...]:
+    def plan(self, tokens: int, budget: Budget | None = None) -> tuple[Stop, ...]:
         """The pruner's stops for images of a number of visual tokens, checked and in running order.
 
         Raises:
             BudgetError: The budget cannot be met.
             IncompatibleError: A site does not exist, or the stops are not in running order.
         """
-        if tokens not in self._plans:
-            stops = tuple(self.pruner.plan(self.parts.facts, self.budget, tokens))
-            order = [(("pixels", "encoder", "input", "layer").index(s.site.kind), s.site.layer) for s in stops]
+        key = (tokens, budget or self.budget)
+        if key not in self._plans:
+            stops = tuple(self.pruner.plan(self.parts.facts, key[1], tokens))
+            order = [stop.site.order for stop in stops]
             if order != sorted(set(order)):
                 raise IncompatibleError(
                     f"`{self.pruner.spec.name}` plans its stops out of order: {[str(s.site) for s in stops]}"
                 )
-            deepest = max((stop.site.decoder_layer for stop in stops), default=0)
-            if deepest >= self.parts.facts.num_layers:
+            self._check_sites(stops)
+            self._plans[key] = stops
+        return self._plans[key]
+
+    def _video_stops(self, units: Sequence[Unit]) -> dict[int, tuple[Stop, ...]]:
+        """Stops for single frames, with their share of the budget, and for the videos that they make.
+
+        Raises:
+            IncompatibleError: A budget in tokens for videos of several lengths.
+        """
+        counts = Counter(unit.span.sample for unit in units)
+        if self.budget.tokens is not None and len(set(counts.values())) > 1:
+            raise IncompatibleError(
+                f"videos of {sorted(set(counts.values()))} frames in one batch, with a budget in tokens",
+                hint="give the budget as a ratio, or batch videos of one length",
+            )
+        stops = {}
+        for unit in units:
+            frames = counts[unit.span.sample]
+            whole = unit.original * frames
+            share = Budget(ratio=self.budget.count(whole) / whole, account=self.budget.account)
+            stops[unit.original] = _of_prefill(self.plan(unit.original, share if frames > 1 else None))
+            stops[whole] = self.prefill_stops(whole)
+        return stops
+
+    def _check_sites(self, stops: Sequence[Stop]) -> None:
+        facts, name = self.parts.facts, self.pruner.spec.name
+        for site in (stop.site for stop in stops):
+            if site.decoder_layer >= facts.num_layers:
                 raise IncompatibleError(
-                    f"`{self.pruner.spec.name}` cuts at decoder layer {deepest}, "
-                    f"but the model has {self.parts.facts.num_layers} layers",
-                    hint=f"cut at a layer up to {self.parts.facts.num_layers - 1}",
+                    f"`{name}` cuts at decoder layer {site.layer}, but the model has {facts.num_layers} layers",
+                    hint=f"cut at a layer up to {facts.num_layers - 1}",
                 )
-            self._plans[tokens] = stops
-        return self._plans[tokens]
+            if site.kind == "tower" and site.layer > facts.encoder_read_layer:
+                raise IncompatibleError(
+                    f"`{name}` cuts at encoder layer {site.layer}, but the projector reads layer "
+                    f"{facts.encoder_read_layer}",
+                    hint=f"cut at an encoder layer up to {facts.encoder_read_layer}",
+                )
+            if site.kind == "decode" and site.layer < 1:
+                raise IncompatibleError(
+                    f"`{name}` plans a view at decoding steps from layer {site.layer}",
+                    hint="such a view is chosen by the layer before, so it begins at layer 1 or later",
+                )
+
+    def prefill_stops(self, tokens: int) -> tuple[Stop, ...]:
+        """The stops of a prefill, for images of a number of visual tokens."""
+        return _of_prefill(self.plan(tokens))
+
+    def decode_stops(self, chunk: Chunk) -> tuple[Stop, ...]:
+        """The stops of every decoding step after the prefill of a chunk."""
+        return tuple(stop for stop in self.plan(chunk.units[0].original) if stop.site.kind == "decode")
 
     # --- hooks of the multimodal model --------------------------------------------------------------------------
 
@@ -106,13 +156,17 @@ class Session:
             return None
         input_ids, valid, spans = found
         units = [Unit.whole(span) for span in spans]
+        stops = {unit.original: self.prefill_stops(unit.original) for unit in units}
+        if self.frames:
+            stops |= self._video_stops(units)
         return Chunk(
             parts=self.parts,
             input_ids=input_ids,
             valid=valid,
-            vision=Vision(pixel_values=inputs.get("pixel_values")),
+            vision=Vision(pixel_values=inputs.get("pixel_values"), units={unit.span.index: unit for unit in units}),
             units=units,
-            stops={unit.original: self.plan(unit.original) for unit in units},
+            stops=stops,
+            frames=self.frames,
         )
 
     def _adopt(self, chunk: Chunk | None) -> Chunk | None:
@@ -127,7 +181,7 @@ class Session:
                 f"{len(chunk.units)} images reach the decoder, but {len(ahead.units)} were encoded",
                 hint="pass the images of the new turn only",
             )
-        chunk.vision = ahead.vision
+        chunk.vision = ahead.vision  # with what the pruner remembers of its stops there
         chunk.units = [
             Unit.whole(replace(unit.span, index=index_of[unit.span.sample // copies, unit.span.image]))
             for unit in chunk.units
@@ -165,6 +219,10 @@ class Session:
                 f"`{self.pruner.spec.name}` should have cut at {missed}, but the model did not pass there",
                 hint="please report this with the model's class and the transformers version",
             )
+
+
+def _of_prefill(stops: Sequence[Stop]) -> tuple[Stop, ...]:
+    return tuple(stop for stop in stops if stop.site.kind != "decode")
 
 
 def resolve_pruner(pruner: str | Pruner | None) -> Pruner:
@@ -207,6 +265,7 @@ def pruned(
     tokens: int | None = None,
     positions: PositionPolicy | None = None,
     joint: JointSpace | None = None,
+    frames: bool = False,
 ) -> Iterator[Session]:
     """Prune the visual tokens of a stock model inside the block; the model is restored bit for bit afterwards.
 
@@ -218,6 +277,8 @@ def pruned(
         tokens: Number of tokens, in place of `budget`.
         positions: `keep` or `compact` position ids; the pruner's own choice where it is not given.
         joint: Joint image-text space, for pruners that need one.
+        frames: The images of each sample are the frames of one video: from the LLM input on, pruners see them as one
+            unit. A budget in tokens counts the whole video; before the decoder each frame gets its share.
 
     Raises:
         IncompatibleError: The model is not described, already pruned, or lacks what the pruner needs.
@@ -234,7 +295,10 @@ def pruned(
             f"`{chosen.spec.name}` needs a joint image-text space (a CLIP text tower)",
             hint="pass `joint=` (see `tokenprune.models.JointSpace`), or choose a pruner without the need `joint`",
         )
-    session = Session(parts, chosen, resolve_budget(budget, ratio, tokens), positions=positions, joint=joint)
+    session = Session(
+        parts, chosen, resolve_budget(budget, ratio, tokens), positions=positions, joint=joint, frames=frames
+    )
+    tower, decoder = TowerHooks(parts, chosen, joint, lambda: session.chunk), DecoderHooks(session)
     handles: list[RemovableHandle] = []
     object.__setattr__(model, _MARK, session)
     own_generate = vars(model).get("generate")
@@ -244,12 +308,14 @@ def pruned(
             parts.base.register_forward_pre_hook(session._before, with_kwargs=True),
             parts.base.register_forward_hook(session._after),
         ]
-        handles += TowerHooks(parts, chosen, joint, lambda: session.chunk).install()
-        handles += DecoderHooks(session).install()
+        for hooks in (tower, decoder):
+            handles += hooks.install()
         yield session
     finally:
         for handle in handles:
             handle.remove()
+        tower.release()
+        decoder.release()
         object.__delattr__(model, "generate")
         if own_generate is not None:
             object.__setattr__(model, "generate", own_generate)

@@ -1,20 +1,24 @@
-"""Hooks on the vision side: resize pixels, cut between encoder and projector, keep what views may ask for."""
+"""Hooks on the vision side: resize pixels, cut inside the encoder and behind it, keep what views may ask for."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tokenprune.engine.chunk import Chunk
+from tokenprune.engine.chunk import Chunk, TowerRows, Unit, VisionCut
 from tokenprune.engine.cut import decide
+from tokenprune.engine.halves import Halves, NextCall
+from tokenprune.engine.masks import BIASED_KERNELS
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.family import Parts
 from tokenprune.models.joint import JointSpace
-from tokenprune.pruner import Pruner
+from tokenprune.pruner import Decision, Kept, Pruner, Stop
 
 
 class TowerHooks:
@@ -27,8 +31,18 @@ class TowerHooks:
         self._pruner = pruner
         self._joint = joint
         self._chunk = chunk
+        self._rows: TowerRows | None = None
+        """Rows that enter the next encoder layer, once something was cut inside the tower."""
         self._places: list[Tensor] | None = None
         """Per image, the original indices at which the projector's rows stand; `None` where all stand in order."""
+        self._next_call: NextCall | None = None
+        self._whole: set[int] = set()
+        """Layers whose halves were checked."""
+
+    def release(self) -> None:
+        """Give back what a forward pass that failed has left behind."""
+        if self._next_call is not None:
+            self._next_call.withdraw()
 
     def install(self) -> list[RemovableHandle]:
         """Register the hooks."""
@@ -37,28 +51,22 @@ class TowerHooks:
             self._parts.projector.register_forward_pre_hook(self._before_projector, with_kwargs=True),
             self._parts.projector.register_forward_hook(self._after_projector),
         ]
-        if "encoder_attention" in self._pruner.needs:
+        if "encoder_attention" in self._pruner.needs or "tower" in self._pruner.spec.sites:
             for index, layer in enumerate(self._parts.tower_layers):
-                handles.append(layer.register_forward_pre_hook(self._remember(index), with_kwargs=True))
+                handles.append(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
         return handles
 
-    def _remember(self, index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            chunk = self._chunk()
-            if chunk is not None:
-                chunk.vision.tower_inputs[index] = args[0] if args else kwargs["hidden_states"]
-
-        return hook
+    # --- pixels -------------------------------------------------------------------------------------------------
 
     def _before_tower(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        chunk = self._chunk()
-        if chunk is None or _next_kind(chunk) != "pixels":
+        chunk, self._rows, self._places = self._chunk(), None, None
+        stop = _stop_at(chunk, "pixels")
+        if chunk is None or stop is None:
             return None
         started = time.perf_counter()
-        stop = chunk.plan[len(chunk.vision.done)]
-        selections, decision = decide(self._pruner, chunk, len(chunk.vision.done), self._joint)
+        selections, decision = self._decide(chunk, stop)
         if decision.resize is None or self._parts.family.resize is None:
             raise IncompatibleError(
                 f"family `{self._parts.family.name}` cannot run on a smaller image",
@@ -70,13 +78,93 @@ class TowerHooks:
         smaller = nn.functional.interpolate(
             pixels.float(), size=(cells[0] * patch, cells[1] * patch), mode="bicubic", antialias=True
         ).to(pixels.dtype)
-        chunk.vision.kept = {unit.span.index: kept for unit, kept in selections}
-        chunk.vision.done.append(stop)
-        self._places = [chunk.vision.kept[index].anchors for index in range(pixels.shape[0])]
+        self._places = [kept.anchors for _, kept in selections]
         chunk.vision.seconds += time.perf_counter() - started
         if args:
             return (smaller, *args[1:]), {**kwargs, **self._parts.family.resize}
         return args, {**kwargs, "pixel_values": smaller, **self._parts.family.resize}
+
+    # --- inside the encoder -------------------------------------------------------------------------------------
+
+    def _before_layer(self, index: int) -> Callable[..., Any]:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            chunk = self._chunk()
+            if chunk is None:
+                return None
+            hidden = args[0] if args else kwargs["hidden_states"]
+            rows = self._entering(chunk, hidden)
+            chunk.vision.tower[index] = rows
+            while (stop := _stop_at(chunk, "tower", index, "in")) is not None:
+                rows = self._cut(chunk, stop, rows)
+                chunk.vision.tower[index] = rows
+            middle = _stop_at(chunk, "tower", index, "mid")
+            if middle is not None:
+                self._split(chunk, module, index, rows)
+            if self._rows is None and middle is None:
+                return None
+            return self._rewritten(rows, args, kwargs)
+
+        return hook
+
+    def _entering(self, chunk: Chunk, hidden: Tensor) -> TowerRows:
+        """The rows of the states that enter a layer."""
+        if self._rows is not None:
+            return replace(self._rows, hidden=hidden)
+        first = int(self._parts.facts.has_cls)
+        units = chunk.vision.units
+        return TowerRows(hidden, None, None, tuple(units[image].indices + first for image in sorted(units)))
+
+    def _rewritten(
+        self, rows: TowerRows, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of a layer with the states and the attention bias of the rows that are left."""
+        changed, rest = dict(kwargs), list(args[1:])
+        bias = rows.bias()
+        if bias is not None:
+            config: Any = self._parts.tower.config
+            kernel = config._attn_implementation
+            if kernel not in BIASED_KERNELS:
+                raise IncompatibleError(
+                    f"the attention kernel `{kernel}` of the vision encoder has no bias for single keys, which rows of "
+                    "several sizes need",
+                    hint="load the model with attention `sdpa` or `eager`",
+                )
+            if rest:
+                rest[0] = bias.to(rows.hidden.dtype)
+            else:
+                changed["attention_mask"] = bias.to(rows.hidden.dtype)
+        if args:
+            return (rows.hidden, *rest), changed
+        return args, {**changed, "hidden_states": rows.hidden}
+
+    def _split(self, chunk: Chunk, layer: nn.Module, index: int, rows: TowerRows) -> None:
+        """Let the coming call of a layer be cut between attention and MLP."""
+        halves = Halves(layer, self._parts.family.tower_attention, self._parts.family.tower_mlp)
+        if index not in self._whole:
+            halves.check(rows.hidden[:, :2], attention_mask=None)
+            self._whole.add(index)
+
+        def run(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            chunk.vision.middle = halves.first(hidden, *args, **kwargs)
+            after = replace(rows, hidden=chunk.vision.middle.residual)
+            while (stop := _stop_at(chunk, "tower", index, "mid")) is not None:
+                after = self._cut(chunk, stop, after)
+                chunk.vision.middle = None
+            return halves.second(after.hidden, *args, **kwargs)
+
+        self._next_call = NextCall(layer, run)
+
+    def _cut(self, chunk: Chunk, stop: Stop, rows: TowerRows) -> TowerRows:
+        """Ask the pruner, and take out or merge rows."""
+        started = time.perf_counter()
+        selections, _ = self._decide(chunk, stop)
+        self._rows = shortened(rows, selections, int(self._parts.facts.has_cls))
+        chunk.vision.seconds += time.perf_counter() - started
+        return self._rows
+
+    # --- between encoder and projector --------------------------------------------------------------------------
 
     def _before_projector(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -85,27 +173,29 @@ class TowerHooks:
         if chunk is None:
             return None
         features: Tensor = args[0] if args else next(iter(kwargs.values()))
+        units = chunk.vision.units
         if self._places is None:
+            first = int(self._parts.facts.has_cls)
             chunk.vision.features = features
-        if _next_kind(chunk) != "encoder":
+            chunk.vision.row_of = (
+                tuple(units[image].indices for image in sorted(units))
+                if self._rows is None
+                else tuple(rows - first for rows in self._rows.row_of)
+            )
+        if self._rows is not None:
+            self._places = [units[image].indices.sort().values for image in sorted(units)]
+        self._rows = None
+        stop = _stop_at(chunk, "encoder")
+        if stop is None:
             return None
         started = time.perf_counter()
-        stop = chunk.plan[len(chunk.vision.done)]
-        selections, _ = decide(self._pruner, chunk, len(chunk.vision.done), self._joint)
-        chunk.vision.kept = {unit.span.index: kept for unit, kept in selections}
-        chunk.vision.done.append(stop)
-        by_image = chunk.vision.kept
-        width = max(len(kept.anchors) for kept in by_image.values())
-        reduced = features.new_zeros(features.shape[0], width, features.shape[-1])
-        self._places = []
-        for index in range(features.shape[0]):
-            kept = by_image[index]
-            anchors = kept.anchors.to(features.device)
-            emitted = features[index, anchors]
-            if kept.merge is not None:
-                emitted = (kept.merge.to(features.device).float() @ features[index].float()).to(features.dtype)
-            reduced[index, : len(anchors)] = emitted
-            self._places.append(anchors.sort().values)
+        selections, _ = self._decide(chunk, stop)
+        packed = TowerRows(features, None, None, chunk.vision.row_of)
+        reduced = shortened(packed, selections, 0).hidden
+        for unit, kept in selections:
+            if kept.log_weights is not None:
+                chunk.vision.log_weights[unit.span.index] = kept.log_weights
+        self._places = [units[image].indices.sort().values for image in sorted(units)]
         chunk.vision.seconds += time.perf_counter() - started
         if args:
             return (reduced, *args[1:]), kwargs
@@ -118,13 +208,64 @@ class TowerHooks:
             return None
         # the model counts one row per placeholder: emitted rows stand in their anchors' places, the rest is cut at
         # the first decoder layer
-        full = output.new_zeros(output.shape[0], chunk.units[0].original, output.shape[-1])
+        full = output.new_zeros(output.shape[0], chunk.vision.units[0].original, output.shape[-1])
         for index, place in enumerate(places):
             full[index, place] = output[index, : len(place)]
         return full
 
+    def _decide(self, chunk: Chunk, stop: Stop) -> tuple[list[tuple[Unit, Kept]], Decision]:
+        """Ask about every image, and note the answers."""
+        position = len(chunk.vision.cuts)
+        units = [chunk.vision.units[image] for image in sorted(chunk.vision.units)]
+        selections, decision = decide(self._pruner, chunk, position, units, self._joint)
+        chunk.vision.cuts.append(
+            VisionCut(stop, position, {unit.span.index: (unit, kept) for unit, kept in selections})
+        )
+        for unit, kept in selections:
+            chunk.vision.units[unit.span.index] = unit.follow(kept)
+        return selections, decision
 
-def _next_kind(chunk: Chunk) -> str | None:
-    """Kind of the next stop before the decoder."""
-    done = len(chunk.vision.done)
-    return chunk.plan[done].site.kind if done < len(chunk.plan) else None
+
+def shortened(rows: TowerRows, selections: Sequence[tuple[Unit, Kept]], first: int) -> TowerRows:
+    """Rows (images, first + K, C) that are left or merged, in the order of emission; shorter images padded at the end.
+
+    Args:
+        rows: All rows; the first `first` of each image (CLS) stay in front.
+        selections: By image, in order.
+        first: Rows in front that are no patches.
+    """
+    hidden = rows.hidden
+    counts = [len(kept.anchors) for _, kept in selections]
+    width = first + max(counts)
+    short = hidden.new_zeros(hidden.shape[0], width, hidden.shape[-1])
+    weighted = rows.log_weights is not None or any(kept.log_weights is not None for _, kept in selections)
+    old = torch.zeros(hidden.shape[:2], device=hidden.device) if rows.log_weights is None else rows.log_weights
+    weights = old.new_zeros(hidden.shape[0], width)
+    valid = torch.zeros(hidden.shape[0], width, dtype=torch.bool, device=hidden.device)
+    row_of = []
+    for image, (unit, kept) in enumerate(selections):
+        source = rows.row_of[image][unit.indices]
+        anchors = kept.anchors.to(hidden.device)
+        end = first + len(anchors)
+        emitted = hidden[image, source[anchors]]
+        if kept.merge is not None:
+            emitted = (kept.merge.to(hidden.device).float() @ hidden[image, source].float()).to(hidden.dtype)
+        short[image, :first] = hidden[image, :first]
+        short[image, first:end] = emitted
+        weights[image, :first] = old[image, :first]
+        weights[image, first:end] = old[image, source[anchors]]
+        if kept.log_weights is not None:
+            weights[image, first:end] += kept.log_weights.to(hidden.device).float()
+        valid[image, :end] = True
+        places = torch.full_like(rows.row_of[image], -1)
+        places[unit.indices[anchors]] = torch.arange(first, end, device=hidden.device)
+        row_of.append(places)
+    return TowerRows(short, None if min(counts) == max(counts) else valid, weights if weighted else None, tuple(row_of))
+
+
+def _stop_at(chunk: Chunk | None, kind: str, layer: int = 0, point: str = "in") -> Stop | None:
+    """The next stop before the decoder, where it is of this kind and at this place."""
+    stop = chunk.next_stop() if chunk is not None else None
+    if stop is None or (stop.site.kind, stop.site.layer, stop.site.point) != (kind, layer, point):
+        return None
+    return stop

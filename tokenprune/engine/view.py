@@ -3,94 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tokenprune.engine.chunk import Chunk, Layer, Unit
-from tokenprune.engine.probe import Projections, project, without_rotation
+from tokenprune.engine.chunk import Layer, Unit
+from tokenprune.engine.context import SiteContext
+from tokenprune.engine.halves import Middle
 from tokenprune.engine.rows import gather_rows, pack_slots
 from tokenprune.errors import IncompatibleError, UndeclaredNeedError
 from tokenprune.models.joint import JointSpace
 from tokenprune.pruner import ModelFacts, Rows, Site
-from tokenprune.registry import PrunerSpec
-
-
-class SiteContext:
-    """One stop of one forward pass: tensors of the whole batch, computed once and shared by its views."""
-
-    def __init__(self, chunk: Chunk, site: Site, spec: PrunerSpec, joint: JointSpace | None) -> None:
-        self.chunk = chunk
-        self.site = site
-        self.spec = spec
-        self.joint = joint
-        self._projections: dict[tuple[int, bool], Projections] = {}
-        self._encoder: dict[int, Projections] = {}
-        self._cls: dict[int, Tensor] = {}
-        self._received: dict[int, Tensor] = {}
-
-    def layer(self, layer: int | None) -> tuple[int, Layer]:
-        """What entered a decoder layer; `None` is the layer that the cut enters."""
-        index = self.site.decoder_layer if layer is None else layer
-        if index not in self.chunk.layers:
-            available = sorted(self.chunk.layers)
-            raise IncompatibleError(
-                f"`{self.spec.name}` asks for decoder layer {index} at site `{self.site}`; available: {available}",
-                hint="only layers up to the cut have run; at `pixels` and `encoder` none has",
-            )
-        return index, self.chunk.layers[index]
-
-    def projections(self, layer: int | None, *, rope: bool) -> tuple[Projections, Layer]:
-        """Projections of the whole batch at a decoder layer."""
-        index, entered = self.layer(layer)
-        key = (index, rope)
-        if key not in self._projections:
-            embeddings = entered.position_embeddings if rope else without_rotation(entered.position_embeddings)
-            self._projections[key] = project(
-                self.chunk.parts.layers[index], entered.hidden, position_embeddings=embeddings
-            )
-        return self._projections[key], entered
-
-    def encoder(self, layer: int | None) -> tuple[int, Projections]:
-        """Projections of all images at an encoder layer."""
-        facts = self.chunk.parts.facts
-        index = facts.encoder_read_layer if layer is None else layer % facts.encoder_layers
-        if index not in self._encoder:
-            if index not in self.chunk.vision.tower_inputs:
-                raise IncompatibleError(
-                    f"`{self.spec.name}` needs encoder layer {index}, but the vision encoder did not run here",
-                    hint="pass `pixel_values`, not precomputed encoder outputs",
-                )
-            self._encoder[index] = project(self.chunk.parts.tower_layers[index], self.chunk.vision.tower_inputs[index])
-        return index, self._encoder[index]
-
-    def cls_attention(self, layer: int | None) -> Tensor:
-        """Attention of the CLS row on the patches, (images, H, N)."""
-        if not self.chunk.parts.facts.has_cls:
-            raise IncompatibleError(
-                f"`{self.spec.name}` needs a CLS token, which this vision encoder does not have",
-                hint="choose a pruner that uses received attention (`tokenprune list --json` shows the needs)",
-            )
-        index, found = self.encoder(layer)
-        if index not in self._cls:
-            logits = (found.queries[:, :, :1].float() * found.scaling) @ found.keys.float().transpose(-1, -2)
-            self._cls[index] = logits.softmax(dim=-1)[:, :, 0, 1:]
-        return self._cls[index]
-
-    def received_attention(self, layer: int | None) -> Tensor:
-        """Mean attention that each patch receives from all encoder rows, head mean, (images, N)."""
-        index, found = self.encoder(layer)
-        if index not in self._received:
-            total = torch.zeros(found.queries.shape[::2], device=found.queries.device)
-            for head in range(found.queries.shape[1]):  # one head at a time: never (H, N, N)
-                logits = (found.queries[:, head].float() * found.scaling) @ found.keys[:, head].float().transpose(
-                    -1, -2
-                )
-                total += logits.softmax(dim=-1).mean(dim=1)
-            received = total / found.queries.shape[1]
-            self._received[index] = received[:, 1:] if self.chunk.parts.facts.has_cls else received
-        return self._received[index]
+from tokenprune.view import Support
 
 
 class EngineView:
@@ -109,11 +33,12 @@ class EngineView:
         self.keep: int = keep
         self._indices = torch.stack([unit.indices for unit in units])
         self._sample = torch.tensor([unit.span.sample for unit in units], device=self._indices.device)
-        self._image = torch.tensor([unit.span.index for unit in units], device=self._indices.device)
+        frames = torch.arange(units[0].span.frames, device=self._indices.device)
+        self._images = torch.tensor([unit.span.index for unit in units], device=frames.device)[:, None] + frames
         self._text: tuple[Tensor, Tensor] | None = None
 
     def _need(self, need: str) -> None:
-        if need not in self._context.spec.needs:
+        if need not in self._context.needs:
             raise UndeclaredNeedError(
                 f"pruner `{self._context.spec.name}` uses `{need}`, which its spec does not declare",
                 hint=f"add {need!r} to `needs` in its `@pruner(...)`",
@@ -122,12 +47,43 @@ class EngineView:
     # --- hidden states ------------------------------------------------------------------------------------------
 
     def hidden(self) -> Tensor:
-        """Hidden states at the site, (B, N, D); at `encoder` the encoder's features, (B, N, C)."""
+        """Hidden states at the site, (B, N, D); at `encoder` and inside the `tower` the encoder's, (B, N, C)."""
         self._need("hidden")
         if self.site.kind == "encoder":
             return self._features()
+        middle = self._middle()
+        return self.layer_input() if middle is None else self._stream(middle.residual)
+
+    def layer_input(self) -> Tensor:
+        """What entered the layer of the site, (B, N, D) or (B, N, C)."""
+        self._need("hidden")
+        if self.site.kind == "encoder":
+            return self._features()
+        if self.site.kind == "tower":
+            return self._stream(self._chunk.vision.tower[self.site.layer].hidden)
+        return self._stream(self._context.layer(None)[1].hidden)
+
+    def mlp_input(self) -> Tensor:
+        """What the MLP of the site's layer would read, (B, N, D) or (B, N, C)."""
+        self._need("hidden")
+        middle = self._middle()
+        if middle is None:
+            raise IncompatibleError(
+                f"`{self._context.spec.name}` asks for the MLP's input at site `{self.site}`",
+                hint="it exists at `mid` points only",
+            )
+        return self._stream(middle.mlp_input)
+
+    def _middle(self) -> Middle | None:
+        middle: Middle | None = self._chunk.vision.middle if self.site.kind == "tower" else self._chunk.middle
+        return middle
+
+    def _stream(self, states: Tensor) -> Tensor:
+        """The units' rows of states at the site's layer."""
+        if self.site.kind == "tower":
+            return self._rows_of(states, self._chunk.vision.tower[self.site.layer].row_of)
         _, entered = self._context.layer(None)
-        return gather_rows(entered.hidden[self._sample], self._rows(entered)).detach().float()
+        return gather_rows(states[self._sample], self._rows(entered)).detach().float()
 
     def projected(self) -> Tensor:
         """LLM input embeddings of the visual tokens still there, (B, N, D)."""
@@ -177,16 +133,17 @@ class EngineView:
         *,
         rope: bool = True,
         layer: int | None = None,
-        support: Literal["causal", "visual"] = "causal",
+        support: Support = "causal",
     ) -> tuple[Tensor, Tensor]:
         """Attention probabilities (B, H, R, N) of the named rows on the unit's visual tokens, and the mask."""
         self._need("attention")
         _, entered = self._context.projections(layer, rope=rope)
         visual = self._rows(entered)
         slots = entered.rows.slots[self._sample]
-        columns = torch.arange(slots.shape[1], device=slots.device).expand_as(slots) if support == "causal" else visual
-        probabilities, mask = self._probabilities(rows, columns, rope=rope, layer=layer)
-        if support == "causal":
+        everything = torch.arange(slots.shape[1], device=slots.device).expand_as(slots)
+        columns = visual if support == "visual" else everything
+        probabilities, mask = self._probabilities(rows, columns, rope=rope, layer=layer, causal=support != "all")
+        if support != "visual":
             heads, length = probabilities.shape[1:3]
             probabilities = probabilities.gather(-1, visual[:, None, None, :].expand(-1, heads, length, -1))
         return probabilities, mask
@@ -203,7 +160,9 @@ class EngineView:
         grouped = probabilities.reshape(units, values.shape[1], -1, probabilities.shape[3]) @ values
         return grouped.reshape(units, heads, length, -1), mask
 
-    def _probabilities(self, rows: Rows, columns: Tensor, *, rope: bool, layer: int | None) -> tuple[Tensor, Tensor]:
+    def _probabilities(
+        self, rows: Rows, columns: Tensor, *, rope: bool, layer: int | None, causal: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Softmax (B, H, R, C) of the named rows over the columns (B, C) that they see, and the mask (B, R)."""
         found, entered = self._context.projections(layer, rope=rope)
         index, mask = self._row_index(rows, entered)
@@ -216,7 +175,9 @@ class EngineView:
         column_slots = slots.gather(1, columns)
         if entered.log_weights is not None:
             logits = logits + entered.log_weights[self._sample].gather(1, columns)[:, None, None, :]
-        seen = (column_slots >= 0)[:, None, :] & (column_slots[:, None, :] <= slots.gather(1, index)[:, :, None])
+        seen = (column_slots >= 0)[:, None, :].expand(-1, index.shape[1], -1)
+        if causal:
+            seen = seen & (column_slots[:, None, :] <= slots.gather(1, index)[:, :, None])
         probabilities = logits.masked_fill(~seen[:, None], float("-inf")).softmax(dim=-1)
         # padded rows carry no meaning, and rows that see nothing would be NaN
         return probabilities.masked_fill(~mask[:, None, :, None], 0.0), mask
@@ -231,21 +192,22 @@ class EngineView:
     def cls_attention(self, layer: int | None = None) -> Tensor:
         """Attention of the CLS query on the patches in an encoder layer, (B, H, N)."""
         self._need("encoder_attention")
-        found = self._context.cls_attention(layer)[self._image]
-        return found.gather(-1, self._indices[:, None, :].expand(-1, found.shape[1], -1))
+        attention, rows = self._context.cls_attention(layer)
+        return self._rows_of(attention.transpose(1, 2), rows.row_of).transpose(1, 2)
 
     def received_attention(self, layer: int | None = None) -> Tensor:
         """Mean attention that each patch receives from all encoder rows, head mean, (B, N)."""
         self._need("encoder_attention")
-        return self._context.received_attention(layer)[self._image].gather(-1, self._indices)
+        received, rows = self._context.received_attention(layer)
+        return self._rows_of(received[..., None], rows.row_of)[..., 0]
 
     def encoder_keys(self, layer: int | None = None) -> Tensor:
         """Raw encoder keys of the patches, (B, H, N, d)."""
         self._need("encoder_attention")
-        _, found = self._context.encoder(layer)
-        offset = int(self.facts.has_cls)
-        keys = found.keys[self._image].float()
-        return keys.gather(2, (self._indices + offset)[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
+        _, found, rows = self._context.encoder(layer)
+        heads = found.keys.shape[1]
+        flat = self._rows_of(found.keys.transpose(1, 2).flatten(2), rows.row_of)
+        return flat.reshape(*flat.shape[:2], heads, -1).transpose(1, 2)
 
     def joint_image(self) -> Tensor:
         """Joint-space embeddings of the patches, not normalised, (B, N, P)."""
@@ -276,10 +238,24 @@ class EngineView:
             raise IncompatibleError(f"units of different grids {sorted(grids)} in one view")
         return grids.pop()
 
+    def frames(self) -> int:
+        """Frames of the unit, 1 for an image."""
+        self._need("geometry")
+        return self._units[0].span.frames
+
     def coordinates(self) -> Tensor:
         """Row and column of each visual token still there, (B, N, 2), float."""
-        columns = self.grid()[1]
-        return torch.stack([self._indices // columns, self._indices % columns], dim=-1).float()
+        rows, columns = self.grid()
+        cell = self._indices % (rows * columns)
+        return torch.stack([cell // columns, cell % columns], dim=-1).float()
+
+    def ids(self) -> tuple[int, ...]:
+        """A number for each unit, the same at every stop of a prompt."""
+        return tuple(unit.span.index for unit in self._units)
+
+    def sizes(self) -> Tensor:
+        """How many original tokens each row stands for, (B, N)."""
+        return torch.stack([unit.sizes for unit in self._units])
 
     def indices(self) -> Tensor:
         """Original index of each visual token still there, (B, N), int64."""
@@ -291,6 +267,18 @@ class EngineView:
         return tuple(self._chunk.fingerprint(unit) for unit in self._units)
 
     # --- where things are -------------------------------------------------------------------------------------------
+
+    def _rows_of(self, values: Tensor, row_of: Sequence[Tensor]) -> Tensor:
+        """Rows (B, N, ...) of the units' tokens in tensors of the vision side, (images, R, ...), float32.
+
+        Tokens that were merged away or dropped since are gone from `indices`, so every token here has its row, or had
+        one in a layer that ran before.
+        """
+        frames, cells = self._images.shape[1], self.original_tokens // self._images.shape[1]
+        places = torch.stack([row_of[image] for image in self._images.flatten().tolist()])
+        places = places.view(self.units, frames * cells).gather(1, self._indices)
+        image = self._images.gather(1, self._indices // cells)
+        return values[image, places].detach().float()
 
     def _own_slots(self) -> Tensor:
         return torch.stack([unit.places for unit in self._units])
@@ -337,7 +325,7 @@ class EngineView:
                 f"`{self._context.spec.name}` needs encoder features, but the projector did not run here",
                 hint="pass `pixel_values`, not precomputed encoder outputs",
             )
-        return gather_rows(self._chunk.vision.features[self._image], self._indices).detach().float()
+        return self._rows_of(self._chunk.vision.features, self._chunk.vision.row_of)
 
     def _embeddings(self) -> Tensor:
         if self._chunk.embeddings is None:

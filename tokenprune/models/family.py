@@ -34,6 +34,10 @@ class Family:
         resize: How to run the tower on a smaller image: extra keyword arguments for its forward; `None` where it
             cannot.
         patch_size: Pixels per token side, from the config.
+        attention: Attention module of a decoder layer, below it.
+        mlp: MLP of a decoder layer, below it.
+        tower_attention: Attention module of an encoder layer.
+        tower_mlp: MLP of an encoder layer.
     """
 
     name: str
@@ -51,6 +55,10 @@ class Family:
     has_cls: Callable[[Any], bool]
     patch_size: Callable[[Any], int]
     resize: Mapping[str, Any] | None = None
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+    tower_attention: str = "self_attn"
+    tower_mlp: str = "mlp"
 
 
 @dataclass(frozen=True)

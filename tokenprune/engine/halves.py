@@ -1,0 +1,151 @@
+"""Run a transformer layer in two halves, so that tokens can leave between its attention and its MLP.
+
+A pre-norm layer computes `x + attention(norm(x))` and then `x + mlp(norm(x))`. Its own forward gives the first half
+while its MLP answers zeros, and the second half while its attention answers zeros: no layer is written anew here, and
+norms before or after either part run as the model has them. That the halves make up the whole is checked on the layer
+itself before they are used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.errors import IncompatibleError
+
+
+@dataclass(frozen=True)
+class Middle:
+    """Between the halves: the residual stream (B, S, D), and what the MLP would read of it."""
+
+    residual: Tensor
+    mlp_input: Tensor
+
+
+class Halves:
+    """The two halves of one layer.
+
+    Args:
+        layer: A decoder or encoder layer.
+        attention: Name of its attention module.
+        mlp: Name of its MLP.
+
+    Raises:
+        IncompatibleError: The layer has no such parts.
+    """
+
+    def __init__(self, layer: nn.Module, attention: str, mlp: str) -> None:
+        self._layer = layer
+        self._forward: Callable[..., Any] = layer.forward
+        parts = [getattr(layer, name, None) for name in (attention, mlp)]
+        if not all(isinstance(part, nn.Module) for part in parts):
+            raise IncompatibleError(
+                f"`{type(layer).__name__}` has no modules `{attention}` and `{mlp}`, so it cannot be cut in its middle",
+                hint="choose a pruner that cuts entering a layer",
+            )
+        self._attention: nn.Module = parts[0]  # type: ignore[assignment]
+        self._mlp: nn.Module = parts[1]  # type: ignore[assignment]
+        self._rest: tuple[Any, ...] | None = None
+
+    def first(self, hidden: Tensor, **kwargs: Any) -> Middle:
+        """Attention and its residual; fills the layer's KV cache."""
+        read: list[Tensor] = []
+        attend = self._attention.forward
+
+        def silent(states: Tensor, *args: Any, **named: Any) -> Tensor:
+            read.append(states)
+            return torch.zeros_like(states)
+
+        def observed(*args: Any, **named: Any) -> Any:
+            answer = attend(*args, **named)
+            self._rest = tuple(answer[1:]) if isinstance(answer, tuple) else None
+            return answer
+
+        with _answering(self._mlp, silent), _answering(self._attention, observed):
+            output = self._forward(hidden, **kwargs)
+        if len(read) != 1:
+            raise IncompatibleError(
+                f"the MLP of `{type(self._layer).__name__}` ran {len(read)} times in one layer",
+                hint="it cannot be cut in its middle; choose a pruner that cuts entering a layer",
+            )
+        return Middle(_states(output), read[0])
+
+    def second(self, residual: Tensor, **kwargs: Any) -> Any:
+        """MLP and its residual, in the form in which the layer answers."""
+
+        def silent(*args: Any, **named: Any) -> Any:
+            states = named["hidden_states"] if "hidden_states" in named else args[0]
+            nothing = torch.zeros_like(states)
+            return nothing if self._rest is None else (nothing, *self._rest)
+
+        with _answering(self._attention, silent):
+            return self._forward(residual, **kwargs)
+
+    def check(self, hidden: Tensor, **kwargs: Any) -> None:
+        """Compare the halves with the whole layer on given states, without a cache.
+
+        Raises:
+            IncompatibleError: They differ: the layer is no sum of both halves.
+        """
+        whole = _states(self._forward(hidden, **kwargs))
+        halves = _states(self.second(self.first(hidden, **kwargs).residual, **kwargs))
+        if not torch.equal(whole, halves):
+            raise IncompatibleError(
+                f"`{type(self._layer).__name__}` is not attention followed by an MLP: it has no middle to cut at",
+                hint="choose a pruner that cuts entering a layer",
+            )
+
+
+class NextCall:
+    """The next forward call of a module goes to another function; the module is given back before it runs.
+
+    Args:
+        module: The module.
+        run: What answers in place of its forward.
+    """
+
+    def __init__(self, module: nn.Module, run: Callable[..., Any]) -> None:
+        self._module = module
+        self._own = vars(module).get("forward")
+        self._run = run
+        self._waiting = True
+        object.__setattr__(module, "forward", self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The call that was waited for."""
+        self.withdraw()
+        return self._run(*args, **kwargs)
+
+    def withdraw(self) -> None:
+        """Give the module back; nothing happens where the call has been made."""
+        if not self._waiting:
+            return
+        self._waiting = False
+        if self._own is None:
+            object.__delattr__(self._module, "forward")
+        else:
+            object.__setattr__(self._module, "forward", self._own)
+
+
+@contextlib.contextmanager
+def _answering(module: nn.Module, answer: Callable[..., Any]) -> Iterator[None]:
+    """A module whose forward is replaced, and given back."""
+    own = vars(module).get("forward")
+    object.__setattr__(module, "forward", answer)
+    try:
+        yield
+    finally:
+        if own is None:
+            object.__delattr__(module, "forward")
+        else:
+            object.__setattr__(module, "forward", own)
+
+
+def _states(output: Any) -> Tensor:
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states

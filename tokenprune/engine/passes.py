@@ -1,0 +1,133 @@
+"""One forward pass of the text model: its rows, key columns and positions, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.engine.caches import CacheState, Columns
+from tokenprune.engine.chunk import Chunk, Layer, Unit
+from tokenprune.engine.cut import DecoderInput
+from tokenprune.engine.rows import Rows, gather_rows
+
+
+@dataclass
+class Pass:
+    """What is known while the decoder layers run.
+
+    Args:
+        mask: The attention mask that the text model was given.
+        position_ids: (B or 1, S) position of every slot.
+        length: S.
+        cache: The KV cache.
+        past: What an earlier pass has taken out of it.
+        seen: Tokens that the cache held before this pass, had it never been pruned.
+        current: What enters the present layer.
+        pad_left: Side of the padding.
+        cut: Rows were taken out in this pass.
+        entered: By layer, the rows that it ran with, while a cut may still reach back to its cache.
+        columns: Key columns of every layer after this pass.
+        queried: States and position embeddings that entered a layer, for views at decoding steps.
+        hidden_tokens: By sample, numbers of the visual tokens that this step does not see.
+        viewed: Columns with what is hidden taken for padding, by the columns' identity.
+    """
+
+    mask: Tensor | None
+    position_ids: Tensor
+    length: int
+    cache: Any = None
+    past: CacheState | None = None
+    seen: int = 0
+    current: DecoderInput | None = None
+    pad_left: bool = True
+    cut: bool = False
+    entered: list[Rows] = field(default_factory=list)
+    columns: list[Columns] = field(default_factory=list)
+    masks: dict[int, Tensor | None] = field(default_factory=dict)
+    queried: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
+    hidden_tokens: list[Tensor] | None = None
+    viewed: dict[int, tuple[Columns, Columns]] = field(default_factory=dict)
+    _unpruned: Columns | None = None
+    _extended: dict[tuple[int, int], tuple[Columns, Rows, Columns]] = field(default_factory=dict)
+    _embeddings: dict[tuple[int, int], tuple[Rows, Any, Any]] = field(default_factory=dict)
+
+    def past_columns(self, layer: int, batch: int, device: torch.device) -> Columns:
+        """Key columns that a layer's cache held before this pass."""
+        if self.past is not None:
+            return self.past.columns[layer]
+        if self._unpruned is None:
+            empty = Columns.empty(batch, device)
+            if self.mask is not None and self.mask.ndim == 2:
+                valid = self.mask[:, : self.seen].bool().to(device)
+            else:
+                valid = torch.ones((batch, self.seen), dtype=torch.bool, device=device)
+            self._unpruned = replace(empty, valid=valid, token=torch.full_like(valid, -1, dtype=torch.long))
+        return self._unpruned
+
+    def extend(self, past: Columns, present: DecoderInput, chunk: Chunk | None, *, compact: bool) -> Columns:
+        """Key columns of a layer after this pass; layers of equal past and rows share them."""
+        key = (id(past), id(present.rows))
+        if key not in self._extended:
+            shift = past.shift
+            if self.cut and compact:
+                shift = shift + self._removed(present)
+            tokens = token_numbers(chunk.units if chunk is not None else (), present.rows)
+            columns = past.extend(present.rows.valid, present.log_weights, shift, tokens)
+            self._extended[key] = (past, present.rows, columns)  # kept alive, so that ids stay theirs
+        return self._extended[key][2]
+
+    def _removed(self, present: DecoderInput) -> Tensor:
+        """How many positions the last token of every sample has moved down in this pass, (B,)."""
+        valid = present.rows.valid
+        new = self.compact_positions(present).masked_fill(~valid, torch.iinfo(torch.long).min).amax(dim=1)
+        original = self.position_ids.expand(valid.shape[0], -1).to(new.device)
+        last = present.rows.slots.amax(dim=1, keepdim=True)
+        return original.gather(1, last)[:, 0] - new
+
+    def compact_positions(self, present: DecoderInput) -> Tensor:
+        """Position ids (B, S') without gaps, from the first row's own position on."""
+        valid = present.rows.valid
+        original = positions_at(self.position_ids.to(valid.device), present.positions())
+        if not self.cut:
+            return original
+        first = original.masked_fill(~valid, torch.iinfo(torch.long).max).amin(dim=1, keepdim=True)
+        return torch.where(valid, first + valid.long().cumsum(dim=1) - 1, original)
+
+    def embeddings(self, present: DecoderInput, given: Any) -> Any:
+        """The layer's position embeddings for the rows that are left."""
+        if not self.cut:
+            return given
+        key = (id(present.rows), id(given))
+        if key not in self._embeddings:
+            index = present.positions()
+            self._embeddings[key] = (present.rows, given, tuple(gather_rows(part, index) for part in given))
+        return self._embeddings[key][2]
+
+
+def positions_at(position_ids: Tensor, index: Tensor) -> Tensor:
+    """Position ids (B or 1, S) at slots (B, S'), (B, S')."""
+    return position_ids.expand(index.shape[0], -1).gather(1, index)
+
+
+def token_numbers(units: Sequence[Unit], rows: Rows) -> Tensor:
+    """For each row (B, S'), `unit * 2^32 + original index` of its visual token, -1 for everything else."""
+    tokens = torch.full_like(rows.inverse, -1)
+    for unit in units:
+        ordered = unit.indices  # rows stand, in the order of emission, in the sorted places
+        tokens[unit.span.sample, unit.places] = (unit.span.image << 32) + ordered
+    return tokens.gather(1, rows.slots.clamp(min=0)).masked_fill(~rows.valid, -1)
+
+
+def snapshot(chunk: Chunk, present: DecoderInput, position_embeddings: Any) -> Layer:
+    """What enters a layer, for views at this layer and later."""
+    return Layer(
+        hidden=present.hidden,
+        position_embeddings=position_embeddings,
+        rows=present.rows,
+        log_weights=present.log_weights,
+        place_of=tuple(unit.place_of for unit in chunk.units),
+    )
