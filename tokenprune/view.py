@@ -149,8 +149,8 @@ class View(Protocol):
     def cls_attention(self, layer: int | None = None) -> Tensor:
         """Attention of the CLS query on the patches in encoder layer `layer`, (B, H, N); rows sum to less than 1.
 
-        `None` is the layer that the projector reads, inside the `tower` the site's own. Where rows were merged
-        inside the tower, a layer that ran before has attention for other rows than those here and is refused.
+        `None` is the layer that the projector reads, inside the `tower` the site's own. Where rows were merged inside
+        the tower, the attention on a merged row in the layers after, on its anchor in the layers before.
         """
         ...
 

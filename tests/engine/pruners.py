@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from tokenprune.budget import Budget
 from tokenprune.pruner import Decision, Kept, ModelFacts, Pruner, Site, State, Stop, View, pruner
 from tokenprune.registry import Axes, Source
+from tokenprune.site import SITE_KINDS
 
 
 def sites_of(names: Sequence[str]) -> list[Site]:
-    return [Site("layer", int(name[6:])) if name.startswith("layer:") else Site(name) for name in names]  # type: ignore[arg-type]
+    """Sites by the names that they print as."""
+    sites = []
+    for name in names:
+        place, _, point = name.partition(".")
+        kind, _, layer = place.partition(":")
+        sites.append(Site(kind, int(layer or 0), point or "in"))  # type: ignore[arg-type]
+    assert [str(site) for site in sites] == list(names)
+    return sites
 
 
 @pruner(
@@ -22,6 +32,7 @@ def sites_of(names: Sequence[str]) -> list[Site]:
     source=Source("test"),
     axes=Axes(site="any"),
     needs=("hidden", "fingerprint"),
+    sites=SITE_KINDS,
 )
 @dataclass(frozen=True)
 class ByContent(Pruner):
@@ -50,6 +61,7 @@ class ByContent(Pruner):
     source=Source("test"),
     axes=Axes(site="any"),
     needs=("fingerprint",),
+    sites=SITE_KINDS,
 )
 @dataclass(frozen=True)
 class Ragged(ByContent):
@@ -70,6 +82,7 @@ class Ragged(ByContent):
     summary="merges neighbours and weighs them",
     source=Source("test"),
     axes=Axes(site="any", merge="mean"),
+    sites=SITE_KINDS,
 )
 @dataclass(frozen=True)
 class Averaging(ByContent):
@@ -87,3 +100,53 @@ class Averaging(ByContent):
         order = torch.arange(view.keep).flip(0) if self.reverse else torch.arange(view.keep)
         kept = Kept(anchors[order], merge=merge[order], log_weights=size[order].log() if self.weighted else None)
         return Decision((kept,) * view.units)
+
+
+@pruner(
+    "reaching",
+    summary="also cuts the caches of the layers before",
+    source=Source("test"),
+    axes=Axes(site="any"),
+    needs=("fingerprint",),
+    sites=SITE_KINDS,
+)
+@dataclass(frozen=True)
+class Reaching(ByContent):
+    """Like `ByContent`, and reaches back to the caches from layer `kv_from` on."""
+
+    kv_from: int = 0
+
+    def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
+        return [dataclasses.replace(stop, kv_from=self.kv_from) for stop in super().plan(facts, budget, tokens)]
+
+
+@pruner(
+    "alternating",
+    summary="sees every other token, the others at the next step",
+    source=Source("test"),
+    axes=Axes(site="decode"),
+    needs=("attention", "fingerprint", "geometry"),
+    sites=SITE_KINDS,
+)
+@dataclass(frozen=True)
+class Alternating(ByContent):
+    """Cuts as `ByContent` does, then looks at even and odd tokens in turn from a layer on."""
+
+    layer: int = 2
+    seen: Any = None
+
+    def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
+        stops = super().plan(facts, budget, tokens) if self.sites else ()
+        return [*stops, Stop(Site("decode", self.layer), Budget(ratio=1.0), auto=True)]
+
+    def decide(self, view: View, stop: Stop, state: State) -> Decision:
+        if view.site.kind != "decode":
+            return super().decide(view, stop, state)
+        if self.seen is not None:
+            self.seen(view)
+        step = {unit: state.get(unit, -1) + 1 for unit in view.ids()}
+        state.update(step)
+        units = []
+        for unit, row in zip(view.ids(), view.indices(), strict=True):
+            units.append(Kept((row % 2 == step[unit] % 2).nonzero()[:, 0]))
+        return Decision(tuple(units))

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.models import IMAGE, batch, prompt, random_llava
+from tests.engine.models import IMAGE, TOKENS, batch, prompt, random_llava
 from tests.engine.pruners import Averaging, ByContent, Ragged
-from tests.engine.reference import dropped_by_layer, fingerprint_of, masked_from, positions_of
+from tests.engine.reference import dropped_by_layer, fingerprint_of, masked_from, positions_of, tower_masked
 from tokenprune.engine import pruned
 from tokenprune.errors import IncompatibleError, NothingPrunedError
 
@@ -21,6 +21,11 @@ SITES = [
     ("layer:1", "layer:3"),
     ("encoder", "layer:2"),
     ("input", "layer:1", "layer:2"),
+    ("layer:3.mid",),
+    ("layer:1", "layer:1.mid", "layer:2.mid"),
+    ("tower:1",),
+    ("tower:0.mid", "tower:1.mid", "layer:2"),
+    ("tower:1.mid", "encoder", "input", "layer:0.mid"),
 ]
 KERNELS = ["sdpa", "eager"]
 POLICIES = ["keep", "compact"]
@@ -89,7 +94,7 @@ def test_pruned_equals_masked_in_prefill_and_twenty_decoded_tokens(
     gone = dropped_by_layer(session.last, inputs, IMAGE, 4)
     assert gone.any()
     valid = torch.cat([inputs["attention_mask"], torch.ones(len(SAMPLES), 20, dtype=torch.long)], dim=1)
-    with masked_from(model, gone, valid, compact=policy == "compact"):
+    with masked_from(model, gone, valid, compact=policy == "compact"), tower_masked(model, session.last, TOKENS):
         reference = model(
             input_ids=out.sequences,
             pixel_values=inputs["pixel_values"],
@@ -99,9 +104,11 @@ def test_pruned_equals_masked_in_prefill_and_twenty_decoded_tokens(
         ).logits
     length = inputs["input_ids"].shape[1]
     rows = inputs["attention_mask"].bool() & ~gone[-1]
-    torch.testing.assert_close(prefill[rows], reference[:, :length][rows], atol=1e-5, rtol=1e-5)
+    # a cut inside the encoder changes the order of its sums, too
+    near = {"atol": 2e-5 if sites[0].startswith("tower") else 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(prefill[rows], reference[:, :length][rows], **near)
     for step in range(20):
-        torch.testing.assert_close(out.logits[step], reference[:, length - 1 + step], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(out.logits[step], reference[:, length - 1 + step], **near)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -137,7 +144,8 @@ def test_cache_lengths_equal_the_record_and_memory_is_freed(model: Any, sites: t
         keys = cache.layers[layer].keys
         assert keys.shape[-2] == max(row[layer] for row in lengths)
         assert keys.untyped_storage().nbytes() == keys.numel() * keys.element_size()
-    assert cache.layers[3].keys.shape[-2] < full
+    if session.last.sequence_lengths[0][3] < session.last.sequence_lengths[0][0]:
+        assert cache.layers[3].keys.shape[-2] < full
     text = [len(ids) - images * 16 for (ids, _), images in zip(SAMPLES, (1, 2, 1), strict=False)]
     assert [row[3] for row in lengths] == [
         visual[3] + count for visual, count in zip(session.last.visual_tokens, text, strict=True)
@@ -147,8 +155,8 @@ def test_cache_lengths_equal_the_record_and_memory_is_freed(model: Any, sites: t
 @pytest.mark.parametrize("fails", [False, True])
 def test_model_is_restored(model: Any, fails: bool) -> None:
     inputs = batch(SAMPLES)
-    before = fingerprint_of(model)
     generated = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    before = fingerprint_of(model)  # after a first run, which lets transformers install hooks of its own
     if fails:
 
         class Exploding(ByContent):
@@ -156,8 +164,9 @@ def test_model_is_restored(model: Any, fails: bool) -> None:
                 raise ArithmeticError("inside")
 
         Exploding.spec = ByContent.spec
-        with pytest.raises(ArithmeticError), pruned(model, Exploding(("layer:2",)), ratio=0.5):
-            model.generate(**inputs, max_new_tokens=5)
+        for site in ("layer:2", "layer:2.mid", "tower:1.mid", "encoder"):
+            with pytest.raises(ArithmeticError), pruned(model, Exploding((site,)), ratio=0.5):
+                model.generate(**inputs, max_new_tokens=5)
     else:
         with pruned(model, ByContent(("encoder", "layer:2")), ratio=0.5):
             model.generate(**inputs, max_new_tokens=5)

@@ -16,11 +16,19 @@ from tokenprune.engine import capture_prefill, pruned
 from tokenprune.errors import IncompatibleError, NothingPrunedError, UndeclaredNeedError
 from tokenprune.pruner import NEEDS, Decision, Kept, ModelFacts, Pruner, State, Stop, View, pruner
 from tokenprune.registry import Axes, Source
+from tokenprune.site import SITE_KINDS
 
 SAMPLES = [prompt(1), prompt(2, images=2), prompt(3, text=11)]
 
 
-@pruner("asking", summary="asks the view", source=Source("test"), axes=Axes(site="any"), needs=tuple(NEEDS))
+@pruner(
+    "asking",
+    summary="asks the view",
+    source=Source("test"),
+    axes=Axes(site="any"),
+    needs=tuple(NEEDS),
+    sites=SITE_KINDS,
+)
 @dataclass(frozen=True)
 class Asking(Pruner):
     """Runs a function on every view and keeps the first K."""

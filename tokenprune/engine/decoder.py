@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from tokenprune.engine.caches import CachedUnit, CacheState, Columns, check_growing
 from tokenprune.engine.chunk import Chunk, Counts, rebase
 from tokenprune.engine.cut import DecoderInput, decide, record, take
-from tokenprune.engine.halves import Halves, NextCall
+from tokenprune.engine.halves import Door, Halves
 from tokenprune.engine.masks import causal_mask
 from tokenprune.engine.passes import Pass, snapshot
 from tokenprune.engine.reach import reach_back
@@ -37,13 +37,15 @@ class DecoderHooks:
         self._session = session
         self._parts = session.parts
         self._pass: Pass | None = None
-        self._next_call: NextCall | None = None
+        self._doors: tuple[Door, ...] = ()
         self._whole: set[int] = set()
         """Layers whose halves were checked."""
 
     def install(self) -> list[RemovableHandle]:
         """Register the hooks."""
         text = self._parts.text
+        if "layer" in self._session.pruner.spec.sites:
+            self._doors = tuple(Door(layer) for layer in self._parts.layers)
         handles = [
             text.register_forward_pre_hook(self._before_text, with_kwargs=True),
             text.register_forward_hook(self._after_text),
@@ -53,9 +55,10 @@ class DecoderHooks:
         return handles
 
     def release(self) -> None:
-        """Give back what a forward pass that failed has left behind."""
-        if self._next_call is not None:
-            self._next_call.withdraw()
+        """Give the layers their own forward back."""
+        while self._doors:
+            self._doors[-1].remove()
+            self._doors = self._doors[:-1]
 
     @property
     def _compact(self) -> bool:
@@ -215,7 +218,7 @@ class DecoderHooks:
         halves = Halves(module, self._parts.family.attention, self._parts.family.mlp)
         if layer not in self._whole:
             start = {name: value for name, value in kwargs.items() if name not in ("past_key_values", "hidden_states")}
-            embeddings = tuple(part[:, :2] for part in kwargs["position_embeddings"])
+            embeddings = tuple(part[:1, :2] for part in kwargs["position_embeddings"])
             few = {"attention_mask": None, "position_ids": None, "position_embeddings": embeddings}
             halves.check(present.hidden[:1, :2], **{**start, **few})
             self._whole.add(layer)
@@ -232,7 +235,7 @@ class DecoderHooks:
             self._clock(chunk, started, after)
             return halves.second(after.hidden, *args, **named)
 
-        self._next_call = NextCall(module, run)
+        self._doors[layer].redirect(run)
 
     def _embedded(self, running: Pass, chunk: Chunk, present: DecoderInput) -> DecoderInput:
         """Take out what was decided before the decoder; the emitted rows already stand in place."""

@@ -52,22 +52,22 @@ class Halves:
         self._mlp: nn.Module = parts[1]  # type: ignore[assignment]
         self._rest: tuple[Any, ...] | None = None
 
-    def first(self, hidden: Tensor, **kwargs: Any) -> Middle:
+    def first(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Middle:
         """Attention and its residual; fills the layer's KV cache."""
         read: list[Tensor] = []
         attend = self._attention.forward
 
-        def silent(states: Tensor, *args: Any, **named: Any) -> Tensor:
+        def silent(states: Tensor, *given: Any, **named: Any) -> Tensor:
             read.append(states)
             return torch.zeros_like(states)
 
-        def observed(*args: Any, **named: Any) -> Any:
-            answer = attend(*args, **named)
+        def observed(*given: Any, **named: Any) -> Any:
+            answer = attend(*given, **named)
             self._rest = tuple(answer[1:]) if isinstance(answer, tuple) else None
             return answer
 
         with _answering(self._mlp, silent), _answering(self._attention, observed):
-            output = self._forward(hidden, **kwargs)
+            output = self._forward(hidden, *args, **kwargs)
         if len(read) != 1:
             raise IncompatibleError(
                 f"the MLP of `{type(self._layer).__name__}` ran {len(read)} times in one layer",
@@ -75,16 +75,16 @@ class Halves:
             )
         return Middle(_states(output), read[0])
 
-    def second(self, residual: Tensor, **kwargs: Any) -> Any:
+    def second(self, residual: Tensor, *args: Any, **kwargs: Any) -> Any:
         """MLP and its residual, in the form in which the layer answers."""
 
-        def silent(*args: Any, **named: Any) -> Any:
-            states = named["hidden_states"] if "hidden_states" in named else args[0]
+        def silent(*given: Any, **named: Any) -> Any:
+            states = named["hidden_states"] if "hidden_states" in named else given[0]
             nothing = torch.zeros_like(states)
             return nothing if self._rest is None else (nothing, *self._rest)
 
         with _answering(self._attention, silent):
-            return self._forward(residual, **kwargs)
+            return self._forward(residual, *args, **kwargs)
 
     def check(self, hidden: Tensor, **kwargs: Any) -> None:
         """Compare the halves with the whole layer on given states, without a cache.
@@ -101,35 +101,37 @@ class Halves:
             )
 
 
-class NextCall:
-    """The next forward call of a module goes to another function; the module is given back before it runs.
+class Door:
+    """Stands before a layer's forward, so that one coming call can go another way.
+
+    A module looks its forward up before its hooks run; so this has to stand there from the start of a session.
 
     Args:
-        module: The module.
-        run: What answers in place of its forward.
+        layer: The layer.
     """
 
-    def __init__(self, module: nn.Module, run: Callable[..., Any]) -> None:
-        self._module = module
-        self._own = vars(module).get("forward")
-        self._run = run
-        self._waiting = True
-        object.__setattr__(module, "forward", self)
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+        self._own = vars(layer).get("forward")
+        self._forward: Callable[..., Any] = layer.forward
+        self._run: Callable[..., Any] | None = None
+        object.__setattr__(layer, "forward", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The call that was waited for."""
-        self.withdraw()
-        return self._run(*args, **kwargs)
+        """The layer's own forward, or what was put in place of this call."""
+        run, self._run = self._run, None
+        return (run or self._forward)(*args, **kwargs)
 
-    def withdraw(self) -> None:
-        """Give the module back; nothing happens where the call has been made."""
-        if not self._waiting:
-            return
-        self._waiting = False
+    def redirect(self, run: Callable[..., Any]) -> None:
+        """Let the next call go to `run`."""
+        self._run = run
+
+    def remove(self) -> None:
+        """Give the layer its own forward back."""
         if self._own is None:
-            object.__delattr__(self._module, "forward")
+            object.__delattr__(self._layer, "forward")
         else:
-            object.__setattr__(self._module, "forward", self._own)
+            object.__setattr__(self._layer, "forward", self._own)
 
 
 @contextlib.contextmanager

@@ -115,6 +115,11 @@ class Session:
     def _check_sites(self, stops: Sequence[Stop]) -> None:
         facts, name = self.parts.facts, self.pruner.spec.name
         for site in (stop.site for stop in stops):
+            if site.kind not in self.pruner.spec.sites:
+                raise IncompatibleError(
+                    f"`{name}` plans a cut at `{site}`, but its spec declares the sites {list(self.pruner.spec.sites)}",
+                    hint=f"add {site.kind!r} to `sites` in its `@pruner(...)`",
+                )
             if site.decoder_layer >= facts.num_layers:
                 raise IncompatibleError(
                     f"`{name}` cuts at decoder layer {site.layer}, but the model has {facts.num_layers} layers",

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tokenprune.engine.chunk import Chunk, TowerRows, Unit, VisionCut
 from tokenprune.engine.cut import decide
-from tokenprune.engine.halves import Halves, NextCall
+from tokenprune.engine.halves import Door, Halves
 from tokenprune.engine.masks import BIASED_KERNELS
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.family import Parts
@@ -35,14 +35,15 @@ class TowerHooks:
         """Rows that enter the next encoder layer, once something was cut inside the tower."""
         self._places: list[Tensor] | None = None
         """Per image, the original indices at which the projector's rows stand; `None` where all stand in order."""
-        self._next_call: NextCall | None = None
+        self._doors: tuple[Door, ...] = ()
         self._whole: set[int] = set()
         """Layers whose halves were checked."""
 
     def release(self) -> None:
-        """Give back what a forward pass that failed has left behind."""
-        if self._next_call is not None:
-            self._next_call.withdraw()
+        """Give the layers their own forward back."""
+        while self._doors:
+            self._doors[-1].remove()
+            self._doors = self._doors[:-1]
 
     def install(self) -> list[RemovableHandle]:
         """Register the hooks."""
@@ -51,6 +52,8 @@ class TowerHooks:
             self._parts.projector.register_forward_pre_hook(self._before_projector, with_kwargs=True),
             self._parts.projector.register_forward_hook(self._after_projector),
         ]
+        if "tower" in self._pruner.spec.sites:
+            self._doors = tuple(Door(layer) for layer in self._parts.tower_layers)
         if "encoder_attention" in self._pruner.needs or "tower" in self._pruner.spec.sites:
             for index, layer in enumerate(self._parts.tower_layers):
                 handles.append(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
@@ -154,7 +157,7 @@ class TowerHooks:
                 chunk.vision.middle = None
             return halves.second(after.hidden, *args, **kwargs)
 
-        self._next_call = NextCall(layer, run)
+        self._doors[index].redirect(run)
 
     def _cut(self, chunk: Chunk, stop: Stop, rows: TowerRows) -> TowerRows:
         """Ask the pruner, and take out or merge rows."""
