@@ -172,7 +172,7 @@ def test_later_stops_see_the_tokens_that_are_left(model: Any) -> None:
 
 
 def test_undeclared_needs_are_refused(model: Any) -> None:
-    bare = pruner("bare", summary="", source=Source("test"), axes=Axes(site="any"))(
+    bare = pruner("bare", summary="", source=Source("test"), axes=Axes(site="any"), sites=("layer",))(
         dataclass(frozen=True)(type("Bare", (Asking,), {}))
     )
     calls: list[tuple[str, Callable[[View], Any]]] = [
