@@ -96,6 +96,8 @@ class MassCorrected(Pruner):
         return stops
 
     def decide(self, view: View, stop: Stop, state: State) -> Decision:
-        """The inner pruner's decision, with log-weights."""
+        """The inner pruner's decision, with log-weights; a view at a decoding step hides tokens and merges none."""
         decision = self.inner.decide(view, stop, state)
+        if stop.site.kind == "decode":
+            return decision
         return mass_corrected(decision, dual.cosine_duplication(view.hidden(), centred=True), cap=self.cap)

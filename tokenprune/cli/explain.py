@@ -123,7 +123,8 @@ def _ask(
     bench = Bench(session.host, device)
     inputs = bench.encode(loaded, [Sample("explain", (picture,), question, answer="", family="")])
     parts = parts_of(loaded.model, session.host)
-    (grid,) = parts.grids(inputs, int((inputs["input_ids"] == parts.image_token_id).sum()))
+    (visual,) = parts.visuals(inputs)
+    grid = visual.grid or (1, visual.tokens)
     found = [_ask_one(session, loaded, inputs, name, budget, grid[0] * grid[1]) for name in names]
     return grid, found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,14 +23,18 @@ class Columns:
         log_weights: (B, T) bias of the column's logits, or `None` for none.
         shift: (B,) how much the position ids of later tokens are lowered (`compact` positions).
         token: (B, T) number of the column's visual token (`passes.token_numbers`), -1 for everything else.
+        logical: (B, T) place that the column would have, had nothing been pruned.
     """
 
     valid: Tensor
     log_weights: Tensor | None
     shift: Tensor
     token: Tensor
+    logical: Tensor
 
-    def extend(self, valid: Tensor, log_weights: Tensor | None, shift: Tensor, token: Tensor) -> Columns:
+    def extend(
+        self, valid: Tensor, log_weights: Tensor | None, shift: Tensor, token: Tensor, logical: Tensor
+    ) -> Columns:
         """These columns and the new ones (B, S) after them."""
         weights: Tensor | None = None
         if self.log_weights is not None or log_weights is not None:
@@ -37,7 +42,21 @@ class Columns:
             past = zeros.expand(self.valid.shape) if self.log_weights is None else self.log_weights
             new = zeros.expand(valid.shape) if log_weights is None else log_weights
             weights = torch.cat([past, new], dim=1)
-        return Columns(torch.cat([self.valid, valid], dim=1), weights, shift, torch.cat([self.token, token], dim=1))
+        return Columns(
+            torch.cat([self.valid, valid], dim=1),
+            weights,
+            shift,
+            torch.cat([self.token, token], dim=1),
+            torch.cat([self.logical, logical], dim=1),
+        )
+
+    def last(self, count: int) -> Columns:
+        """The last columns, which is what a layer with a sliding window keeps."""
+        if count >= self.valid.shape[1]:
+            return self
+        first = self.valid.shape[1] - count
+        weights = None if self.log_weights is None else self.log_weights[:, first:]
+        return Columns(self.valid[:, first:], weights, self.shift, self.token[:, first:], self.logical[:, first:])
 
     def select(self, index: Tensor, real: Tensor) -> Columns:
         """The columns at `index` (B, T'); the others are padding where not `real`."""
@@ -46,13 +65,15 @@ class Columns:
             None if self.log_weights is None else self.log_weights.gather(1, index).masked_fill(~real, 0.0),
             self.shift,
             self.token.gather(1, index).masked_fill(~real, -1),
+            self.logical.gather(1, index),
         )
 
     @classmethod
     def empty(cls, batch: int, device: torch.device) -> Columns:
         """No columns yet."""
         nothing = torch.zeros((batch, 0), dtype=torch.bool, device=device)
-        return cls(nothing, None, torch.zeros(batch, dtype=torch.long, device=device), nothing.long())
+        shift = torch.zeros(batch, dtype=torch.long, device=device)
+        return cls(nothing, None, shift, nothing.long(), nothing.long())
 
 
 @dataclass(frozen=True)
@@ -62,7 +83,7 @@ class CachedUnit:
     sample: int
     image: int
     original: int
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None
     frames: int
 
 
@@ -91,8 +112,12 @@ class CacheBook:
     def __init__(self) -> None:
         self._states: weakref.WeakKeyDictionary[Any, CacheState] = weakref.WeakKeyDictionary()
 
-    def find(self, cache: Any, num_layers: int) -> CacheState | None:
+    def find(self, cache: Any, sources: Sequence[int]) -> CacheState | None:
         """State of a cache, or `None` where it was never pruned.
+
+        Args:
+            cache: The cache.
+            sources: By decoder layer, the layer whose keys and values it reads.
 
         Raises:
             IncompatibleError: The cache was changed by somebody else since.
@@ -100,8 +125,8 @@ class CacheBook:
         state = self._states.get(cache) if cache is not None else None
         if state is None:
             return None
-        for layer in range(num_layers):
-            held = int(cache.layers[layer].get_seq_length())
+        for layer, source in enumerate(sources):
+            held = held_columns(cache.layers[source])
             known = state.columns[layer].valid.shape[1]
             if held != known:
                 raise IncompatibleError(
@@ -119,6 +144,11 @@ class CacheBook:
         cache.get_seq_length = _LogicalLength(weakref.ref(cache), state)
         if state.decode:
             cache.reorder_cache = _refuse_reordering
+
+
+def held_columns(layer: Any) -> int:
+    """Key columns that a cache layer holds."""
+    return 0 if getattr(layer, "keys", None) is None or layer.keys.ndim < 2 else int(layer.keys.shape[-2])
 
 
 class _LogicalLength:

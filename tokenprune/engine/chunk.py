@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -83,7 +83,9 @@ class Layer:
     """What entered one decoder layer: hidden states (B, S', D), position embeddings, rows, and the units then."""
 
     hidden: Tensor
-    position_embeddings: tuple[Tensor, Tensor]
+    position_embeddings: Any
+    call: Mapping[str, Any]
+    """The other arguments of its forward."""
     rows: Rows
     log_weights: Tensor | None
     place_of: tuple[Tensor, ...]
@@ -131,7 +133,7 @@ class Vision:
     """What the vision side made of the images, by image; `generate` runs it before the decoder, and once per prompt.
 
     Args:
-        pixel_values: (images, 3, height, width).
+        pixels: The processor's tensors that bring images or videos, by name.
         units: Tokens of each image, as far as they are still there.
         tower: What entered each encoder layer.
         middle: The residual stream and the MLP's input at the `mid` point that is being decided.
@@ -141,7 +143,7 @@ class Vision:
         log_weights: By image, what the cut between encoder and projector adds to the decoder's logits, (K,).
     """
 
-    pixel_values: Tensor | None = None
+    pixels: Mapping[str, Tensor] = field(default_factory=dict)
     units: dict[int, Unit] = field(default_factory=dict)
     tower: dict[int, TowerRows] = field(default_factory=dict)
     middle: Middle | None = None
@@ -152,6 +154,30 @@ class Vision:
     state: State = field(default_factory=dict)
     seconds: float = 0.0
 
+    def pixels_of(self, unit: Unit) -> Tensor:
+        """The pixels of an image or video.
+
+        Raises:
+            IncompatibleError: They are not among the inputs, or it is not known which of them are this image's.
+        """
+        name, start, stop = unit.span.pixels or (
+            next(iter(self.pixels), ""),
+            unit.span.index,
+            unit.span.index + unit.span.frames,
+        )
+        if name not in self.pixels:
+            raise IncompatibleError(
+                "this pruner draws from the image's pixels, but the inputs hold encoder outputs in their place",
+                hint="pass the processor's tensors as they are",
+            )
+        pixels = self.pixels[name]
+        if unit.span.pixels is None and len(pixels) != len(self.units):
+            raise IncompatibleError(
+                f"`{name}` has {len(pixels)} rows for {len(self.units)} images: which pixels are whose is not known",
+                hint="describe the family in a plugin (hook `register_families`)",
+            )
+        return pixels[start:stop]
+
 
 @dataclass
 class Counts:
@@ -159,6 +185,25 @@ class Counts:
 
     visual: Tensor
     total: Tensor
+
+
+@dataclass(frozen=True)
+class Move:
+    """Rows of one sample at `targets` that were made of those at `sources` (slots): picked by `anchors`, or merged."""
+
+    sample: int
+    sources: Tensor
+    targets: Tensor
+    anchors: Tensor
+    merge: Tensor | None
+
+    def apply(self, planes: Tensor) -> None:
+        """Do the same to other tensors (B, S, D) that lie beside the rows."""
+        rows = planes[self.sample, self.sources]
+        if self.merge is None:
+            planes[self.sample, self.targets] = rows[self.anchors]
+        else:
+            planes[self.sample, self.targets] = (self.merge.to(rows.device).float() @ rows.float()).to(rows.dtype)
 
 
 @dataclass
@@ -181,6 +226,8 @@ class Chunk:
     layers: dict[int, Layer] = field(default_factory=dict)
     middle: Middle | None = None
     """The residual stream and the MLP's input at the decoder's `mid` point that is being decided."""
+    moves: list[Move] = field(default_factory=list)
+    """Rows that were merged or took over another place, in order."""
     attended: list[Counts] = field(default_factory=list)
     cached: list[Counts] = field(default_factory=list)
     through_mlp: list[Counts] = field(default_factory=list)
@@ -232,14 +279,8 @@ class Chunk:
         """
         key = (unit.span.sample, unit.span.image)
         if key not in self._fingerprints:
-            if self.vision.pixel_values is None:
-                raise IncompatibleError(
-                    "this pruner draws from the image's pixels, but the inputs hold encoder outputs in their place",
-                    hint="pass `pixel_values`",
-                )
             digest = hashlib.blake2b(digest_size=8)
-            pixels = self.vision.pixel_values[unit.span.index : unit.span.index + unit.span.frames]
-            digest.update(pixels.float().cpu().numpy().tobytes())
+            digest.update(self.vision.pixels_of(unit).float().cpu().numpy().tobytes())
             ids = self.input_ids[unit.span.sample][self.valid[unit.span.sample]]
             digest.update(ids.cpu().numpy().tobytes())
             digest.update(bytes([unit.span.image % 256]))
@@ -247,24 +288,31 @@ class Chunk:
         return self._fingerprints[key]
 
 
-def open_chunk(parts: Parts, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, tuple[ImageSpan, ...]] | None:
+def open_chunk(
+    parts: Parts, inputs: Mapping[str, Any], known: Callable[[Tensor], tuple[ImageSpan, ...]] | None = None
+) -> tuple[Tensor, Tensor, tuple[ImageSpan, ...]] | None:
     """Token ids (B, S), validity (B, S) and images of a forward call; `None` where it brings no images.
+
+    Args:
+        parts: The model.
+        inputs: Arguments of the call.
+        known: Images of the token ids, where they were found before.
 
     Raises:
         IncompatibleError: Images come without token ids, or with a mask that is not two-dimensional.
     """
     input_ids = inputs.get("input_ids")
-    brings = inputs.get("pixel_values") is not None or bool(inputs.get("mm_encoder_outputs"))
+    brings = any(inputs.get(name) is not None for name in parts.family.pixels) or bool(inputs.get("mm_encoder_outputs"))
     if not brings:
         return None  # a model may also generate the placeholder itself
     if input_ids is None:
         raise IncompatibleError(
             "images come with `inputs_embeds`, so their placeholders cannot be found", hint="pass `input_ids`"
         )
-    tokens = int((input_ids == parts.image_token_id).sum())
-    if not tokens:
+    placeholder = parts.is_placeholder(input_ids)
+    if not placeholder.any():
         return None
-    spans = find_images(input_ids, parts.image_token_id, parts.grids(inputs, tokens))
+    spans = find_images(placeholder, parts.visuals(inputs)) if known is None else known(input_ids)
     mask = inputs.get("attention_mask")
     if mask is None:
         valid = torch.ones_like(input_ids, dtype=torch.bool)

@@ -8,6 +8,7 @@ from torch import Tensor
 from tokenprune.engine.chunk import Chunk, Layer, TowerRows
 from tokenprune.engine.probe import Projections, project, without_rotation
 from tokenprune.errors import IncompatibleError
+from tokenprune.models.family import TowerParts
 from tokenprune.models.joint import JointSpace
 from tokenprune.pruner import Pruner, Site
 
@@ -43,14 +44,30 @@ class SiteContext:
         key = (index, rope)
         if key not in self._projections:
             embeddings = entered.position_embeddings if rope else without_rotation(entered.position_embeddings)
+            layer_module = self.chunk.parts.layers[index]
             self._projections[key] = project(
-                self.chunk.parts.layers[index], entered.hidden, position_embeddings=embeddings
+                layer_module, entered.hidden, **entered.call, position_embeddings=embeddings
             )
         return self._projections[key], entered
+
+    def tower(self) -> TowerParts:
+        """The vision side.
+
+        Raises:
+            IncompatibleError: The family does not describe it.
+        """
+        if self.chunk.parts.vision is None:
+            raise IncompatibleError(
+                f"`{self.spec.name}` looks into the vision encoder, which family `{self.chunk.parts.family.name}` does "
+                "not describe",
+                hint="choose a pruner without the needs `encoder`, `encoder_attention` and `joint`",
+            )
+        return self.chunk.parts.vision
 
     def encoder_layer(self, layer: int | None) -> int:
         """An encoder layer (negative from the end); `None` is the site's own, or the one that the projector reads."""
         facts = self.chunk.parts.facts
+        self.tower()
         if layer is not None:
             return layer % facts.encoder_layers
         return self.site.layer if self.site.kind == "tower" else facts.encoder_read_layer
@@ -66,7 +83,7 @@ class SiteContext:
             )
         rows = self.chunk.vision.tower[index]
         if index not in self._encoder:
-            self._encoder[index] = project(self.chunk.parts.tower_layers[index], rows.hidden)
+            self._encoder[index] = project(self.tower().layers[index], rows.hidden)
         return index, self._encoder[index], rows
 
     def cls_attention(self, layer: int | None) -> tuple[Tensor, TowerRows]:

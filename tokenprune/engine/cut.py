@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.engine.chunk import Chunk, Unit
+from tokenprune.engine.chunk import Chunk, Move, Unit
 from tokenprune.engine.context import SiteContext
 from tokenprune.engine.rows import Rows, gather_rows
 from tokenprune.engine.view import EngineView
@@ -53,7 +53,7 @@ def decide(
     """
     site = chunk.plan[position].site
     context = SiteContext(chunk, site, pruner, joint)
-    groups: dict[tuple[int, int, int, tuple[int, int], int], list[int]] = {}
+    groups: dict[tuple[int, int, int, tuple[int, int] | None, int], list[int]] = {}
     for number, unit in enumerate(units):
         keep = min(unit.tokens, chunk.asked(unit, position))
         groups.setdefault((unit.tokens, keep, unit.original, unit.span.grid, unit.span.frames), []).append(number)
@@ -105,6 +105,7 @@ def take(
             if not copied:
                 hidden, origins = hidden.clone(), origins.clone()
                 copied = True
+            chunk.moves.append(Move(sample, unit.places, after.places, anchors, kept.merge if merge else None))
             source = rows.inverse[sample, unit.places]
             target = rows.inverse[sample, after.places]
             if merge and kept.merge is not None:

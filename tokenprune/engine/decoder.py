@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tokenprune.engine.arguments import RotaryCalls, others, shortened
 from tokenprune.engine.caches import CachedUnit, CacheState, Columns, check_growing
-from tokenprune.engine.chunk import Chunk, Counts, rebase
+from tokenprune.engine.chunk import Chunk, Counts, Layer, rebase
 from tokenprune.engine.cut import DecoderInput, decide, record, take
 from tokenprune.engine.halves import Door, Halves
-from tokenprune.engine.masks import causal_mask
+from tokenprune.engine.masks import build_mask, reach_of, shorten_mask
 from tokenprune.engine.passes import Pass, snapshot
 from tokenprune.engine.reach import reach_back
-from tokenprune.engine.rows import Rows, spread_rows
+from tokenprune.engine.rows import Rows, gather_embeddings, gather_rows, spread_rows
 from tokenprune.engine.steps import visible_columns
 from tokenprune.errors import IncompatibleError
 from tokenprune.pruner import Kept, PruneRecord, Stop
@@ -26,6 +27,8 @@ from tokenprune.pruner import Kept, PruneRecord, Stop
 if TYPE_CHECKING:
     from tokenprune.engine.session import Session
 
+#: Method of text models that add planes of visual features to the first layers' outputs (DeepStack).
+DEEPSTACK = "_deepstack_process"
 #: Needs for which the inputs of the layers before a cut are kept until the last cut.
 _LAYER_NEEDS = frozenset({"hidden", "qkv", "attention", "final_norm"})
 
@@ -38,6 +41,9 @@ class DecoderHooks:
         self._parts = session.parts
         self._pass: Pass | None = None
         self._doors: tuple[Door, ...] = ()
+        self._rotary = RotaryCalls(session.parts.rotary)
+        self._reaches = tuple(reach_of(session.parts.text.config, kind) for kind in session.parts.layer_types)
+        self._deepstack: Callable[..., Tensor] | None = None
         self._whole: set[int] = set()
         """Layers whose halves were checked."""
 
@@ -46,7 +52,11 @@ class DecoderHooks:
         text = self._parts.text
         if "layer" in self._session.pruner.spec.sites:
             self._doors = tuple(Door(layer) for layer in self._parts.layers)
+        self._deepstack = getattr(text, DEEPSTACK, None)
+        if self._deepstack is not None:
+            object.__setattr__(text, DEEPSTACK, self._add_planes)
         handles = [
+            self._rotary.install(),
             text.register_forward_pre_hook(self._before_text, with_kwargs=True),
             text.register_forward_hook(self._after_text),
         ]
@@ -55,14 +65,13 @@ class DecoderHooks:
         return handles
 
     def release(self) -> None:
-        """Give the layers their own forward back."""
+        """Give the layers their own forward back, and the text model its own way to add visual planes."""
+        if self._deepstack is not None:
+            object.__delattr__(self._parts.text, DEEPSTACK)
+            self._deepstack = None
         while self._doors:
             self._doors[-1].remove()
             self._doors = self._doors[:-1]
-
-    @property
-    def _compact(self) -> bool:
-        return self._session.positions == "compact"
 
     # --- the text model -----------------------------------------------------------------------------------------
 
@@ -79,20 +88,24 @@ class DecoderHooks:
                 )
             return None
         cache = kwargs.get("past_key_values")
-        past = self._session.caches.find(cache, len(self._parts.layers))
+        past = self._session.caches.find(cache, self._parts.kv_sources)
+        self._rotary.forget()
         length = embeddings.shape[1]
         position_ids = kwargs.get("position_ids")
         if position_ids is None:
             seen = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(seen, seen + length, device=embeddings.device)[None]
         mask = kwargs.get("attention_mask")
-        self._pass = Pass(mask, position_ids.to(embeddings.device), length, cache, past)
+        compact = self._session.positions == "compact" and position_ids.ndim == 2
+        self._pass = Pass(mask, position_ids.to(embeddings.device), length, compact, cache, past)
         if chunk is not None:
             chunk.embeddings = embeddings
         if past is None:
             return None
         # the layers get masks of their own; a four-dimensional mask makes the text model build none
-        placeholder = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=embeddings.device)
+        placeholder: Any = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=embeddings.device)
+        if isinstance(mask, dict):
+            placeholder = dict.fromkeys(mask, placeholder)
         return args, {**kwargs, "attention_mask": placeholder, "position_ids": position_ids}
 
     def _after_text(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -137,9 +150,9 @@ class DecoderHooks:
                 return None
             present = self._present(running, hidden)
             if chunk is not None:
-                present = self._stops(running, chunk, layer, present, kwargs["position_embeddings"])
+                present = self._stops(running, chunk, layer, present, kwargs)
             past = running.past_columns(layer, present.hidden.shape[0], present.hidden.device)
-            columns = running.extend(past, present, chunk, compact=self._compact)
+            columns = self._columns(running, chunk, layer, past, present)
             running.columns.append(columns)
             running.entered.append(present.rows)
             if chunk is not None and _at(chunk, layer, "mid"):
@@ -168,7 +181,7 @@ class DecoderHooks:
         chunk = self._session.chunk
         if chunk is not None:
             valid = chunk.valid
-        elif running.mask is not None and running.mask.ndim == 2:
+        elif isinstance(running.mask, Tensor) and running.mask.ndim == 2:
             valid = running.mask[:, -running.length :].bool()
         else:
             valid = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
@@ -176,7 +189,22 @@ class DecoderHooks:
         running.current = DecoderInput(hidden, Rows.identity(valid.to(hidden.device)))
         return running.current
 
-    def _stops(self, running: Pass, chunk: Chunk, layer: int, present: DecoderInput, embeddings: Any) -> DecoderInput:
+    def _columns(self, running: Pass, chunk: Chunk | None, layer: int, past: Columns, present: DecoderInput) -> Columns:
+        """Key columns of a layer after this pass; a layer that reads another one's keys has that one's columns."""
+        source = self._parts.kv_sources[layer]
+        if source == layer:
+            return running.extend(past, present, chunk)
+        theirs, ran = running.columns[source], running.entered[source]
+        if ran is present.rows:
+            return theirs
+        width = ran.slots.shape[1]
+        left = present.rows.inverse.gather(1, ran.slots.clamp(min=0)) >= 0
+        held = past.valid if running.past is not None else theirs.valid[:, :-width]
+        return replace(theirs, valid=torch.cat([held, theirs.valid[:, -width:] & left], dim=1))
+
+    def _stops(
+        self, running: Pass, chunk: Chunk, layer: int, present: DecoderInput, kwargs: dict[str, Any]
+    ) -> DecoderInput:
         """Run every stop that enters this layer."""
         started = time.perf_counter()
         if layer == 0:
@@ -184,17 +212,23 @@ class DecoderHooks:
         if _LAYER_NEEDS & set(self._session.pruner.needs):
             deepest = max((stop.site.decoder_layer for stop in chunk.plan), default=-1)
             if layer <= deepest:
-                chunk.layers[layer] = snapshot(chunk, present, running.embeddings(present, embeddings))
+                chunk.layers[layer] = self._snapshot(running, chunk, present, kwargs)
         while (stop := _at(chunk, layer, "in")) is not None:
             present = self._stop(running, chunk, stop, layer, present)
             if layer in chunk.layers:
-                chunk.layers[layer] = snapshot(chunk, present, running.embeddings(present, embeddings))
+                chunk.layers[layer] = self._snapshot(running, chunk, present, kwargs)
         counts = chunk.count(present.rows)
         chunk.attended.append(counts)
         chunk.cached.append(counts)
         chunk.through_mlp.append(counts)
         self._clock(chunk, started, present)
         return present
+
+    @staticmethod
+    def _snapshot(running: Pass, chunk: Chunk, present: DecoderInput, kwargs: dict[str, Any]) -> Layer:
+        embeddings = running.embeddings(present, kwargs.get("position_embeddings"))
+        call = shortened(others(kwargs), running.length, present.positions()) if running.cut else others(kwargs)
+        return snapshot(chunk, present, embeddings, call)
 
     def _stop(self, running: Pass, chunk: Chunk, stop: Stop, layer: int, present: DecoderInput) -> DecoderInput:
         """One stop: decide, take rows out, and reach back where it says so."""
@@ -218,9 +252,11 @@ class DecoderHooks:
         halves = Halves(module, self._parts.family.attention, self._parts.family.mlp)
         if layer not in self._whole:
             start = {name: value for name, value in kwargs.items() if name not in ("past_key_values", "hidden_states")}
-            embeddings = tuple(part[:1, :2] for part in kwargs["position_embeddings"])
-            few = {"attention_mask": None, "position_ids": None, "position_embeddings": embeddings}
-            halves.check(present.hidden[:1, :2], **{**start, **few})
+            first = torch.arange(2, device=present.hidden.device)[None]
+            few = {"attention_mask": None, "position_ids": None}
+            start = {**shortened(start, running.length, first), **few}
+            start["position_embeddings"] = gather_embeddings(_first_sample(kwargs["position_embeddings"]), first)
+            halves.check(present.hidden[:1, :2], **start)
             self._whole.add(layer)
 
         def run(hidden: Tensor, *args: Any, **named: Any) -> Any:
@@ -261,10 +297,6 @@ class DecoderHooks:
         shorter = take(chunk, present, selections, merge=merge, pad_left=running.pad_left)
         if shorter is present:
             return present
-        if self._compact and running.position_ids.ndim != 2:
-            raise IncompatibleError(
-                "compact positions are not defined for several position axes", hint="use `positions='keep'`"
-            )
         running.cut = True
         running.current = shorter
         return shorter
@@ -280,32 +312,59 @@ class DecoderHooks:
         kwargs: dict[str, Any],
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of the layer with hidden states, mask and positions of its own length."""
-        if self._compact:
+        given = kwargs.get("position_embeddings")
+        if running.compact and given is not None:
             positions = (running.compact_positions(present) - past.shift[:, None]).clamp(min=0)
-            embeddings = self._parts.rotary(present.hidden, position_ids=positions)
+            embeddings = running.remade(present, given, past, lambda: self._rotary.at(given, present.hidden, positions))
         else:
-            embeddings = running.embeddings(present, kwargs["position_embeddings"])
+            embeddings = running.embeddings(present, given)
         state = running.past
         if state is not None and state.decode and running.length == 1:
             columns = visible_columns(self._session, running, state, layer, present, columns, embeddings)
-        key = id(columns)
-        if key not in running.masks:
-            running.masks[key] = causal_mask(
-                self._parts.text.config,
-                columns.valid,
-                present.rows.slots.shape[1],
-                present.hidden.dtype,
-                columns.log_weights,
-            )
         changed = {
             **kwargs,
-            "attention_mask": running.masks[key],
-            "position_embeddings": embeddings,
+            "attention_mask": self._mask(running, layer, present, columns, kwargs.get("attention_mask")),
             "position_ids": None,  # kernels must not read gaps as packed sequences
         }
+        if given is not None:
+            changed["position_embeddings"] = embeddings
+        rest = list(args[1:])
+        if running.cut:
+            index = present.positions()
+            changed = shortened(changed, running.length, index)
+            rest = [*shortened({str(place): each for place, each in enumerate(rest)}, running.length, index).values()]
         if args:
-            return (present.hidden, *args[1:]), changed
+            return (present.hidden, *rest), changed
         return args, {**changed, "hidden_states": present.hidden}
+
+    def _mask(self, running: Pass, layer: int, present: DecoderInput, columns: Columns, given: Any) -> Any:
+        """The layer's attention mask: cut out of the one that the model made, or built where it made none."""
+        reach, config = self._reaches[layer], self._parts.text.config
+        width, dtype = present.rows.slots.shape[1], present.hidden.dtype
+        cuttable = isinstance(given, Tensor) and given.ndim == 4 and running.past is None
+        key = (id(columns), id(given) if cuttable else reach)
+        if key not in running.masks:
+            mask: Any
+            if cuttable:
+                mask = shorten_mask(config, given, present.rows.slots, columns, running.seen, dtype)
+            else:
+                mask = build_mask(config, columns, width, dtype, reach)
+            running.masks[key] = (given, columns, mask)  # kept alive, so that ids stay theirs
+        return running.masks[key][2]
+
+    def _add_planes(self, hidden: Tensor, mask: Tensor, planes: Tensor) -> Tensor:
+        """Add visual planes (tokens, D) to the rows (B, S', D) of their tokens, merged and moved as these were."""
+        running, chunk = self._pass, self._session.chunk
+        assert self._deepstack is not None  # noqa: S101 - it stands in the model only then
+        if running is None or chunk is None or not running.cut or running.current is None:
+            return self._deepstack(hidden, mask, planes)
+        full = hidden.new_zeros(*mask.shape, hidden.shape[-1])
+        full[mask.to(hidden.device)] = planes.to(hidden)
+        for move in chunk.moves:
+            move.apply(full)
+        rows = running.current.rows
+        added = gather_rows(full, rows.slots.clamp(min=0))
+        return hidden + added.masked_fill(~rows.valid[..., None], 0.0)
 
     # --- what was done ------------------------------------------------------------------------------------------
 
@@ -346,6 +405,10 @@ def _at(chunk: Chunk, layer: int, point: str) -> Stop | None:
     if site.kind in ("input", "layer") and (site.decoder_layer, site.point) == (layer, point):
         return chunk.plan[len(chunk.done)]
     return None
+
+
+def _first_sample(embeddings: Any) -> Any:
+    return tuple(part[:1] for part in embeddings) if isinstance(embeddings, tuple) else embeddings[:1]
 
 
 def _replace_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:

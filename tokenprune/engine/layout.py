@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.errors import IncompatibleError
+from tokenprune.models.family import Visual
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,18 @@ class ImageSpan:
         image: Ordinal of the (first) image within its sample.
         index: Ordinal of the (first) image in the batch, the order of the vision tower's outputs.
         slots: (N,) positions in the padded sequence, frame by frame.
-        grid: Rows and columns of one frame.
+        grid: Rows and columns of one frame, `None` where it is no grid.
         frames: F, 1 for an image.
+        pixels: Tensor of the processor with its pixels, and its rows there.
     """
 
     sample: int
     image: int
     index: int
     slots: Tensor
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None
     frames: int = 1
+    pixels: tuple[str, int, int] | None = None
 
 
 def join_frames(spans: Sequence[ImageSpan]) -> ImageSpan:
@@ -41,34 +44,35 @@ def join_frames(spans: Sequence[ImageSpan]) -> ImageSpan:
     first = spans[0]
     if any(span.grid != first.grid for span in spans):
         raise IncompatibleError(
-            f"the images of sample {first.sample} have grids {sorted({span.grid for span in spans})}",
+            f"the images of sample {first.sample} have grids {sorted({str(span.grid) for span in spans})}",
             hint="frames of one video have the same size; leave `frames` off for separate images",
         )
-    return replace(first, slots=torch.cat([span.slots for span in spans]), frames=len(spans))
+    pixels = first.pixels and (first.pixels[0], first.pixels[1], (spans[-1].pixels or first.pixels)[2])
+    return replace(first, slots=torch.cat([span.slots for span in spans]), frames=len(spans), pixels=pixels)
 
 
-def find_images(input_ids: Tensor, image_token_id: int, grids: Sequence[tuple[int, int]]) -> tuple[ImageSpan, ...]:
-    """Assign the image placeholders of a batch (B, S) to its images, in order.
+def find_images(placeholder: Tensor, visuals: Sequence[Visual]) -> tuple[ImageSpan, ...]:
+    """Assign the placeholders of a batch (B, S) to its images and videos, in order.
 
     Raises:
-        IncompatibleError: The placeholders and the grids do not add up, or an image spans two samples.
+        IncompatibleError: An image spans two samples.
     """
-    places = (input_ids == image_token_id).nonzero()
-    sizes = [rows * columns for rows, columns in grids]
-    if sum(sizes) != len(places):
-        raise IncompatibleError(
-            f"the batch has {len(places)} image placeholders, but its images make {sum(sizes)} visual tokens",
-            hint="make the inputs with the checkpoint's own processor",
-        )
+    places = placeholder.nonzero()
     spans: list[ImageSpan] = []
     seen: dict[int, int] = {}
-    for index, (part, grid) in enumerate(zip(torch.split(places, sizes), grids, strict=True)):
+    parts = torch.split(places, [visual.placeholders for visual in visuals])
+    for index, (part, visual) in enumerate(zip(parts, visuals, strict=True)):
         sample = int(part[0, 0])
         if int(part[-1, 0]) != sample:
             raise IncompatibleError(
                 f"image {index} spans samples {sample} and {int(part[-1, 0])}",
                 hint="make the inputs with the checkpoint's own processor",
             )
-        spans.append(ImageSpan(sample, seen.get(sample, 0), index, part[:, 1].contiguous(), grid))
+        slots = part[:, 1].contiguous()
+        if visual.separators:
+            kept = torch.ones(len(slots), dtype=torch.bool, device=slots.device)
+            kept[list(visual.separators)] = False
+            slots = slots[kept]
+        spans.append(ImageSpan(sample, seen.get(sample, 0), index, slots, visual.grid, visual.frames, visual.pixels))
         seen[sample] = seen.get(sample, 0) + 1
     return tuple(spans)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenprune.engine.caches import CacheState, Columns
 from tokenprune.engine.chunk import Chunk, Layer, Unit
 from tokenprune.engine.cut import DecoderInput
-from tokenprune.engine.rows import Rows, gather_rows
+from tokenprune.engine.rows import Rows, gather_embeddings
 
 
 @dataclass
@@ -21,7 +21,9 @@ class Pass:
 
     Args:
         mask: The attention mask that the text model was given.
-        position_ids: (B or 1, S) position of every slot.
+        position_ids: (B or 1, S) position of every slot, or (axes, B, S) where a position has several axes.
+        compact: Positions are numbered without gaps. Positions with several axes (rows and columns of patches) leave
+            no gap where a token goes, so that both policies are the same there.
         length: S.
         cache: The KV cache.
         past: What an earlier pass has taken out of it.
@@ -36,9 +38,10 @@ class Pass:
         viewed: Columns with what is hidden taken for padding, by the columns' identity.
     """
 
-    mask: Tensor | None
+    mask: Any
     position_ids: Tensor
     length: int
+    compact: bool = False
     cache: Any = None
     past: CacheState | None = None
     seen: int = 0
@@ -47,13 +50,13 @@ class Pass:
     cut: bool = False
     entered: list[Rows] = field(default_factory=list)
     columns: list[Columns] = field(default_factory=list)
-    masks: dict[int, Tensor | None] = field(default_factory=dict)
+    masks: dict[tuple[int, Any], tuple[Any, Columns, Any]] = field(default_factory=dict)
     queried: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
     hidden_tokens: list[Tensor] | None = None
     viewed: dict[int, tuple[Columns, Columns]] = field(default_factory=dict)
     _unpruned: Columns | None = None
     _extended: dict[tuple[int, int], tuple[Columns, Rows, Columns]] = field(default_factory=dict)
-    _embeddings: dict[tuple[int, int], tuple[Rows, Any, Any]] = field(default_factory=dict)
+    _embeddings: dict[tuple[int, ...], tuple[Rows, Any, Any]] = field(default_factory=dict)
 
     def past_columns(self, layer: int, batch: int, device: torch.device) -> Columns:
         """Key columns that a layer's cache held before this pass."""
@@ -61,22 +64,24 @@ class Pass:
             return self.past.columns[layer]
         if self._unpruned is None:
             empty = Columns.empty(batch, device)
-            if self.mask is not None and self.mask.ndim == 2:
+            if isinstance(self.mask, Tensor) and self.mask.ndim == 2:
                 valid = self.mask[:, : self.seen].bool().to(device)
             else:
                 valid = torch.ones((batch, self.seen), dtype=torch.bool, device=device)
-            self._unpruned = replace(empty, valid=valid, token=torch.full_like(valid, -1, dtype=torch.long))
+            logical = torch.arange(self.seen, device=device).expand(batch, -1)
+            self._unpruned = replace(empty, valid=valid, token=torch.full_like(logical, -1), logical=logical)
         return self._unpruned
 
-    def extend(self, past: Columns, present: DecoderInput, chunk: Chunk | None, *, compact: bool) -> Columns:
+    def extend(self, past: Columns, present: DecoderInput, chunk: Chunk | None) -> Columns:
         """Key columns of a layer after this pass; layers of equal past and rows share them."""
         key = (id(past), id(present.rows))
         if key not in self._extended:
             shift = past.shift
-            if self.cut and compact:
+            if self.cut and self.compact:
                 shift = shift + self._removed(present)
             tokens = token_numbers(chunk.units if chunk is not None else (), present.rows)
-            columns = past.extend(present.rows.valid, present.log_weights, shift, tokens)
+            logical = self.seen + present.rows.slots.clamp(min=0)
+            columns = past.extend(present.rows.valid, present.log_weights, shift, tokens, logical)
             self._extended[key] = (past, present.rows, columns)  # kept alive, so that ids stay theirs
         return self._extended[key][2]
 
@@ -98,13 +103,20 @@ class Pass:
         return torch.where(valid, first + valid.long().cumsum(dim=1) - 1, original)
 
     def embeddings(self, present: DecoderInput, given: Any) -> Any:
-        """The layer's position embeddings for the rows that are left."""
-        if not self.cut:
+        """The layer's position embeddings for the rows that are left, at their original positions."""
+        if not self.cut or given is None:
             return given
         key = (id(present.rows), id(given))
         if key not in self._embeddings:
-            index = present.positions()
-            self._embeddings[key] = (present.rows, given, tuple(gather_rows(part, index) for part in given))
+            shorter = gather_embeddings(given, present.positions())
+            self._embeddings[key] = (present.rows, given, shorter)
+        return self._embeddings[key][2]
+
+    def remade(self, present: DecoderInput, given: Any, past: Columns, make: Callable[[], Any]) -> Any:
+        """Position embeddings that were made anew for the rows, once for all layers of equal rows and past."""
+        key = (id(present.rows), id(given), id(past))
+        if key not in self._embeddings:
+            self._embeddings[key] = (present.rows, (given, past), make())
         return self._embeddings[key][2]
 
 
@@ -122,11 +134,12 @@ def token_numbers(units: Sequence[Unit], rows: Rows) -> Tensor:
     return tokens.gather(1, rows.slots.clamp(min=0)).masked_fill(~rows.valid, -1)
 
 
-def snapshot(chunk: Chunk, present: DecoderInput, position_embeddings: Any) -> Layer:
+def snapshot(chunk: Chunk, present: DecoderInput, position_embeddings: Any, call: Mapping[str, Any]) -> Layer:
     """What enters a layer, for views at this layer and later."""
     return Layer(
         hidden=present.hidden,
         position_embeddings=position_embeddings,
+        call=call,
         rows=present.rows,
         log_weights=present.log_weights,
         place_of=tuple(unit.place_of for unit in chunk.units),

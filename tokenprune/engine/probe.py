@@ -85,7 +85,9 @@ def project(layer: nn.Module, hidden: Tensor, **kwargs: Any) -> Projections:
     )
 
 
-def without_rotation(position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The position embedding that rotates nothing, of the same shape."""
+def without_rotation(position_embeddings: Any) -> Any:
+    """The position embedding that rotates nothing, of the same form: (cosine, sine), or complex numbers."""
+    if isinstance(position_embeddings, Tensor):
+        return torch.ones_like(position_embeddings)
     cos, sin = position_embeddings
     return torch.ones_like(cos), torch.zeros_like(sin)

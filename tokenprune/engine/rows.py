@@ -7,6 +7,7 @@ that a decoder layer really runs with.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,15 @@ def gather_rows(values: Tensor, index: Tensor) -> Tensor:
     if values.shape[0] != index.shape[0]:
         values = values.expand(index.shape[0], *values.shape[1:])
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def gather_embeddings(given: Any, index: Tensor) -> Any:
+    """Rows `index` (B, K) of position embeddings: a tensor (B or 1, S, ...) or a tuple of such."""
+    if isinstance(given, tuple):
+        return tuple(gather_embeddings(part, index) for part in given)
+    wide = given.expand(index.shape[0], *given.shape[1:])
+    places = index.reshape(*index.shape, *(1 for _ in given.shape[2:])).expand(-1, -1, *given.shape[2:])
+    return wide.gather(1, places)
 
 
 def spread_rows(values: Tensor, rows: Rows) -> Tensor:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tokenprune.budget import Budget
 from tokenprune.engine.caches import CacheBook
 from tokenprune.engine.chunk import Chunk, Unit, Vision, open_chunk
 from tokenprune.engine.decoder import DecoderHooks
+from tokenprune.engine.layout import ImageSpan
 from tokenprune.engine.tower import TowerHooks
 from tokenprune.errors import BudgetError, IncompatibleError, NothingPrunedError
 from tokenprune.models.family import Parts
@@ -120,6 +121,12 @@ class Session:
                     f"`{name}` plans a cut at `{site}`, but its spec declares the sites {list(self.pruner.spec.sites)}",
                     hint=f"add {site.kind!r} to `sites` in its `@pruner(...)`",
                 )
+            reason = self.parts.refusal(site.kind)
+            if reason is not None:
+                raise IncompatibleError(
+                    f"`{name}` cuts at `{site}`: {reason}",
+                    hint="choose a pruner that cuts at `input` or at a decoder layer",
+                )
             if site.decoder_layer >= facts.num_layers:
                 raise IncompatibleError(
                     f"`{name}` cuts at decoder layer {site.layer}, but the model has {facts.num_layers} layers",
@@ -152,11 +159,13 @@ class Session:
         inputs = dict(kwargs)
         if args:  # stock models call their parts by keyword; `model(input_ids)` is the one exception
             inputs.setdefault("input_ids", args[0])
-        self.chunk = self._adopt(self._open(inputs))
+        self.chunk = self._adopt(inputs)
 
-    def _open(self, inputs: Mapping[str, Any]) -> Chunk | None:
+    def _open(
+        self, inputs: Mapping[str, Any], known: Callable[[Tensor], tuple[ImageSpan, ...]] | None = None
+    ) -> Chunk | None:
         """A chunk for the images of a call, planned; `None` where it brings none."""
-        found = open_chunk(self.parts, inputs)
+        found = open_chunk(self.parts, inputs, known)
         if found is None:
             return None
         input_ids, valid, spans = found
@@ -168,29 +177,38 @@ class Session:
             parts=self.parts,
             input_ids=input_ids,
             valid=valid,
-            vision=Vision(pixel_values=inputs.get("pixel_values"), units={unit.span.index: unit for unit in units}),
+            vision=Vision(
+                pixels={name: inputs[name] for name in self.parts.family.pixels if inputs.get(name) is not None},
+                units={unit.span.index: unit for unit in units},
+            ),
             units=units,
             stops=stops,
             frames=self.frames,
         )
 
-    def _adopt(self, chunk: Chunk | None) -> Chunk | None:
-        """Take over the vision side that `generate` ran ahead, for the prompt or for several copies of it."""
+    def _adopt(self, inputs: Mapping[str, Any]) -> Chunk | None:
+        """The chunk of a call; what `generate` ran ahead is taken over, for the prompt or for several copies of it."""
         ahead, self._ahead = self._ahead, None
-        if chunk is None or ahead is None or chunk.vision.pixel_values is not None:
-            return chunk
-        copies, rest = divmod(len(chunk.input_ids), len(ahead.input_ids))
-        index_of = {(unit.span.sample, unit.span.image): unit.span.index for unit in ahead.units}
-        if rest or len(chunk.units) != copies * len(ahead.units):
-            raise IncompatibleError(
-                f"{len(chunk.units)} images reach the decoder, but {len(ahead.units)} were encoded",
-                hint="pass the images of the new turn only",
-            )
-        chunk.vision = ahead.vision  # with what the pruner remembers of its stops there
-        chunk.units = [
-            Unit.whole(replace(unit.span, index=index_of[unit.span.sample // copies, unit.span.image]))
-            for unit in chunk.units
-        ]
+        if ahead is None or any(inputs.get(name) is not None for name in self.parts.family.pixels):
+            return self._open(inputs)
+
+        def known(input_ids: Tensor) -> tuple[ImageSpan, ...]:
+            copies, rest = divmod(len(input_ids), len(ahead.input_ids))
+            if rest or input_ids.shape[1] != ahead.input_ids.shape[1]:
+                raise IncompatibleError(
+                    f"{len(ahead.input_ids)} prompts were encoded, but {len(input_ids)} other ones reach the decoder",
+                    hint="pass the images of the new turn only",
+                )
+            spans = [
+                replace(span, sample=span.sample * copies + copy)
+                for span in (unit.span for unit in ahead.units)
+                for copy in range(copies)
+            ]
+            return tuple(sorted(spans, key=lambda span: (span.sample, span.image)))
+
+        chunk = self._open(inputs, known)
+        if chunk is not None:
+            chunk.vision = ahead.vision  # with what the pruner remembers of its stops there
         return chunk
 
     def _generate(self, generate: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,7 +222,8 @@ class Session:
             if input_ids is not None and cache is not None:
                 input_ids = input_ids[:, int(cache.get_seq_length()) :]
             inputs["input_ids"] = input_ids
-            if input_ids is not None and inputs.get("pixel_values") is not None:
+            brings = any(inputs.get(name) is not None for name in self.parts.family.pixels)
+            if input_ids is not None and brings:
                 self._ahead = self.chunk = self._open(inputs)
             try:
                 return generate(*args, **kwargs)
@@ -303,7 +322,9 @@ def pruned(
     session = Session(
         parts, chosen, resolve_budget(budget, ratio, tokens), positions=positions, joint=joint, frames=frames
     )
-    tower, decoder = TowerHooks(parts, chosen, joint, lambda: session.chunk), DecoderHooks(session)
+    sides: list[TowerHooks | DecoderHooks] = [DecoderHooks(session)]
+    if parts.vision is not None:
+        sides.append(TowerHooks(parts, parts.vision, chosen, joint, lambda: session.chunk))
     handles: list[RemovableHandle] = []
     object.__setattr__(model, _MARK, session)
     own_generate = vars(model).get("generate")
@@ -313,14 +334,14 @@ def pruned(
             parts.base.register_forward_pre_hook(session._before, with_kwargs=True),
             parts.base.register_forward_hook(session._after),
         ]
-        for hooks in (tower, decoder):
-            handles += hooks.install()
+        for side in sides:
+            handles += side.install()
         yield session
     finally:
         for handle in handles:
             handle.remove()
-        tower.release()
-        decoder.release()
+        for side in sides:
+            side.release()
         object.__delattr__(model, "generate")
         if own_generate is not None:
             object.__setattr__(model, "generate", own_generate)

@@ -74,7 +74,13 @@ class StepView:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of one frame."""
         self._declared("geometry")
-        return self._cached[0].grid
+        grid = self._cached[0].grid
+        if grid is None:
+            raise IncompatibleError(
+                f"`{self._name}` needs the token grid, which is not known for this image",
+                hint="choose a pruner without the need `geometry`",
+            )
+        return grid
 
     def frames(self) -> int:
         """Frames of the unit."""
@@ -132,7 +138,7 @@ def _hidden(session: Session, running: Pass, state: CacheState, stop: Stop) -> l
     layer = stop.site.layer - 1
     columns = running.columns[layer]
     attention = _attention(session, running, layer, columns)
-    groups: dict[tuple[int, int, int, tuple[int, int]], list[tuple[CachedUnit, Tensor]]] = {}
+    groups: dict[tuple[int, int, int, tuple[int, int] | None], list[tuple[CachedUnit, Tensor]]] = {}
     for unit in state.units:
         held = ((columns.token[unit.sample] >> 32) == unit.image).nonzero()[:, 0]
         keep = min(len(held), stop.keep(unit.original))

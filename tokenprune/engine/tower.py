@@ -16,7 +16,7 @@ from tokenprune.engine.cut import decide
 from tokenprune.engine.halves import Door, Halves
 from tokenprune.engine.masks import BIASED_KERNELS
 from tokenprune.errors import IncompatibleError
-from tokenprune.models.family import Parts
+from tokenprune.models.family import Parts, TowerParts
 from tokenprune.models.joint import JointSpace
 from tokenprune.pruner import Decision, Kept, Pruner, Stop
 
@@ -25,9 +25,15 @@ class TowerHooks:
     """The vision side of one session."""
 
     def __init__(
-        self, parts: Parts, pruner: Pruner, joint: JointSpace | None, chunk: Callable[[], Chunk | None]
+        self,
+        parts: Parts,
+        vision: TowerParts,
+        pruner: Pruner,
+        joint: JointSpace | None,
+        chunk: Callable[[], Chunk | None],
     ) -> None:
         self._parts = parts
+        self._vision = vision
         self._pruner = pruner
         self._joint = joint
         self._chunk = chunk
@@ -48,14 +54,14 @@ class TowerHooks:
     def install(self) -> list[RemovableHandle]:
         """Register the hooks."""
         handles = [
-            self._parts.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True),
-            self._parts.projector.register_forward_pre_hook(self._before_projector, with_kwargs=True),
-            self._parts.projector.register_forward_hook(self._after_projector),
+            self._vision.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True),
+            self._vision.projector.register_forward_pre_hook(self._before_projector, with_kwargs=True),
+            self._vision.projector.register_forward_hook(self._after_projector),
         ]
         if "tower" in self._pruner.spec.sites:
-            self._doors = tuple(Door(layer) for layer in self._parts.tower_layers)
+            self._doors = tuple(Door(layer) for layer in self._vision.layers)
         if "encoder_attention" in self._pruner.needs or "tower" in self._pruner.spec.sites:
-            for index, layer in enumerate(self._parts.tower_layers):
+            for index, layer in enumerate(self._vision.layers):
                 handles.append(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
         return handles
 
@@ -70,13 +76,13 @@ class TowerHooks:
             return None
         started = time.perf_counter()
         selections, decision = self._decide(chunk, stop)
-        if decision.resize is None or self._parts.family.resize is None:
+        if decision.resize is None or self._vision.about.resize is None:
             raise IncompatibleError(
                 f"family `{self._parts.family.name}` cannot run on a smaller image",
                 hint="choose a pruner that cuts at `input` or in the decoder",
             )
         pixels = args[0] if args else kwargs["pixel_values"]
-        patch = self._parts.family.patch_size(self._parts.model.config)
+        patch = self._vision.about.patch_size(self._parts.model.config)
         cells = decision.resize
         smaller = nn.functional.interpolate(
             pixels.float(), size=(cells[0] * patch, cells[1] * patch), mode="bicubic", antialias=True
@@ -84,8 +90,8 @@ class TowerHooks:
         self._places = [kept.anchors for _, kept in selections]
         chunk.vision.seconds += time.perf_counter() - started
         if args:
-            return (smaller, *args[1:]), {**kwargs, **self._parts.family.resize}
-        return args, {**kwargs, "pixel_values": smaller, **self._parts.family.resize}
+            return (smaller, *args[1:]), {**kwargs, **self._vision.about.resize}
+        return args, {**kwargs, "pixel_values": smaller, **self._vision.about.resize}
 
     # --- inside the encoder -------------------------------------------------------------------------------------
 
@@ -126,7 +132,7 @@ class TowerHooks:
         changed, rest = dict(kwargs), list(args[1:])
         bias = rows.bias()
         if bias is not None:
-            config: Any = self._parts.tower.config
+            config: Any = self._vision.tower.config
             kernel = config._attn_implementation
             if kernel not in BIASED_KERNELS:
                 raise IncompatibleError(
@@ -144,7 +150,7 @@ class TowerHooks:
 
     def _split(self, chunk: Chunk, layer: nn.Module, index: int, rows: TowerRows) -> None:
         """Let the coming call of a layer be cut between attention and MLP."""
-        halves = Halves(layer, self._parts.family.tower_attention, self._parts.family.tower_mlp)
+        halves = Halves(layer, self._vision.about.attention, self._vision.about.mlp)
         if index not in self._whole:
             halves.check(rows.hidden[:, :2], attention_mask=None)
             self._whole.add(index)

@@ -233,10 +233,14 @@ class EngineView:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the unit's original token grid."""
         self._need("geometry")
-        grids = {unit.span.grid for unit in self._units}
-        if len(grids) > 1:  # the engine groups by grid, so this cannot happen
-            raise IncompatibleError(f"units of different grids {sorted(grids)} in one view")
-        return grids.pop()
+        grid = self._units[0].span.grid  # the engine groups units by their grid
+        if grid is None:
+            raise IncompatibleError(
+                f"`{self._context.spec.name}` needs the token grid, which is not known for this image",
+                hint="describe the family in a plugin (hook `register_families`), or choose a pruner without the need "
+                "`geometry`",
+            )
+        return grid
 
     def frames(self) -> int:
         """Frames of the unit, 1 for an image."""
@@ -309,7 +313,7 @@ class EngineView:
             ids = self._chunk.input_ids[self._sample]
             end = torch.stack([unit.span.slots[-1] for unit in self._units])
             after = torch.arange(ids.shape[1], device=ids.device)[None, :] > end[:, None]
-            text = after & self._chunk.valid[self._sample] & (ids != self._chunk.parts.image_token_id)
+            text = after & self._chunk.valid[self._sample] & ~self._chunk.parts.is_placeholder(ids)
             self._text = pack_slots(text)
         return self._text
 

@@ -1,16 +1,76 @@
-"""What the engine must know about a family of vision-language models: paths, token ids, geometry."""
+"""What the engine must know about a family of vision-language models: paths, placeholders, geometry."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tokenprune.errors import IncompatibleError
 from tokenprune.pruner import ModelFacts
+
+#: Kinds of decoder layers in which keys of single tokens can be left out.
+ATTENTION_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+
+
+@dataclass(frozen=True, slots=True)
+class Visual:
+    """One image or one video of a batch, as its placeholders in the prompt show it.
+
+    Args:
+        placeholders: Placeholders in the prompt.
+        grid: Rows and columns of its visual tokens, of one frame for a video; `None` where they form no grid.
+        frames: Frames, 1 for an image.
+        separators: Which of the placeholders are no visual tokens (the ends of rows), counted from 0; always kept.
+        pixels: Its pixels: name of the processor's tensor, and the first and the last row + 1 in it. Where `None`, it
+            is the row of its own number in a tensor that has one row for each image of the batch.
+    """
+
+    placeholders: int
+    grid: tuple[int, int] | None
+    frames: int = 1
+    separators: tuple[int, ...] = ()
+    pixels: tuple[str, int, int] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """N: visual tokens."""
+        return self.placeholders - len(self.separators)
+
+
+Layout = Callable[[Any, Mapping[str, Any], tuple[int, ...]], list[Visual]]
+"""(model config, the processor's tensors, lengths of the runs of placeholders) -> images and videos in prompt order."""
+
+
+@dataclass(frozen=True)
+class VisionTower:
+    """A vision side whose tensors are (images, patches, C), one patch for each visual token, in raster order.
+
+    Args:
+        tower: Vision tower, from the model.
+        layers: Its encoder layers, below `tower`.
+        projector: The connector between tower and text model, from the model.
+        read_layer: Encoder layer (0-based) whose output the projector reads, from the config.
+        has_cls: Whether the encoder has a CLS row in front, from the config.
+        patch_size: Pixels per token side, from the config.
+        resize: How to run the tower on a smaller image: extra keyword arguments for its forward; `None` where it
+            cannot.
+        attention: Attention module of an encoder layer.
+        mlp: MLP of an encoder layer.
+    """
+
+    tower: str
+    layers: str
+    projector: str
+    read_layer: Callable[[Any], int]
+    has_cls: Callable[[Any], bool]
+    patch_size: Callable[[Any], int]
+    resize: Mapping[str, Any] | None = None
+    attention: str = "self_attn"
+    mlp: str = "mlp"
 
 
 @dataclass(frozen=True)
@@ -19,46 +79,45 @@ class Family:
 
     Args:
         name: Family name.
+        layout: Where the images and videos of a batch are, and their grids.
+        placeholders: Config attributes that hold the ids of the placeholders (images, videos).
+        pixels: Tensors of the processor that bring images or videos.
+        vision: The vision side, where it can be looked into and cut; `None` where only the decoder can.
         base: The multimodal model whose forward receives `input_ids`; empty for the model itself.
         text: The text model (embeddings in, hidden states out).
         layers: Decoder layers, below `text`.
         final_norm: Final norm, below `text`.
         rotary: Rotary embedding, below `text`.
-        tower: Vision tower.
-        tower_layers: Its encoder layers, below `tower`.
-        projector: The connector between tower and text model.
-        image_token: Config attribute that holds the id of the image placeholder.
-        read_layer: Encoder layer (0-based) whose output the projector reads, from the config.
-        grids: Token grid (rows, columns) of every image of a batch, from the config and the processor's tensors.
-        has_cls: Whether the encoder has a CLS row in front, from the config.
-        resize: How to run the tower on a smaller image: extra keyword arguments for its forward; `None` where it
-            cannot.
-        patch_size: Pixels per token side, from the config.
-        attention: Attention module of a decoder layer, below it.
-        mlp: MLP of a decoder layer, below it.
-        tower_attention: Attention module of an encoder layer.
-        tower_mlp: MLP of an encoder layer.
+        attention: Attention module of a decoder layer.
+        mlp: MLP of a decoder layer.
+        video: Whether prompts may hold videos.
+        refused: Kinds of sites that do not exist here, with the reason.
     """
 
     name: str
-    base: str
-    text: str
-    layers: str
-    final_norm: str
-    rotary: str
-    tower: str
-    tower_layers: str
-    projector: str
-    image_token: str
-    read_layer: Callable[[Any], int]
-    grids: Callable[[Any, Mapping[str, Any], int], list[tuple[int, int]]]
-    has_cls: Callable[[Any], bool]
-    patch_size: Callable[[Any], int]
-    resize: Mapping[str, Any] | None = None
+    layout: Layout
+    placeholders: tuple[str, ...] = ("image_token_id",)
+    pixels: tuple[str, ...] = ("pixel_values",)
+    vision: VisionTower | None = None
+    base: str = "model"
+    text: str = "model.language_model"
+    layers: str = "layers"
+    final_norm: str = "norm"
+    rotary: str = "rotary_emb"
     attention: str = "self_attn"
     mlp: str = "mlp"
-    tower_attention: str = "self_attn"
-    tower_mlp: str = "mlp"
+    video: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TowerParts:
+    """The parts of a loaded vision side."""
+
+    about: VisionTower
+    tower: nn.Module
+    layers: tuple[nn.Module, ...]
+    projector: nn.Module
 
 
 @dataclass(frozen=True)
@@ -72,15 +131,65 @@ class Parts:
     layers: tuple[nn.Module, ...]
     final_norm: nn.Module
     rotary: nn.Module
-    tower: nn.Module
-    tower_layers: tuple[nn.Module, ...]
-    projector: nn.Module
-    image_token_id: int
+    vision: TowerParts | None
+    placeholder_ids: tuple[int, ...]
+    layer_types: tuple[str, ...]
+    kv_sources: tuple[int, ...]
+    """By decoder layer, the layer whose keys and values it reads: itself, unless layers share a cache."""
     facts: ModelFacts
 
-    def grids(self, inputs: Mapping[str, Any], tokens: int) -> list[tuple[int, int]]:
-        """Token grid (rows, columns) of every image; `tokens` image placeholders are in the batch."""
-        return self.family.grids(self.model.config, inputs, tokens)
+    def refusal(self, kind: str) -> str | None:
+        """Why there is no site of a kind, or `None` where there is."""
+        if kind in self.family.refused:
+            return self.family.refused[kind]
+        if kind in ("pixels", "tower", "encoder") and self.vision is None:
+            return f"family `{self.family.name}` has no description of a vision side that can be cut"
+        if kind == "pixels" and self.vision is not None and self.vision.about.resize is None:
+            return f"the vision encoder of family `{self.family.name}` cannot run on a smaller image"
+        return None
+
+    def is_placeholder(self, input_ids: Tensor) -> Tensor:
+        """True where a token id (B, S) stands for a part of an image or video."""
+        found = input_ids == self.placeholder_ids[0]
+        for token in self.placeholder_ids[1:]:
+            found = found | (input_ids == token)
+        return found
+
+    def visuals(self, inputs: Mapping[str, Any]) -> list[Visual]:
+        """Images and videos of a batch, in prompt order, sample by sample.
+
+        Raises:
+            IncompatibleError: The placeholders and the processor's tensors do not add up.
+        """
+        runs = placeholder_runs(self.is_placeholder(inputs["input_ids"]))
+        found = self.family.layout(self.model.config, inputs, runs)
+        if sum(visual.placeholders for visual in found) != sum(runs):
+            raise IncompatibleError(
+                f"the batch has {sum(runs)} image placeholders, but its images make "
+                f"{sum(visual.placeholders for visual in found)} visual tokens",
+                hint="make the inputs with the checkpoint's own processor",
+            )
+        return found
+
+
+def placeholder_runs(mask: Tensor) -> tuple[int, ...]:
+    """Lengths of the runs of True in (B, S), row by row."""
+    lengths = []
+    for row in mask.tolist():
+        length = 0
+        for held in [*row, False]:
+            if held:
+                length += 1
+            elif length:
+                lengths.append(length)
+                length = 0
+    return tuple(lengths)
+
+
+def layout_by_runs(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
+    """Every run of placeholders is one image whose grid is not known."""
+    del config, inputs
+    return [Visual(length, None) for length in runs]
 
 
 def resolve(model: nn.Module, family: Family) -> Parts:
@@ -102,22 +211,26 @@ def resolve(model: nn.Module, family: Family) -> Parts:
             ) from None
 
     text = follow(model, family.text)
-    tower = follow(model, family.tower)
     layers = tuple(follow(text, family.layers))
-    kinds = set(getattr(text.config, "layer_types", None) or ())
-    if kinds - {"full_attention"}:
+    types = tuple(getattr(text.config, "layer_types", None) or ("full_attention",) * len(layers))
+    if set(types) - ATTENTION_TYPES:
         raise IncompatibleError(
-            f"`{type(model).__name__}` mixes decoder layers {sorted(kinds)}; only full attention can be pruned so far",
-            hint="choose a model whose decoder layers all use full attention",
+            f"`{type(model).__name__}` has decoder layers of the kinds {sorted(set(types) - ATTENTION_TYPES)}, whose "
+            "state mixes all tokens: no token can be taken out of it",
+            hint=f"choose a model whose decoder layers are of the kinds {sorted(ATTENTION_TYPES)}",
         )
-    tower_layers = tuple(follow(tower, family.tower_layers))
-    facts = ModelFacts(
-        family=family.name,
-        num_layers=len(layers),
-        encoder_layers=len(tower_layers),
-        has_cls=family.has_cls(model.config),
-        encoder_read_layer=family.read_layer(model.config),
-    )
+    about = family.vision
+    vision = None
+    if about is not None:
+        tower = follow(model, about.tower)
+        vision = TowerParts(about, tower, tuple(follow(tower, about.layers)), follow(model, about.projector))
+    config: Any = model.config
+    ids = tuple(int(token) for name in family.placeholders if (token := getattr(config, name, None)) is not None)
+    if not ids:
+        raise IncompatibleError(
+            f"the config of `{type(model).__name__}` has none of the placeholder ids {list(family.placeholders)}",
+            hint="describe the family in a plugin (hook `register_families`)",
+        )
     return Parts(
         family=family,
         model=model,
@@ -126,9 +239,22 @@ def resolve(model: nn.Module, family: Family) -> Parts:
         layers=layers,
         final_norm=follow(text, family.final_norm),
         rotary=follow(text, family.rotary),
-        tower=tower,
-        tower_layers=tower_layers,
-        projector=follow(model, family.projector),
-        image_token_id=int(getattr(model.config, family.image_token)),
-        facts=facts,
+        vision=vision,
+        placeholder_ids=ids,
+        layer_types=types,
+        kv_sources=_kv_sources(text.config, types),
+        facts=ModelFacts(
+            family=family.name,
+            num_layers=len(layers),
+            encoder_layers=len(vision.layers) if vision else 0,
+            has_cls=about.has_cls(config) if about else False,
+            encoder_read_layer=about.read_layer(config) if about else 0,
+        ),
     )
+
+
+def _kv_sources(config: Any, types: tuple[str, ...]) -> tuple[int, ...]:
+    """Layers that share a cache read the last layer of their own kind before the sharing begins."""
+    first = len(types) - int(getattr(config, "num_kv_shared_layers", 0) or 0)
+    last = {kind: layer for layer, kind in enumerate(types[:first])}
+    return tuple(layer if layer < first else last[kind] for layer, kind in enumerate(types))

@@ -6,55 +6,60 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokenprune.errors import IncompatibleError
-from tokenprune.models.family import Family
+from tokenprune.models.family import Family, VisionTower, Visual
 
 
-def _read_layer(config: Any) -> int:
-    layer = config.vision_feature_layer
-    if not isinstance(layer, int):
-        raise IncompatibleError(
-            f"vision_feature_layer is {layer}: reading several encoder layers at once is not described",
-            hint="choose a checkpoint that reads one encoder layer",
-        )
+def read_layer(config: Any) -> int:
+    """Encoder layer (0-based) whose output the projector reads; the last of several."""
+    layers = config.vision_feature_layer
+    layers = [layers] if isinstance(layers, int) else list(layers)
     # hidden_states[0] are the embeddings, so hidden_states[i] is the output of layer i - 1
-    index = layer if layer >= 0 else config.vision_config.num_hidden_layers + 1 + layer
-    return index - 1
+    count = config.vision_config.num_hidden_layers + 1
+    return int(max(layer % count for layer in layers)) - 1
 
 
-def _has_cls(config: Any) -> bool:
+def has_cls(config: Any) -> bool:
+    """Whether the encoder puts a CLS row before the patches."""
     return str(config.vision_config.model_type) == "clip_vision_model"
 
 
-def _grids(config: Any, inputs: Mapping[str, Any], tokens: int) -> list[tuple[int, int]]:
-    if config.vision_feature_select_strategy != "default" and _has_cls(config):
+def patch_size(config: Any) -> int:
+    """Pixels per token side."""
+    return int(config.vision_config.patch_size)
+
+
+def square(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
+    """Every image is one square grid of all its patches.
+
+    Raises:
+        IncompatibleError: The CLS row is a visual token, or the placeholders are no whole number of grids.
+    """
+    del inputs
+    if getattr(config, "vision_feature_select_strategy", "default") != "default" and has_cls(config):
         raise IncompatibleError(
             f"vision_feature_select_strategy is `{config.vision_feature_select_strategy}`: the CLS row would be a "
             "visual token without a place on the grid",
             hint="choose a checkpoint with the strategy `default`",
         )
     side = config.vision_config.image_size // config.vision_config.patch_size
-    if tokens % (side * side):
+    if sum(runs) % (side * side):
         raise IncompatibleError(
-            f"{tokens} image placeholders are not a multiple of {side} x {side}",
+            f"{sum(runs)} image placeholders are not a multiple of {side} x {side}",
             hint="make the inputs with the checkpoint's own processor",
         )
-    return [(side, side)] * (tokens // (side * side))
+    return [Visual(side * side, (side, side))] * (sum(runs) // (side * side))
 
 
 LLAVA = Family(
     name="llava",
-    base="model",
-    text="model.language_model",
-    layers="layers",
-    final_norm="norm",
-    rotary="rotary_emb",
-    tower="model.vision_tower",
-    tower_layers="encoder.layers",
-    projector="model.multi_modal_projector",
-    image_token="image_token_id",
-    read_layer=_read_layer,
-    grids=_grids,
-    has_cls=_has_cls,
-    patch_size=lambda config: int(config.vision_config.patch_size),
-    resize={"interpolate_pos_encoding": True},
+    layout=square,
+    vision=VisionTower(
+        tower="model.vision_tower",
+        layers="encoder.layers",
+        projector="model.multi_modal_projector",
+        read_layer=read_layer,
+        has_cls=has_cls,
+        patch_size=patch_size,
+        resize={"interpolate_pos_encoding": True},
+    ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,18 +65,32 @@ class Bench:
             self._tasks[key] = self.host.tasks.get(cell.task).build(cell.task_options)
         return self._tasks[key]
 
-    def batches(self, cell: Cell) -> tuple[Batch, ...]:
-        """All batches of the cell, prepared once for every cell of the same model and task."""
+    def batches(self, cell: Cell, batch_size: int | None = None) -> tuple[Batch, ...]:
+        """All batches of the cell, prepared once for every cell of the same model and task.
+
+        Args:
+            cell: The cell.
+            batch_size: Samples per batch in place of the cell's own.
+        """
         loaded, task = self.model(cell), self.task(cell)
-        key = (cell.model_digest, cell.dtype, _task_key(cell), cell.samples, cell.batch_size)
+        size = batch_size or cell.batch_size
+        key = (cell.model_digest, cell.dtype, _task_key(cell), cell.samples, size)
         if key not in self._batches:
             self._batches.clear()
             self._captures.clear()
             self._batches[key] = tuple(
-                self.prepare(loaded, task, range(start, min(start + cell.batch_size, cell.samples)))
-                for start in range(0, cell.samples, cell.batch_size)
+                self.prepare(loaded, task, range(start, min(start + size, cell.samples)))
+                for start in range(0, cell.samples, size)
             )
         return self._batches[key]
+
+    def release(self) -> None:
+        """Let go of everything but the models and tasks, down to what the allocator keeps for later."""
+        self._batches.clear()
+        self._captures.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def prepare(self, loaded: LoadedModel, task: Task, indices: Sequence[int]) -> Batch:
         """Draw samples from the task and run the processor on them."""
@@ -98,8 +113,7 @@ class Bench:
     def grids(self, cell: Cell, batch: Batch) -> list[list[tuple[int, int]]]:
         """Per sample of a batch, the token grid (rows, columns) of each of its images."""
         parts = parts_of(self.model(cell).model, self.host)
-        tokens = int((batch.inputs["input_ids"] == parts.image_token_id).sum())
-        grids = iter(parts.grids(batch.inputs, tokens))
+        grids = iter([visual.grid or (1, visual.tokens) for visual in parts.visuals(batch.inputs)])
         return [[next(grids) for _ in sample.images] for sample in batch.samples]
 
     def captures(self, cell: Cell) -> list[Any]:
