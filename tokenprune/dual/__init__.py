@@ -59,6 +59,17 @@ if TYPE_CHECKING:
     from tokenprune.dual.select import mmr as mmr
     from tokenprune.dual.select import top_k as top_k
     from tokenprune.dual.transport import transported_mass as transported_mass
+    from tokenprune.dual.video import by_frame as by_frame
+    from tokenprune.dual.video import cell_cosine as cell_cosine
+    from tokenprune.dual.video import constant_cells as constant_cells
+    from tokenprune.dual.video import even_places as even_places
+    from tokenprune.dual.video import even_shares as even_shares
+    from tokenprune.dual.video import mean_pairwise_cosine as mean_pairwise_cosine
+    from tokenprune.dual.video import neighbour_cosine as neighbour_cosine
+    from tokenprune.dual.video import quota_members as quota_members
+    from tokenprune.dual.video import runs as runs
+    from tokenprune.dual.video import similarity_segments as similarity_segments
+    from tokenprune.dual.video import static_windows as static_windows
     from tokenprune.dual.view import centre as centre
     from tokenprune.dual.view import expand_groups as expand_groups
     from tokenprune.dual.view import group_queries as group_queries
@@ -99,6 +110,19 @@ _HOMES = {
     "rotary": ("rotary_response", "rotation"),
     "select": ("chunk_sizes", "chunked_mmr", "first_largest", "max_min", "mmr", "top_k"),
     "transport": ("transported_mass",),
+    "video": (
+        "by_frame",
+        "cell_cosine",
+        "constant_cells",
+        "even_places",
+        "even_shares",
+        "mean_pairwise_cosine",
+        "neighbour_cosine",
+        "quota_members",
+        "runs",
+        "similarity_segments",
+        "static_windows",
+    ),
     "view": ("centre", "expand_groups", "group_queries", "log_norm", "rotate", "unit", "unrotate"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}

@@ -99,6 +99,8 @@ def decide(
     encoder: Mapping[int, Recording] | None = None,
     indices: Tensor | None = None,
     original: int | None = None,
+    site: Site | None = None,
+    budget: Budget | None = None,
 ) -> Decision:
     """One stop of a pruner.
 
@@ -111,9 +113,12 @@ def decide(
         encoder: See `ReplayView`.
         indices: See `ReplayView`.
         original: See `ReplayView`.
+        site: Where the cut is, for pruners with several kinds of sites.
+        budget: The stop's budget, for pruners that read the ratio itself; `keep` tokens where `None`.
     """
-    view = look(pruner, recording, keep, layer=layer, encoder=encoder, indices=indices, original=original)
-    return pruner.decide(view, Stop(view.site, Budget(tokens=max(1, keep))), {} if state is None else state)
+    view = look(pruner, recording, keep, layer=layer, encoder=encoder, indices=indices, original=original, site=site)
+    stop = Stop(view.site, budget or Budget(tokens=max(1, keep)))
+    return pruner.decide(view, stop, {} if state is None else state)
 
 
 def emitted(kept: Kept, rows: Tensor) -> Tensor:
@@ -130,9 +135,10 @@ def look(
     encoder: Mapping[int, Recording] | None = None,
     indices: Tensor | None = None,
     original: int | None = None,
+    site: Site | None = None,
 ) -> ReplayView:
     """What `decide` shows to the pruner, for looking at its scores; arguments as there."""
     kind = "layer" if layer is not None else pruner.spec.sites[0]
     at = getattr(pruner, "layer", 0) if layer is None and kind == "layer" else layer or 0
-    site = Site(cast(Any, kind), at)
+    site = site or Site(cast(Any, kind), at)
     return ReplayView(recording, pruner, keep, site, encoder=encoder, indices=indices, original=original)

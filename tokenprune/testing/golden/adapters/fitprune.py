@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from tokenprune.pruner import Site
 from tokenprune.testing.golden.case import Case
 from tokenprune.testing.golden.compare import close, differences, same
 from tokenprune.testing.golden.replay import build, decide, look
@@ -13,7 +14,7 @@ from tokenprune.testing.recording import Recording
 
 
 def check(case: Case) -> list[str]:
-    """Kept indices and the product of the two masses."""
+    """Kept indices and the two masses."""
     start, text = int(case.parameters["image_start"]), int(case.parameters["text_after"])
     queries, keys = case.given("q"), case.given("k")
     length = keys.shape[1]
@@ -24,10 +25,11 @@ def check(case: Case) -> list[str]:
     recording = Recording(
         tokens=end - start, attention={"visual": attention[:, :, start:end], "text": attention[:, :, end:]}
     )
-    pruner, keep = build("fitprune"), end - start - int(case.parameters["delete"])
-    score = pruner.score(look(pruner, recording, keep, layer=1), 1)[0]  # type: ignore[attr-defined]
-    kept = decide(pruner, recording, keep, layer=1).units[0]
+    pruner, keep, site = build("fitprune"), end - start - int(case.parameters["delete"]), Site("layer", 1, "mid")
+    own, cross = pruner.masses(look(pruner, recording, site=site))  # type: ignore[attr-defined]
+    kept = decide(pruner, recording, keep, site=site).units[0]
     return differences(
-        close("score", score, case.wanted("self_score") * case.wanted("cross_score")),
+        close("self_score", own[0], case.wanted("self_score")),
+        close("cross_score", cross[0] * text, case.wanted("cross_score")),  # theirs is a sum over the text rows
         same("keep", kept.anchors, case.wanted("keep")),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tokenprune.pruner import State
 from tokenprune.testing.golden.case import Case
 from tokenprune.testing.golden.compare import differences, same
 from tokenprune.testing.golden.replay import build, decide
@@ -27,6 +28,7 @@ def check(case: Case) -> list[str]:
             "published": True,
         },
     )
+    state: State = {}
     left, found = torch.arange(tokens), []
     for stage, layer in enumerate(layers):
         recording = Recording(
@@ -34,7 +36,9 @@ def check(case: Case) -> list[str]:
             attention={"text": case.given(f"attn_text_rows{stage}")[None][..., left]},
             cls_attention=attention[left][None, None],
         )
-        decision = decide(pruner, recording, left.shape[0], layer=layer, indices=left[None], original=tokens)
+        decision = decide(
+            pruner, recording, left.shape[0], layer=layer, indices=left[None], original=tokens, state=state
+        )
         left = left[decision.units[0].anchors]
         found.append(same(f"keep{stage}", left, case.wanted(f"keep{stage}")))
     return differences(*found)
