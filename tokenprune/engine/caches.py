@@ -24,6 +24,7 @@ class Columns:
         shift: (B,) how much the position ids of later tokens are lowered (`compact` positions).
         token: (B, T) number of the column's visual token (`passes.token_numbers`), -1 for everything else.
         logical: (B, T) place that the column would have, had nothing been pruned.
+        start: (B,) such a place of each sample's first token.
     """
 
     valid: Tensor
@@ -31,6 +32,7 @@ class Columns:
     shift: Tensor
     token: Tensor
     logical: Tensor
+    start: Tensor
 
     def extend(
         self, valid: Tensor, log_weights: Tensor | None, shift: Tensor, token: Tensor, logical: Tensor
@@ -48,6 +50,7 @@ class Columns:
             shift,
             torch.cat([self.token, token], dim=1),
             torch.cat([self.logical, logical], dim=1),
+            self.start,
         )
 
     def last(self, count: int) -> Columns:
@@ -56,7 +59,9 @@ class Columns:
             return self
         first = self.valid.shape[1] - count
         weights = None if self.log_weights is None else self.log_weights[:, first:]
-        return Columns(self.valid[:, first:], weights, self.shift, self.token[:, first:], self.logical[:, first:])
+        return Columns(
+            self.valid[:, first:], weights, self.shift, self.token[:, first:], self.logical[:, first:], self.start
+        )
 
     def select(self, index: Tensor, real: Tensor) -> Columns:
         """The columns at `index` (B, T'); the others are padding where not `real`."""
@@ -66,6 +71,7 @@ class Columns:
             self.shift,
             self.token.gather(1, index).masked_fill(~real, -1),
             self.logical.gather(1, index),
+            self.start,
         )
 
     @classmethod
@@ -73,7 +79,7 @@ class Columns:
         """No columns yet."""
         nothing = torch.zeros((batch, 0), dtype=torch.bool, device=device)
         shift = torch.zeros(batch, dtype=torch.long, device=device)
-        return cls(nothing, None, shift, nothing.long(), nothing.long())
+        return cls(nothing, None, shift, nothing.long(), nothing.long(), shift)
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,9 @@ class CacheBook:
         `generate` slices new inputs and numbers positions by that length.
         """
         self._states[cache] = state
-        cache.get_seq_length = _LogicalLength(weakref.ref(cache), state)
+        cache.get_seq_length = length = _LogicalLength(weakref.ref(cache), state)
+        # models that build their masks before they call their text model build them for that length
+        cache.get_mask_sizes = lambda query_length, layer_idx=0: (length(layer_idx) + int(query_length), 0)
         if state.decode:
             cache.reorder_cache = _refuse_reordering
 

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tokenprune.engine.arguments import RotaryCalls, others, shortened
-from tokenprune.engine.caches import CachedUnit, CacheState, Columns, check_growing
-from tokenprune.engine.chunk import Chunk, Counts, Layer, rebase
+from tokenprune.engine.caches import CachedUnit, CacheState, Columns, check_growing, held_columns
+from tokenprune.engine.chunk import Chunk, Counts, Layer, Move, rebase
 from tokenprune.engine.cut import DecoderInput, decide, record, take
 from tokenprune.engine.halves import Door, Halves
 from tokenprune.engine.masks import build_mask, reach_of, shorten_mask
 from tokenprune.engine.passes import Pass, snapshot
+from tokenprune.engine.planes import VisualPlanes
 from tokenprune.engine.reach import reach_back
-from tokenprune.engine.rows import Rows, gather_embeddings, gather_rows, spread_rows
+from tokenprune.engine.rows import Rows, gather_embeddings, spread_rows
 from tokenprune.engine.steps import visible_columns
 from tokenprune.errors import IncompatibleError
 from tokenprune.pruner import Kept, PruneRecord, Stop
@@ -27,8 +28,6 @@ from tokenprune.pruner import Kept, PruneRecord, Stop
 if TYPE_CHECKING:
     from tokenprune.engine.session import Session
 
-#: Method of text models that add planes of visual features to the first layers' outputs (DeepStack).
-DEEPSTACK = "_deepstack_process"
 #: Needs for which the inputs of the layers before a cut are kept until the last cut.
 _LAYER_NEEDS = frozenset({"hidden", "qkv", "attention", "final_norm"})
 
@@ -43,7 +42,7 @@ class DecoderHooks:
         self._doors: tuple[Door, ...] = ()
         self._rotary = RotaryCalls(session.parts.rotary)
         self._reaches = tuple(reach_of(session.parts.text.config, kind) for kind in session.parts.layer_types)
-        self._deepstack: Callable[..., Tensor] | None = None
+        self._planes: VisualPlanes | None = None
         self._whole: set[int] = set()
         """Layers whose halves were checked."""
 
@@ -52,9 +51,7 @@ class DecoderHooks:
         text = self._parts.text
         if "layer" in self._session.pruner.spec.sites:
             self._doors = tuple(Door(layer) for layer in self._parts.layers)
-        self._deepstack = getattr(text, DEEPSTACK, None)
-        if self._deepstack is not None:
-            object.__setattr__(text, DEEPSTACK, self._add_planes)
+        self._planes = VisualPlanes(text, self._shortened)
         handles = [
             self._rotary.install(),
             text.register_forward_pre_hook(self._before_text, with_kwargs=True),
@@ -66,9 +63,8 @@ class DecoderHooks:
 
     def release(self) -> None:
         """Give the layers their own forward back, and the text model its own way to add visual planes."""
-        if self._deepstack is not None:
-            object.__delattr__(self._parts.text, DEEPSTACK)
-            self._deepstack = None
+        if self._planes is not None:
+            self._planes.remove()
         while self._doors:
             self._doors[-1].remove()
             self._doors = self._doors[:-1]
@@ -100,8 +96,13 @@ class DecoderHooks:
         self._pass = Pass(mask, position_ids.to(embeddings.device), length, compact, cache, past)
         if chunk is not None:
             chunk.embeddings = embeddings
-        if past is None:
+        if chunk is None and past is None:
             return None
+        if len(set(self._parts.kv_sources)) < len(self._parts.kv_sources):
+            # layers that share a cache would be given the last row alone, which the bookkeeping of rows does not know
+            kwargs = {**kwargs, "logits_to_keep": None}
+        if past is None:
+            return args, kwargs
         # the layers get masks of their own; a four-dimensional mask makes the text model build none
         placeholder: Any = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=embeddings.device)
         if isinstance(mask, dict):
@@ -130,7 +131,9 @@ class DecoderHooks:
         before = running.past or CacheState([], 0)
         units = [] if chunk is None else [unit.span for unit in chunk.units]
         new = tuple(CachedUnit(u.sample, u.image, len(u.slots), u.grid, u.frames) for u in units)
-        state = CacheState(running.columns, running.seen + running.length, (*before.units, *new), decode, before.state)
+        layers = [running.cache.layers[source] for source in self._parts.kv_sources]
+        columns = [each.last(held_columns(layer)) for each, layer in zip(running.columns, layers, strict=True)]
+        state = CacheState(columns, running.seen + running.length, (*before.units, *new), decode, before.state)
         self._session.caches.remember(running.cache, state)
 
     # --- the layers ---------------------------------------------------------------------------------------------
@@ -186,6 +189,7 @@ class DecoderHooks:
         else:
             valid = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         running.pad_left = bool(valid[:, -1].all())
+        running.start = valid.long().argmax(dim=1).to(hidden.device)
         running.current = DecoderInput(hidden, Rows.identity(valid.to(hidden.device)))
         return running.current
 
@@ -195,12 +199,13 @@ class DecoderHooks:
         if source == layer:
             return running.extend(past, present, chunk)
         theirs, ran = running.columns[source], running.entered[source]
-        if ran is present.rows:
-            return theirs
         width = ran.slots.shape[1]
-        left = present.rows.inverse.gather(1, ran.slots.clamp(min=0)) >= 0
-        held = past.valid if running.past is not None else theirs.valid[:, :-width]
-        return replace(theirs, valid=torch.cat([held, theirs.valid[:, -width:] & left], dim=1))
+        held, new = theirs.valid[:, :-width], theirs.valid[:, -width:]
+        if running.past is not None:
+            held = past.valid
+        if ran is not present.rows:
+            new = new & (present.rows.inverse.gather(1, ran.slots.clamp(min=0)) >= 0)
+        return replace(theirs, valid=torch.cat([held, new], dim=1))
 
     def _stops(
         self, running: Pass, chunk: Chunk, layer: int, present: DecoderInput, kwargs: dict[str, Any]
@@ -346,25 +351,18 @@ class DecoderHooks:
         if key not in running.masks:
             mask: Any
             if cuttable:
-                mask = shorten_mask(config, given, present.rows.slots, columns, running.seen, dtype)
+                mask = shorten_mask(config, given, present.rows.slots, columns, dtype)
             else:
                 mask = build_mask(config, columns, width, dtype, reach)
             running.masks[key] = (given, columns, mask)  # kept alive, so that ids stay theirs
         return running.masks[key][2]
 
-    def _add_planes(self, hidden: Tensor, mask: Tensor, planes: Tensor) -> Tensor:
-        """Add visual planes (tokens, D) to the rows (B, S', D) of their tokens, merged and moved as these were."""
+    def _shortened(self) -> tuple[Rows, list[Move]] | None:
+        """The rows of the running pass, where some were cut."""
         running, chunk = self._pass, self._session.chunk
-        assert self._deepstack is not None  # noqa: S101 - it stands in the model only then
         if running is None or chunk is None or not running.cut or running.current is None:
-            return self._deepstack(hidden, mask, planes)
-        full = hidden.new_zeros(*mask.shape, hidden.shape[-1])
-        full[mask.to(hidden.device)] = planes.to(hidden)
-        for move in chunk.moves:
-            move.apply(full)
-        rows = running.current.rows
-        added = gather_rows(full, rows.slots.clamp(min=0))
-        return hidden + added.masked_fill(~rows.valid[..., None], 0.0)
+            return None
+        return running.current.rows, chunk.moves
 
     # --- what was done ------------------------------------------------------------------------------------------
 

@@ -82,10 +82,8 @@ def build_mask(config: Any, columns: Columns, query_length: int, dtype: torch.dt
                 f"the attention kernel `{kernel}` counts windows in rows, of which some have been taken out",
                 hint="load the model with attention `sdpa` or `eager`",
             )
-        last = torch.iinfo(torch.long).max
-        start = columns.logical.masked_fill(~columns.valid, last).amin(dim=1)
         queries = columns.logical[:, offset:]
-        function = and_masks(function, reach.overlay(queries, columns.logical, start, offset))
+        function = and_masks(function, reach.overlay(queries, columns.logical, columns.start, offset))
     factory = ALL_MASK_ATTENTION_FUNCTIONS["eager" if columns.log_weights is not None else kernel]
     mask: Tensor | None = factory(
         batch_size=batch,
@@ -104,26 +102,22 @@ def build_mask(config: Any, columns: Columns, query_length: int, dtype: torch.dt
     return _weighted(mask, columns.log_weights, dtype)
 
 
-def shorten_mask(config: Any, given: Tensor, rows: Tensor, columns: Columns, seen: int, dtype: torch.dtype) -> Tensor:
+def shorten_mask(config: Any, given: Tensor, rows: Tensor, columns: Columns, dtype: torch.dtype) -> Tensor:
     """Rows and columns of a mask (B or 1, H or 1, S, T) that the model has built for the whole chunk.
 
     Args:
         config: Config of the text model.
         given: True where a row sees a column, or what is added to the logits.
         rows: (B, S') slot of each row, -1 for padding.
-        columns: Key columns after the cut; the last S' are the rows.
-        seen: Columns that stood before the chunk.
+        columns: Key columns after the cut.
         dtype: Dtype of the hidden states.
     """
     _kernel(config, columns)
     batch, width = rows.shape
-    past = columns.valid.shape[1] - width
-    before = torch.arange(past, device=rows.device).expand(batch, -1)
-    index = torch.cat([before, seen + rows.clamp(min=0)], dim=1)
     wide = given.expand(batch, -1, -1, -1)
     heads, length = wide.shape[1], wide.shape[3]
     mask = wide.gather(2, rows.clamp(min=0)[:, None, :, None].expand(-1, heads, -1, length))
-    mask = mask.gather(3, index[:, None, None, :].expand(-1, heads, width, -1))
+    mask = mask.gather(3, columns.logical[:, None, None, :].expand(-1, heads, width, -1))
     padding, gone = (rows < 0)[:, None, :, None], ~columns.valid[:, None, None, :]
     if mask.dtype == torch.bool:
         # rows of padding see everything that is there: nothing reads them, and a row that sees nothing has no softmax

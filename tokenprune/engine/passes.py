@@ -30,6 +30,7 @@ class Pass:
         seen: Tokens that the cache held before this pass, had it never been pruned.
         current: What enters the present layer.
         pad_left: Side of the padding.
+        start: (B,) slot of each sample's first token.
         cut: Rows were taken out in this pass.
         entered: By layer, the rows that it ran with, while a cut may still reach back to its cache.
         columns: Key columns of every layer after this pass.
@@ -47,6 +48,7 @@ class Pass:
     seen: int = 0
     current: DecoderInput | None = None
     pad_left: bool = True
+    start: Tensor | None = None
     cut: bool = False
     entered: list[Rows] = field(default_factory=list)
     columns: list[Columns] = field(default_factory=list)
@@ -69,7 +71,14 @@ class Pass:
             else:
                 valid = torch.ones((batch, self.seen), dtype=torch.bool, device=device)
             logical = torch.arange(self.seen, device=device).expand(batch, -1)
-            self._unpruned = replace(empty, valid=valid, token=torch.full_like(logical, -1), logical=logical)
+            first = self.start if not self.seen else valid.long().argmax(dim=1)
+            self._unpruned = replace(
+                empty,
+                valid=valid,
+                token=torch.full_like(logical, -1),
+                logical=logical,
+                start=empty.shift if first is None else first,
+            )
         return self._unpruned
 
     def extend(self, past: Columns, present: DecoderInput, chunk: Chunk | None) -> Columns:

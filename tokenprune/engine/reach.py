@@ -27,6 +27,7 @@ def reach_back(running: Pass, first: int, last: int, present: DecoderInput) -> N
         whole = torch.cat([held, past + index], dim=1)
         real = torch.cat([torch.ones_like(held, dtype=torch.bool), rows.valid], dim=1)
         running.columns[layer] = columns.select(whole, real)
+        running.entered[layer] = rows
         if running.cache is None:
             continue
         cached = running.cache.layers[layer]

@@ -189,7 +189,7 @@ class Session:
     def _adopt(self, inputs: Mapping[str, Any]) -> Chunk | None:
         """The chunk of a call; what `generate` ran ahead is taken over, for the prompt or for several copies of it."""
         ahead, self._ahead = self._ahead, None
-        if ahead is None or any(inputs.get(name) is not None for name in self.parts.family.pixels):
+        if ahead is None:
             return self._open(inputs)
 
         def known(input_ids: Tensor) -> tuple[ImageSpan, ...]:

@@ -1,0 +1,218 @@
+"""The engine's proofs for every family: real classes, real processors, real pictures and videos."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.pruners import Averaging, ByContent, Ragged
+from tests.families.zoo import FAMILIES, Built, Sample
+from tokenprune.engine import pruned
+from tokenprune.engine.layout import find_images
+from tokenprune.errors import IncompatibleError
+from tokenprune.models.loading import parts_of
+from tokenprune.pruner import PruneRecord
+
+Zoo = Callable[[str], Built]
+#: Families whose decoder cannot lose tokens, with the words of the refusal.
+REFUSED = {"mllama": "cross", "qwen3_5": "linear_attention", "lfm2_vl": "conv"}
+#: Families whose stock `generate` fails with beams and several pictures.
+NO_BEAMS = {"llama4"}
+PRUNED = [name for name in FAMILIES if name not in REFUSED]
+SITES = [("input",), ("layer:2",), ("layer:1", "layer:3")]
+DECODED = 20
+everyone = pytest.mark.parametrize("name", PRUNED)
+everywhere = pytest.mark.parametrize("sites", SITES, ids="+".join)
+
+
+def samples(built: Built) -> list[Sample]:
+    """Unequal numbers of pictures, also none where the family takes that, and a video where it has them."""
+    found = [Sample(images=2), Sample(images=1, seed=3)]
+    if built.family.unequal and built.family.text_only:
+        found.append(Sample(images=0, seed=4))
+    if built.family.videos and built.family.mixes:
+        found.append(Sample(images=1, videos=1, seed=5))
+    return found
+
+
+def chosen(sites: tuple[str, ...]) -> ByContent:
+    return ByContent(sites, ratios=tuple(0.5**power for power in range(1, len(sites) + 1)))
+
+
+def said(built: Built, inputs: Any, count: int = DECODED, **options: Any) -> Any:
+    return built.model.generate(
+        **inputs,
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **options,
+    )
+
+
+def gone_by_layer(built: Built, inputs: Any, record: PruneRecord) -> torch.Tensor:
+    """(L + 1, B, S) True where a visual token is gone, from the record alone."""
+    parts = parts_of(built.model)
+    ids = inputs["input_ids"]
+    spans = find_images(parts.is_placeholder(ids), parts.visuals(inputs))
+    slots = {(span.sample, span.image): span.slots for span in spans}
+    gone = torch.zeros(parts.facts.num_layers + 1, *ids.shape, dtype=torch.bool)
+    for unit in record.units:
+        part = slots[unit.sample, unit.image]
+        out = torch.ones(len(part), dtype=torch.bool)
+        out[list(unit.indices)] = False
+        gone[unit.decoder_layer + unit.site.endswith(".mid") :, unit.sample, part[out]] = True
+    return gone
+
+
+@contextlib.contextmanager
+def masked(built: Built, gone: torch.Tensor) -> Iterator[None]:
+    """The unpruned model, cache and all, in which every layer masks the keys that are gone for it."""
+    parts = parts_of(built.model)
+    length = {"seen": 0}
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        cache = kwargs.get("past_key_values")
+        length["seen"] = kwargs["inputs_embeds"].shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+
+    def hook(layer: int) -> Any:
+        def run(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden, mask = args[0], kwargs["attention_mask"]
+            total = length["seen"]
+            if mask is None:
+                mask = torch.ones(hidden.shape[1], total, dtype=torch.bool).tril(total - hidden.shape[1])[None, None]
+            out = torch.zeros(gone.shape[1], total, dtype=torch.bool)
+            out[:, : gone.shape[2]] = gone[layer]
+            out = out[:, None, None, -mask.shape[-1] :]
+            if mask.dtype == torch.bool:
+                mask = mask & ~out
+                mask = mask | (~mask.any(-1, keepdim=True))  # a row that sees nothing is one that nobody reads
+            else:
+                mask = mask.masked_fill(out, torch.finfo(mask.dtype).min)
+            return args, {**kwargs, "attention_mask": mask}
+
+        return run
+
+    handles = [parts.text.register_forward_pre_hook(count, with_kwargs=True)]
+    handles += [
+        module.register_forward_pre_hook(hook(index), with_kwargs=True) for index, module in enumerate(parts.layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    scale = max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(found, expected, atol=2e-5 * scale, rtol=1e-4)
+
+
+@everyone
+@everywhere
+def test_keep_all_is_bit_identical(zoo: Zoo, name: str, sites: tuple[str, ...]) -> None:
+    built = zoo(name)
+    inputs = built.inputs(*samples(built))
+    with torch.no_grad():
+        logits = built.model(**inputs).logits
+        greedy = said(built, inputs, 6).sequences
+        beams = None if name in NO_BEAMS else said(built, inputs, 4, num_beams=3).sequences
+        with pruned(built.model, ByContent(sites), ratio=1.0) as session:
+            assert torch.equal(built.model(**inputs).logits, logits)
+            assert torch.equal(said(built, inputs, 6).sequences, greedy)
+            if beams is not None:
+                assert torch.equal(said(built, inputs, 4, num_beams=3).sequences, beams)
+    assert session.records[0].final() == session.records[0].original_visual_tokens
+    assert torch.equal(built.model(**inputs).logits, logits)
+
+
+@everyone
+@everywhere
+@pytest.mark.parametrize("kind", [ByContent, Ragged])
+def test_pruned_equals_masked(zoo: Zoo, name: str, sites: tuple[str, ...], kind: type[ByContent]) -> None:
+    built = zoo(name)
+    inputs = built.inputs(*samples(built))
+    picker = kind(sites, ratios=chosen(sites).ratios)
+    with torch.no_grad():
+        with pruned(built.model, picker, positions="keep") as session:
+            prefill = built.model(**inputs).logits
+            out = said(built, inputs)
+        gone = gone_by_layer(built, inputs, session.last)
+        assert gone.any()
+        with masked(built, gone):
+            reference = built.model(**inputs).logits
+            expected = said(built, inputs)
+    rows = inputs["attention_mask"].bool() & ~gone[-1]
+    close(prefill[rows], reference[rows])
+    for step in range(DECODED):
+        close(out.logits[step], expected.logits[step])
+    assert torch.equal(out.sequences, expected.sequences)
+
+
+@everyone
+def test_batch_equals_singles(zoo: Zoo, name: str) -> None:
+    built = zoo(name)
+    many = samples(built)
+    for policy in ("keep", "compact"):
+        with pruned(built.model, chosen(("input", "layer:2")), positions=policy) as session:
+            together = said(built, built.inputs(*many), 6)
+            alone = [said(built, built.inputs(sample), 6) for sample in many]
+        for row, single in enumerate(alone):
+            for step in range(6):
+                close(together.logits[step][row], single.logits[step][0])
+        assert session.records[0].final()[0] == session.records[1].final()[0]
+
+
+@everyone
+def test_merged_rows_are_the_same_in_any_batch(zoo: Zoo, name: str) -> None:
+    built = zoo(name)
+    many = samples(built)
+    for site in ("input", "layer:1"):
+        with pruned(built.model, Averaging((site,), weighted=True, ratios=(0.25,))):
+            together = said(built, built.inputs(*many), 4)
+            alone = [said(built, built.inputs(sample), 4) for sample in many]
+        for row, single in enumerate(alone):
+            for step in range(4):
+                close(together.logits[step][row], single.logits[step][0])
+
+
+@everyone
+def test_a_second_turn_on_the_same_cache(zoo: Zoo, name: str) -> None:
+    built = zoo(name)
+    inputs = built.inputs(Sample(images=1, seed=2))
+    more = torch.tensor([[5, 6, 7, 8, 9]])
+    with torch.no_grad():
+        with pruned(built.model, chosen(("input", "layer:2")), positions="keep") as session:
+            first = built.model(**inputs, use_cache=True)
+            second = turn(built, inputs, more, first.past_key_values)
+        with masked(built, gone_by_layer(built, inputs, session.last)):
+            plain = built.model(**inputs, use_cache=True)
+            expected = turn(built, inputs, more, plain.past_key_values)
+    close(second, expected)
+
+
+def turn(built: Built, inputs: Any, ids: torch.Tensor, cache: Any) -> torch.Tensor:
+    """Logits of a turn of text after a prompt."""
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(ids)], dim=1)
+    more = {"input_ids": ids, "attention_mask": mask}
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in inputs:
+            more[name] = torch.zeros_like(ids)
+    logits: torch.Tensor = built.model(**more, past_key_values=cache, use_cache=True).logits
+    return logits
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_pruned_is_refused_with_the_reason(zoo: Zoo, name: str) -> None:
+    built = zoo(name)
+    inputs = built.inputs(Sample())
+    before = built.model(**inputs).logits
+    with pytest.raises(IncompatibleError, match=REFUSED[name]), pruned(built.model, ByContent(), ratio=0.5):
+        built.model(**inputs)
+    assert torch.equal(built.model(**inputs).logits, before)
