@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 
 from tokenprune.cli.methods import method_sections, methods_table
+from tokenprune.composition import AXES, PARTS, Composed
+from tokenprune.composition.parts import EVERYWHERE
 from tokenprune.errors import ExitCode
 from tokenprune.plugins import ENTRY_POINT_GROUP, Host, load_host
 from tokenprune.pruner import NEEDS
@@ -86,6 +88,8 @@ def block_makers(host: Host) -> Mapping[str, Callable[[], str]]:
         "methods": lambda: methods_table(host.pruners),
         "method-sections": lambda: method_sections(host.pruners),
         "needs": needs_table,
+        "composition-parts": parts_table,
+        "composition-settings": settings_table,
         "exit-codes": exit_codes_table,
         "third-party-module": lambda: _fenced("python", EXAMPLE / "tokenprune_loudest.py"),
         "third-party-pyproject": lambda: _fenced("toml", EXAMPLE / "pyproject.toml"),
@@ -136,6 +140,34 @@ def needs_table() -> str:
     """What a pruner may declare, and what it opens."""
     rows = [f"| `{name}` | {meaning} |" for name, meaning in NEEDS.items()]
     return "\n".join(["| need | opens |", "| --- | --- |", *rows])
+
+
+def parts_table() -> str:
+    """The parts of every axis of a composition."""
+    rows = [
+        f"| {axis} | `{part.name}` | {_cell(part.meaning)} | {_cell(part.text)} | {', '.join(part.needs)} | "
+        f"{'any' if part.sites == EVERYWHERE else ', '.join(part.sites)} |"
+        for axis, parts in PARTS.items()
+        for part in parts.values()
+    ]
+    return "\n".join(
+        ["| axis | part | meaning | term | needs | sites |", "| --- | --- | --- | --- | --- | --- |", *rows]
+    )
+
+
+def settings_table() -> str:
+    """The settings of a composition, and the parts that read them."""
+    rows = []
+    for name, default in Composed.spec.defaults.items():
+        readers = [f"`{part.name}`" for parts in PARTS.values() for part in parts.values() if name in part.reads]
+        if name not in AXES:
+            rows.append(f"| `{name}` | `{default}` | {', '.join(readers) or 'every composition'} |")
+    return "\n".join(["| setting | default | read by |", "| --- | --- | --- |", *rows])
+
+
+def _cell(text: str) -> str:
+    """A text as a cell of a Markdown table."""
+    return f"`{text}`".replace("|", "\\|") if "|" in text or "_" in text else text
 
 
 def exit_codes_table() -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 #: Our own pruners, families, tasks, trackers and executors come in through the same hooks as a stranger's.
 DEFAULT_PLUGINS = (
     "tokenprune.baselines",
+    "tokenprune.composition",
     "tokenprune.models",
     "tokenprune.tasks",
     "tokenprune.sweep.executors",

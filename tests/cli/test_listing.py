@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from tests.cli.commands import Commands
+from tokenprune.composition import PARTS as AXIS_PARTS
 from tokenprune.plugins import load_host
 from tokenprune.registry import PrunerSpec
 
@@ -52,6 +54,52 @@ def test_list_markdown_has_one_row_per_pruner(run: Commands) -> None:
     assert all(line.replace("\\|", "").count("|") == columns for line in lines)
 
 
+@pytest.mark.parametrize("width", [80, 200])
+def test_axes_are_one_table_of_points(run: Commands, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = run("list", "--axes")
+    lines = shown.out.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert [line.split()[0] for line in lines if line[:1].strip()][2:] == list(load_host().pruners.names())
+    assert ("merge" in lines[0]) == (width == 200)
+    for words in ("greedy DPP", "max-min"):
+        assert words in shown.out
+    if width == 80:
+        assert "merge: mean" in shown.out  # what is not usual stands under the main axes
+
+
+def test_axes_json_has_the_seven_axes_of_every_pruner(run: Commands) -> None:
+    document = run("list", "--axes", "--json").json()
+    expected = [{"name": spec.name, **dataclasses.asdict(spec.axes)} for spec in load_host().pruners]
+    assert document == {"schema": 1, "axes": expected}
+    assert all(len(entry) == 8 for entry in document["axes"])
+
+
+def test_parts_of_compositions_are_listed(run: Commands) -> None:
+    document = run("list", "--parts", "--json").json()
+    assert {axis: [part["name"] for part in parts] for axis, parts in document["parts"].items()} == {
+        axis: list(parts) for axis, parts in AXIS_PARTS.items()
+    }
+    assert all(part["meaning"] and "{m}" not in part["term"] for part in document["parts"]["selector"])
+    shown = run("list", "--parts").out
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= 80
+    assert all(name in shown for parts in AXIS_PARTS.values() for name in parts)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tasks", "--axes"], "--axes is about pruners, not tasks"),
+        (["models", "--parts"], "--parts is about pruners, not models"),
+        (["--axes", "--markdown"], "exclude each other"),
+    ],
+)
+def test_axes_of_other_parts_are_refused(run: Commands, words: list[str], message: str) -> None:
+    ran = run("list", *words)
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err
+
+
 def test_markdown_of_other_parts_is_refused(run: Commands) -> None:
     ran = run("list", "tasks", "--markdown")
     assert ran.code == 2
@@ -76,6 +124,33 @@ def test_show_json_is_the_spec(run: Commands) -> None:
     assert document["pruner"]["name"] == "random"
     assert document["pruner"]["distribution"] == "tokenprune"
     assert document["pruner"]["axes"]["site"] == "input"
+
+
+def test_show_tells_the_point_that_options_choose(run: Commands) -> None:
+    words = ["--set", "site=layer:2", "--set", "magnitude=cls", "--set", "duplication=value-gauss"]
+    document = run("show", "composed", *words, "--set", "trade_off=0.5", "--json").json()["pruner"]
+    assert (document["site"], document["axes"]["selector"]) == ("layer:2", "mmr")
+    assert document["needs"] == ["qkv", "encoder_attention"]
+    assert document["formula"].startswith("argmax_i lambda rank(a_cls,i) - (1-lambda) max_{j in S} cos(v_i,v_j)")
+    assert document["defaults"]["trade_off"] == 0.5
+    shown = run("show", "composed", *words).out
+    assert "options, as they are set" in shown
+    assert "a_cls,i" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("magnitude", "--set wants `name=value`, got `magnitude`"),
+        ("magnitude=clss", "unknown magnitude `clss`"),
+        ("magnitud=cls", "unknown option of pruner `composed` `magnitud`"),
+        ("pivots=many", "option `pivots` of pruner `composed` must be a int, got 'many'"),
+    ],
+)
+def test_options_to_show_are_checked(run: Commands, text: str, message: str) -> None:
+    ran = run("show", "composed", "--set", text)
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err
 
 
 def test_an_unknown_pruner_is_an_error_with_its_close_match(run: Commands) -> None:

@@ -99,6 +99,13 @@ def test_layers_before_the_cut_count_zero() -> None:
     assert found["output_error"] == pytest.approx(found["output_error_per_layer"][2] / 3)
 
 
+def test_a_cut_in_the_middle_of_a_layer_leaves_its_attention_alone() -> None:
+    middle = KeptTokens((Cut(0, "layer:1.mid", 1, len(VISUAL), (1,)),))
+    found = lens_errors([captured(0), captured(1), captured(2)], [middle, middle])
+    assert found["output_error_per_layer"][:2] == [0.0, 0.0]
+    assert found["output_error_per_layer"][2] > 0
+
+
 def test_keeping_everything_is_no_error_and_less_is_never_better_by_the_dual_form() -> None:
     layer = captured(0)
     assert lens_errors([layer], [cut(*range(6)), cut(*range(6))])["output_error"] == 0.0
@@ -117,7 +124,9 @@ def test_several_images_follow_each_other() -> None:
     [
         ([None, None], "no sample"),
         ([cut(1, merged=True), cut(1)], "merged"),
-        ([KeptTokens((Cut(0, "pixels", 0, 6, (1,)),)), cut(1)], "merged or re-encoded"),
+        ([KeptTokens((Cut(0, "pixels", 0, 6, (1,)),)), cut(1)], "`pixels` are re-encoded"),
+        ([cut(1), KeptTokens((Cut(0, "tower:1", 0, 6, (1,)),))], "`tower:1` are re-encoded"),
+        ([KeptTokens((Cut(0, "decode:1", 1, 6, (1,)),)), cut(1)], "leave the prefill"),
     ],
 )
 def test_what_cannot_be_measured_is_said(kept: list[Any], reason: str) -> None:

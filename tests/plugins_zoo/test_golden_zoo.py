@@ -20,23 +20,8 @@ from tokenprune.testing.golden.compare import close, same
 
 COPIED = Path(__file__).parent.parent / "golden"
 SHARED = Path(__file__).parent.parent.parent.parent / "shared" / "golden"
-#: Folders of vectors whose methods have no pruner yet: they cut inside the vision encoder, at decode steps, between
-#: frames, or from a calibrated table.
-NOT_YET = {
-    "dycoke",
-    "dycoke_decode",
-    "evs",
-    "fastvid",
-    "fitprune_calibration",
-    "holitom",
-    "holitom_llm",
-    "illava_vit",
-    "mustdrop_vit",
-    "prunevid",
-    "prunevid_llm",
-    "tome",
-    "vidcom2",
-}
+#: Outputs that say which tokens stay, and where the others go.
+CHOICES = ("out.keep", "out.dominant_patches", "out.group", "out.deleted", "out.row_cell", "out.view0")
 
 
 def files(folder: Path) -> list[Path]:
@@ -74,19 +59,18 @@ def test_the_larger_cases_agree(method: str) -> None:
 
 def test_every_adapter_has_a_copied_case() -> None:
     assert {path.parent.name for path in files(COPIED)} == set(covered_methods())
-    assert not NOT_YET & set(covered_methods())
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/golden here")
-def test_what_is_not_covered_is_known() -> None:
-    assert {path.name for path in SHARED.iterdir() if path.is_dir()} == set(covered_methods()) | NOT_YET
+def test_every_folder_of_vectors_is_covered() -> None:
+    assert {path.name for path in SHARED.iterdir() if path.is_dir()} == set(covered_methods())
 
 
 @pytest.mark.parametrize("method", covered_methods())
 def test_a_wrong_output_is_found(method: str, tmp_path: Path) -> None:
     source = sorted((COPIED / method).glob("*.safetensors"))[0]
     with safe_open(source, "pt") as file:
-        names = sorted(name for name in file.keys() if name.startswith(("out.keep", "out.dominant_patches")))  # noqa: SIM118
+        names = sorted(name for name in file.keys() if name.startswith(CHOICES))  # noqa: SIM118
     verdicts = [check_file(altered(source, tmp_path, name)) for name in names]
     assert any(verdict.differences for verdict in verdicts)
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import tokenprune_zoo
 import torch
-from tokenprune_zoo.schedule import decoder_layers, encoder_layer, layer_average, solved_stops
+from tokenprune_zoo.schedule import decoder_layers, depth, encoder_layer, layer_average, solved_stops
 
 from tests.engine.models import TOKENS, batch, prompt, random_llava
 from tests.plugins_zoo.test_every_pruner import OPTIONS as OTHERS
 from tests.plugins_zoo.test_every_pruner import all_tokens, assert_legal, assert_same
+from tests.plugins_zoo.test_video_methods import OPTIONS as VIDEO
 from tokenprune import Budget
 from tokenprune.engine import pruned
 from tokenprune.errors import BudgetError, ConfigError, IncompatibleError, UndeclaredNeedError
@@ -62,6 +63,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"global_threshold": 0.5},
         {"individual_threshold": 0.5},
         {"layers": (1,), "relative": False},
+        {"vision": False},
+        {"window_threshold": -1.0},
     ],
     "feather": [{"stride": 1}, {"stride": 50}, {"layers": (2, 3), "relative": False}],
     "fitprune": [],
@@ -75,7 +78,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"recover_share": 0.0},
         {"recover_share": 1.0},
     ],
-    "illava": [{"published": True}, {"layer": 1, "relative": False}],
+    "illava": [
+        {"published": True},
+        {"layer": 1, "relative": False, "vision_layers": (0, 3)},
+        {"vision": False},
+        {"vision_layers": (2,)},
+    ],
 }
 DATA_DEPENDENT: dict[str, list[dict[str, Any]]] = {
     "trim": [{"adaptive": True}, {"adaptive": True, "published": True}],
@@ -86,15 +94,17 @@ DATA_DEPENDENT: dict[str, list[dict[str, Any]]] = {
     "sparsevlm": [{"kept": (20, 10, 5)}, {"rank_scale": 3.0}, {"rank_scale": 1.0, "rank_bias": 8.0}],
     "mustdrop": [{"published": True}, {"published": True, "global_threshold": 0.02}],
     "feather": [{"published": True}, {"published": True, "ratio": 0.9}],
-    "fitprune": [{"table": (3, 0, 5)}],
-    "vtw": [{}, {"layer": 15}, {"layer": 3, "relative": False}],
+    "fitprune": [{"tables": {"50%": (12, 0, 15)}}],
+    "vtw": [{}, {"layer": 15}, {"layer": 3, "relative": False}, {"eta": 0.1}],
 }
+#: Options of methods whose later stops make sense after the earlier ones only: see test_encoder_methods.
+SEQUENTIAL: dict[str, list[dict[str, Any]]] = {"tome": [{"schedule": "decreasing"}, {"proportional": False}]}
 
 
 def specs() -> dict[str, PrunerSpec]:
     host = Host()
     assert host.add(tokenprune_zoo, "zoo").outcome == "loaded"
-    return {spec.name: spec for spec in host.pruners if spec.name not in OTHERS}
+    return {spec.name: spec for spec in host.pruners if spec.name not in {*OTHERS, *VIDEO}}
 
 
 SPECS = specs()
@@ -108,6 +118,11 @@ def variants(table: dict[str, list[dict[str, Any]]], *, default: bool) -> list[A
     ]
 
 
+def fixed(stops: Sequence[Stop]) -> list[Stop]:
+    """The stops whose counts are a promise."""
+    return [stop for stop in stops if not stop.auto]
+
+
 def at(stop: Stop, pruner: Pruner, recording: Recording, facts: ModelFacts = SHALLOW) -> Decision:
     keep = min(recording.tokens, stop.keep(recording.tokens))
     view = RecordedView(recording, keep, pruner.spec.needs, site=stop.site, facts=facts)
@@ -115,9 +130,10 @@ def at(stop: Stop, pruner: Pruner, recording: Recording, facts: ModelFacts = SHA
 
 
 def test_every_pruner_of_the_zoo_is_tested_with_every_option() -> None:
-    assert set(SPECS) == set(OPTIONS) | set(DATA_DEPENDENT)
+    assert set(SPECS) == set(OPTIONS) | set(DATA_DEPENDENT) | set(SEQUENTIAL)
     for name, spec in SPECS.items():
-        tried = {key for table in (OPTIONS, DATA_DEPENDENT) for options in table.get(name, []) for key in options}
+        tables = (OPTIONS, DATA_DEPENDENT, SEQUENTIAL)
+        tried = {key for table in tables for options in table.get(name, []) for key in options}
         assert tried == set(spec.defaults), name
 
 
@@ -128,7 +144,7 @@ def test_exact_counts_at_every_stop_and_batch_equals_singles(name: str, options:
     for keep in (9, 40) if options else (1, 2, 9, 24, 47, 48):
         stops = pruner.plan(SHALLOW, Budget(tokens=keep), 48)
         assert stops[-1].keep(48) == keep
-        for stop in stops:
+        for stop in fixed(stops):
             decision = at(stop, pruner, recording)
             assert_legal(decision, 3, 48, stop.keep(48))
             assert_same(decision, at(stop, pruner, recording))
@@ -140,7 +156,7 @@ def test_degenerate_tokens_and_short_numbers(name: str, options: dict[str, Any])
     pruner = SPECS[name].build(options)
     recording = random_recording(seed=4)
     given = (recording.to(torch.bfloat16), all_tokens(recording, zero=False), all_tokens(recording, zero=True))
-    for stop in pruner.plan(SHALLOW, Budget(tokens=10), 48):
+    for stop in fixed(pruner.plan(SHALLOW, Budget(tokens=10), 48)):
         for recorded in given:
             assert_legal(at(stop, pruner, recorded), 2, 48, stop.keep(48))
 
@@ -200,7 +216,7 @@ def test_every_pruner_takes_mass_correction(name: str) -> None:
     stops = pruner.plan(SHALLOW, Budget(tokens=12), 48)
     assert stops == plain.plan(SHALLOW, Budget(tokens=12), 48)
     assert pruner.positions == plain.positions
-    for stop in stops:
+    for stop in fixed(stops):
         for kept, reference in zip(at(stop, pruner, recording).units, at(stop, plain, recording).units, strict=True):
             assert kept.anchors.tolist() == reference.anchors.tolist()
             if len(kept.anchors):
@@ -209,7 +225,7 @@ def test_every_pruner_takes_mass_correction(name: str) -> None:
                 assert torch.isfinite(kept.log_weights).all()
 
 
-@pytest.mark.parametrize("name", sorted(set(SPECS) - {"vtw"}))
+@pytest.mark.parametrize("name", sorted(set(SPECS) - {"vtw", *SEQUENTIAL}))
 @pytest.mark.parametrize("facts", [DEEP, SHALLOW], ids=["deep", "shallow"])
 @pytest.mark.parametrize("tokens", [576, 256])
 def test_plans_meet_the_budget_by_both_accounts(name: str, facts: ModelFacts, tokens: int) -> None:
@@ -220,8 +236,8 @@ def test_plans_meet_the_budget_by_both_accounts(name: str, facts: ModelFacts, to
         assert {stop.site.kind for stop in stops} <= set(SPECS[name].sites)
         counts = [stop.keep(tokens) for stop in stops]
         assert counts == sorted(counts, reverse=True)
-    stops = pruner.plan(facts, Budget(ratio=0.6, account="average"), tokens)
-    cuts = [stop.site.decoder_layer for stop in stops]
+    stops = fixed(pruner.plan(facts, Budget(ratio=0.6, account="average"), tokens))
+    cuts = [depth(stop.site) for stop in stops]
     found = layer_average(cuts, [stop.keep(tokens) for stop in stops], tokens, facts.num_layers)
     assert found == pytest.approx(0.6 * tokens, abs=0.5)
 
@@ -275,7 +291,7 @@ def counts(name: str, budget: Budget, options: dict[str, Any] | None = None) -> 
 
 def average(name: str, budget: Budget, options: dict[str, Any] | None = None) -> float:
     stops = SPECS[name].build(options).plan(DEEP, budget, 576)
-    return layer_average([stop.site.decoder_layer for stop in stops], [stop.keep(576) for stop in stops], 576, 32)
+    return layer_average([depth(stop.site) for stop in stops], [stop.keep(576) for stop in stops], 576, 32)
 
 
 def test_published_counts_and_averages() -> None:
@@ -334,7 +350,11 @@ def test_a_solver_without_room_says_so() -> None:
         ("mustdrop", {"global_threshold": 0.0}),
         ("feather", {"layers": (8,)}),
         ("feather", {"ratio": 0.0}),
-        ("fitprune", {"table": (-1,)}),
+        ("fitprune", {"tables": {"64": (-1,)}}),
+        ("fitprune", {"tables": {"64": "all"}}),
+        ("tome", {"schedule": "cosine"}),
+        ("mustdrop", {"window_threshold": 2.0}),
+        ("vtw", {"eta": 0.0}),
         ("topv", {"epsilon": 0.0}),
         ("topv", {"recover_share": 2.0}),
     ],
@@ -389,10 +409,8 @@ def test_a_ragged_batch_on_a_model(name: str, model: Any) -> None:
     with torch.no_grad(), pruned(model, pruner, 0.5) as session:
         model.generate(**inputs, max_new_tokens=3, do_sample=False)
     record = session.records[0]
-    plan = pruner.plan(SHALLOW, Budget(ratio=0.5), TOKENS)
+    plan = fixed(pruner.plan(SHALLOW, Budget(ratio=0.5), TOKENS))
     left = 0 if name == "vtw" else 8
     assert record.final() == (left, left, 2 * left)
-    expected = layer_average(
-        [stop.site.decoder_layer for stop in plan], [stop.keep(TOKENS) for stop in plan], TOKENS, 6
-    )
+    expected = layer_average([depth(stop.site) for stop in plan], [stop.keep(TOKENS) for stop in plan], TOKENS, 6)
     assert record.layer_average() == pytest.approx((expected, expected, 2 * expected))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any
@@ -14,8 +15,15 @@ from rich.text import Text
 
 from tokenprune.cli.methods import methods_table
 from tokenprune.cli.output import Session, session_of, table
+from tokenprune.composition import PARTS
+from tokenprune.composition.parts import Part as AxisPart
 from tokenprune.errors import ConfigError
-from tokenprune.registry import UNIVERSAL_OPTIONS, PrunerSpec, Registry
+from tokenprune.registry import UNIVERSAL_OPTIONS, Axes, PrunerSpec, Registry
+
+#: Terminals of this width show one column per axis; narrower ones show four, with the other axes under them.
+_WIDE = 160
+_MAIN_AXES = ("site", "magnitude", "duplication", "selector")
+_UNDER = {"budget": "site", "groups": "site", "merge": "selector"}
 
 
 class Part(StrEnum):
@@ -33,6 +41,8 @@ def list_parts(
     part: Annotated[Part, typer.Argument(help="What to list.")] = Part.PRUNERS,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the pruners as a Markdown table.")] = False,
+    axes: Annotated[bool, typer.Option("--axes", help="Print the pruners as points on the seven axes.")] = False,
+    parts: Annotated[bool, typer.Option("--parts", help="Print the parts that a composition takes.")] = False,
 ) -> None:
     """List pruners, tasks, models, model families or executors.
 
@@ -40,7 +50,15 @@ def list_parts(
     """
     session = session_of(context)
     registry = _registry(session, part)
-    if markdown:
+    if sum((markdown, axes, parts)) > 1:
+        raise ConfigError("--markdown, --axes and --parts exclude each other", hint="choose one")
+    if axes or parts:
+        if part is not Part.PRUNERS:
+            raise ConfigError(
+                f"--{'axes' if axes else 'parts'} is about pruners, not {part.value}", hint="`tokenprune list --axes`"
+            )
+        (_show_axes if axes else _show_parts)(session, as_json)
+    elif markdown:
         if part is not Part.PRUNERS or as_json:
             raise ConfigError("--markdown lists pruners only, and not as JSON", hint="`tokenprune list --markdown`")
         session.output.text(methods_table(session.host.pruners))
@@ -54,19 +72,67 @@ def list_parts(
 def show(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A pruner's name.")],
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="Set an option, `name=value`; may be given several times.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show one pruner: its point on the seven axes, formula, options, source, and where it departs from it.
 
-    Example: tokenprune show iwp
+    Example: tokenprune show iwp, tokenprune show composed --set magnitude=cls
     """
     session = session_of(context)
     pruners = session.host.pruners
     spec = pruners.get(name)
+    if options:  # a composition's point and needs follow from its options
+        chosen = dict(_assignment(text) for text in options)
+        spec = dataclasses.replace(spec.build(chosen).spec, defaults={**spec.defaults, **spec.validate(chosen)})
     if as_json:
         session.output.json({"pruner": {**spec.to_json(), "distribution": pruners.owner(name)}})
     else:
-        session.output.show(_card(spec, pruners.owner(name)))
+        heading = "options, as they are set" if options else "options, with their defaults"
+        session.output.show(_card(spec, pruners.owner(name), heading))
+
+
+def _show_axes(session: Session, as_json: bool) -> None:
+    """Every pruner as a point on the seven axes."""
+    points = {spec.name: dataclasses.asdict(spec.axes) for spec in session.host.pruners}
+    if as_json:
+        session.output.json({"axes": [{"name": name, **axes} for name, axes in points.items()]})
+        return
+    wide = session.output.data.width >= _WIDE
+    columns = ["pruner", *(Axes.__dataclass_fields__ if wide else _MAIN_AXES)]
+    rows = [[name, *(axes.values() if wide else _folded(axes))] for name, axes in points.items()]
+    session.output.show(table(columns, rows))
+
+
+def _folded(axes: Mapping[str, str]) -> list[str]:
+    """The main axes; each of the others stands under one of them, where it is not as usual."""
+    usual = dataclasses.asdict(Axes(site=""))
+    cells = {axis: [axes[axis]] for axis in _MAIN_AXES}
+    for axis, host in _UNDER.items():
+        if axes[axis] != usual[axis]:
+            cells[host].append(f"{axis}: {axes[axis]}")
+    return ["\n".join(lines) for lines in cells.values()]
+
+
+def _show_parts(session: Session, as_json: bool) -> None:
+    """The parts of every axis, which sweep files compose pruners of."""
+    if as_json:
+        parts = {axis: [_part_json(part) for part in found.values()] for axis, found in PARTS.items()}
+        session.output.json({"parts": parts})
+        return
+    rows = [
+        [part.name, axis, ", ".join(part.sites), part.meaning]
+        for axis, found in PARTS.items()
+        for part in found.values()
+    ]
+    session.output.show(table(["part", "axis", "sites", "meaning"], rows))
+
+
+def _part_json(part: AxisPart) -> dict[str, Any]:
+    lists = {key: list(getattr(part, key)) for key in ("needs", "sites", "reads")}
+    return {"name": part.name, "meaning": part.meaning, "term": part.text, **lists}
 
 
 def _registry(session: Session, part: Part) -> Registry[Any]:
@@ -98,7 +164,7 @@ def _table(registry: Registry[Any], part: Part) -> Any:
     return table(columns, rows)
 
 
-def _card(spec: PrunerSpec, distribution: str) -> Group:
+def _card(spec: PrunerSpec, distribution: str, options_heading: str) -> Group:
     source = spec.source
     lines = [
         Text.assemble((spec.name, "bold"), f"  ({distribution}{', baseline' if spec.baseline else ''})"),
@@ -109,13 +175,28 @@ def _card(spec: PrunerSpec, distribution: str) -> Group:
     if spec.formula:
         lines += [_heading("formula"), _indented(spec.formula)]
     options = {**spec.defaults, **{key: value for key, value in UNIVERSAL_OPTIONS.items() if key not in spec.defaults}}
-    lines += [_heading("options, with their defaults")]
+    lines += [_heading(options_heading)]
     lines += _pairs({key: repr(value) for key, value in options.items()})
     lines += [_heading("needs"), _indented(", ".join(spec.needs) or "nothing of the model")]
     lines += [_heading("source"), _indented(source.title)]
     lines += [_indented(text) for text in (source.authors, source.venue, source.url, source.code) if text]
     lines += [_heading("fidelity"), _indented(spec.fidelity or "none known")]
     return Group(*lines)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """`name=value` with the value as JSON, or else as the text that it is.
+
+    Raises:
+        ConfigError: There is no `=`.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"--set wants `name=value`, got `{text}`", hint="for example `--set layer=2`")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError:
+        return name.strip(), value.strip()
 
 
 def _heading(text: str) -> Any:

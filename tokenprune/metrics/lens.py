@@ -6,7 +6,7 @@ only the set of tokens changes. So a layer's figure is the error made *there*, n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,11 @@ class Cut:
     labels: tuple[str, ...] = ()
     merged: bool = False
 
+    @property
+    def attention_layer(self) -> int:
+        """The first decoder layer whose attention runs under the cut; one in the middle of a layer comes after its."""
+        return self.decoder_layer + self.site.endswith(".mid")
+
 
 @dataclass(frozen=True, slots=True)
 class KeptTokens:
@@ -38,13 +43,24 @@ class KeptTokens:
 
     cuts: tuple[Cut, ...]
 
+    def inexact(self) -> str:
+        """Why the kept rows are not a subset of the original updates, or nothing where they are."""
+        if any(cut.merged for cut in self.cuts):
+            return "merged tokens are not a subset of the original ones"
+        for cut in self.cuts:
+            if cut.site == "pixels" or cut.site.startswith("tower"):
+                return f"tokens cut at `{cut.site}` are re-encoded: no subset of the original ones"
+            if cut.site.startswith("decode"):
+                return "cuts at decoding steps leave the prefill, which the lens looks at, whole"
+        return ""
+
     def exact(self) -> bool:
         """True where rows were only dropped: merged or re-encoded rows are not a subset of the original updates."""
-        return not any(cut.merged or cut.site == "pixels" for cut in self.cuts)
+        return not self.inexact()
 
     def at_layer(self, layer: int) -> dict[int, Cut]:
-        """Per image, the last cut that a decoder layer runs under; images without one are whole."""
-        return {cut.image: cut for cut in self.cuts if cut.decoder_layer <= layer}
+        """Per image, the last cut that the attention of a decoder layer runs under; images without one are whole."""
+        return {cut.image: cut for cut in self.cuts if cut.attention_layer <= layer}
 
     def final(self) -> dict[int, Cut]:
         """Per image, the last cut of all."""
@@ -90,8 +106,8 @@ def lens_errors(layers: Sequence[CapturedLayer], kept: Sequence[KeptTokens | Non
     reason = ""
     if not usable:
         reason = "no sample of the lens ran"
-    elif not all(cuts.exact() for _, cuts in usable):
-        reason = "merged or re-encoded tokens are not a subset of the original ones"
+    else:
+        reason = next((cuts.inexact() for _, cuts in usable if not cuts.exact()), "")
     if reason:
         return _answer([], [], 0, reason)
     dual, output = [], []
@@ -116,7 +132,7 @@ def _answer(dual: list[float], output: list[float], samples: int, reason: str) -
 def _errors_of(captured: CapturedLayer, sample: int, cuts: KeptTokens) -> tuple[float, float]:
     """Squared relative errors (dual form, output) of one sample at one layer."""
     visual = captured.visual[sample]
-    kept, log_weights = _mask(cuts, captured.layer, len(visual), visual.device)
+    kept, log_weights = kept_mask(cuts, cuts.at_layer(captured.layer), len(visual), visual.device)
     if bool(kept.all()) and not bool(log_weights.any()):
         return 0.0, 0.0
     one = slice(sample, sample + 1)
@@ -141,8 +157,8 @@ def _errors_of(captured: CapturedLayer, sample: int, cuts: KeptTokens) -> tuple[
     return float(dual.per_head().mean()), float(output.relative())
 
 
-def _mask(cuts: KeptTokens, layer: int, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which of a sample's visual tokens a layer runs with, (N,) bool, and their log weights, (N,).
+def kept_mask(cuts: KeptTokens, current: Mapping[int, Cut], tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which of a sample's visual tokens are there under each image's current cut, (N,) bool, and log weights, (N,).
 
     Images follow each other in the capture; an image's size is what its first cut found.
     """
@@ -151,7 +167,6 @@ def _mask(cuts: KeptTokens, layer: int, tokens: int, device: torch.device) -> tu
     sizes: dict[int, int] = {}
     for cut in cuts.cuts:
         sizes.setdefault(cut.image, cut.before)
-    current = cuts.at_layer(layer)
     for image, cut in current.items():
         start = sum(size for other, size in sizes.items() if other < image)
         kept[start : start + sizes[image]] = False

@@ -160,4 +160,5 @@ def random_recording(
         joint_text=normal(units, joint),
         text_embeddings=normal(units, text, hidden),
         grid=grid,
+        mlp_input=scattered(width=hidden),
     )

@@ -11,7 +11,7 @@ from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError
 from tokenprune.pruner import Decision, ModelFacts, Pruner, Site, State, Stop, View, pruner
 from tokenprune.registry import Axes, Source
-from tokenprune_zoo.schedule import decoder_layers
+from tokenprune_zoo.schedule import decoder_layers, solved_stops
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,22 +27,21 @@ if TYPE_CHECKING:
         url="https://arxiv.org/abs/2503.18278",
     ),
     axes=Axes(
-        site="entering decoder layer 2 of 32",
+        site="decoder layer 2 of 32, between attention and MLP",
         magnitude="mass of an optimal transport",
         duplication="transport cost: features, distance in the image, distance from its centre",
         selector="top-k and stride",
     ),
-    formula="top-k of row sums of Sinkhorn(C), C = |f_i - f_j| + 1 - exp(-|p_i - p_j|^2 / 2 sigma^2) + gamma |p_i - c|",
+    formula="top-k of row sums of Sinkhorn(C), C = |f_i - g_j| + 1 - exp(-|p_i - p_j|^2 / 2 sigma^2) + gamma |p_i - c|",
     needs=("hidden", "geometry"),
     sites=("layer",),
     fidelity=(
         "Approximate: there is no published code, and the paper leaves marginals and last update open. Here rows are "
         "weighed by norms, columns evenly, and the last update is that of the columns (after one of the rows the score "
-        "would be the marginal alone). Features are the hidden states that enter the layer, scaled to length one, on "
-        "both sides (published: input and post-attention norm of the layer; the second does not exist yet at the cut). "
-        "The evenly spread recovery of pruned tokens takes a quarter of the budget. Weights are those of third "
-        "parties. Original positions are kept. `relative=true` scales the layer to the model's depth; `relative=false` "
-        "refuses a shallower model."
+        "would be the marginal alone). Features f and g are what enters the layer and what its MLP would read, as "
+        "published, each scaled to length one. The evenly spread recovery of pruned tokens takes a quarter of the "
+        "budget. Weights are those of third parties. Original positions are kept. `relative=true` scales the layer to "
+        "the model's depth; `relative=false` refuses a shallower model."
     ),
 )
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class TopV(Pruner):
     """Keep the tokens through which most mass flows, and an even sample of the others.
 
     Args:
-        layer: Decoder layer that the cut enters, of 32.
+        layer: Decoder layer inside which the cut is made, of 32; its attention sees all tokens.
         relative: Scale `layer` to the model's depth.
         space_weight: Weight of the distance in the image.
         centre_weight: Weight of the distance from the image's centre.
@@ -80,7 +79,8 @@ class TopV(Pruner):
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
         """One stop."""
         layer = decoder_layers("topv", "layer", (self.layer,), facts, self.relative)[0]
-        return (Stop(Site("layer", layer), budget.after_cut(layer, facts.num_layers, tokens)),)
+        site = Site("layer", layer, "mid")
+        return solved_stops("topv", (site,), lambda share: [share * tokens], facts, budget, tokens)
 
     def decide(self, view: View, stop: Stop, state: State) -> Decision:
         """The best by mass, then every so-manieth of the others in raster order."""
@@ -96,14 +96,13 @@ class TopV(Pruner):
         """Transported mass, (B, N)."""
         import torch
 
-        hidden, places = view.hidden(), view.coordinates()
-        directions = dual.unit(hidden)
+        entered, places = view.layer_input(), view.coordinates()
         apart = dual.squared_distance(places, places)
         middle = (torch.tensor(view.grid(), device=places.device) - 1) / 2
-        cost = dual.squared_distance(directions, directions).sqrt()
+        cost = dual.squared_distance(dual.unit(entered), dual.unit(view.mlp_input())).sqrt()
         cost = cost + self.space_weight * (1.0 - (-apart / (2.0 * self.sigma**2)).exp())
         cost = cost + self.centre_weight * torch.linalg.vector_norm(places - middle, dim=-1, keepdim=True)
-        norms = hidden.norm(dim=-1)
+        norms = entered.norm(dim=-1)
         return dual.transported_mass(
             norms, torch.ones_like(norms), cost, epsilon=self.epsilon, iterations=self.iterations
         )
