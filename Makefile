@@ -18,7 +18,7 @@ PLUGINS := $(sort $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.t
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.tokenprune-installed
 
-.PHONY: help env test unit lint sweep ui bench nightly docs-tables constraints clean
+.PHONY: help env test unit lint sweep ui bench chaos nightly docs-tables constraints clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -56,6 +56,9 @@ bench: $(STAMP) ## Measurements behind the defaults and the model card (an hour)
 	$(VENV)/bin/python benchmarks/selectors/compare.py synthetic
 	$(VENV)/bin/python benchmarks/selectors/compare.py scenes
 	$(VENV)/bin/python -m benchmarks.scenes.evaluate tokenprune/models/scenes --count 4200
+
+chaos: $(STAMP) ## A sweep of 500 cells under 100 random kills (10 minutes); the last line is a JSON summary
+	$(VENV)/bin/python benchmarks/chaos/chaos.py
 
 nightly: $(STAMP) ## All tests, the slow ones too
 	HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/python -m pytest $(PYTEST_ARGS)

@@ -162,12 +162,25 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class FamilySpec:
-    """A vision-language model family: `target` names its description (see `tokenprune.models`)."""
+    """A vision-language model family.
+
+    Args:
+        name: Family name.
+        target: Its description, `"module:ATTRIBUTE"` (see `tokenprune.models`).
+        summary: One line.
+        model_types: `model_type` in the configs of its checkpoints.
+        sites: Kinds of sites that exist, as in the description.
+        video: Whether prompts may hold videos.
+        refused: The other kinds of sites, with the reason.
+    """
 
     name: str
     target: str
     summary: str
     model_types: tuple[str, ...]
+    sites: tuple[str, ...] = ("input", "layer", "decode")
+    video: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

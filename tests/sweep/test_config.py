@@ -6,8 +6,10 @@ import pytest
 
 from tests.sweep.fixtures import Workshop
 from tokenprune.errors import ConfigError
-from tokenprune.sweep import default_config, load_config, with_changes
+from tokenprune.plugins import load_host
+from tokenprune.sweep import default_config, load_config, plan_cells, with_changes
 from tokenprune.sweep.config import parse_config
+from tokenprune.sweep.entries import expand_entries
 from tokenprune.sweep.source import Source
 
 GOOD = """\
@@ -130,3 +132,107 @@ def test_changes_are_checked(workshop: Workshop) -> None:
     assert (changed.limit, changed.budgets[0].ratio, changed.pruners[0].name) == (3, 0.1, "grid")
     with pytest.raises(ConfigError, match=r"command line: pruners\.0\.name: unknown pruner `gird`"):
         with_changes(config, {"pruners": ["gird"]}, workshop.host)
+
+
+COMPOSING = """\
+models: MODEL
+tasks: toy
+pruners:
+  - none
+  - mine: {magnitude: [cls, norm], duplication: features, selector: mmr}
+  - first: {pause: [0, 0.5]}
+  - {name: other, options: {selector: random}}
+  - name: first
+    label: slow
+    options: {gate: x}
+    ablate: {pause: [1, 2]}
+budgets: [25%]
+seeds: [0, 1]
+"""
+
+
+def test_axes_make_a_composition_and_lists_make_one_entry_each(tmp_path: Path, workshop: Workshop) -> None:
+    config = load_config(write(tmp_path, COMPOSING, workshop.model), workshop.host)
+    assert [(entry.title, entry.name) for entry in config.pruners] == [
+        ("none", "none"),
+        ("mine[magnitude=cls]", "composed"),
+        ("mine[magnitude=norm]", "composed"),
+        ("first[pause=0]", "first"),
+        ("first[pause=0.5]", "first"),
+        ("other", "composed"),
+        ("slow[pause=1]", "first"),
+        ("slow[pause=2]", "first"),
+    ]
+    assert config.pruners[2].options == {"magnitude": "norm", "duplication": "features", "selector": "mmr"}
+    assert config.pruners[7].options == {"gate": "x", "pause": 2}
+    assert parse_config(Source("again", config.to_json()), workshop.host) == config
+
+
+def test_a_composition_is_one_cell_whatever_its_label_and_the_seeds(tmp_path: Path, workshop: Workshop) -> None:
+    """Seeds count where something is drawn; a cell's id is made of the options."""
+    data = workshop.data(
+        pruners=[{"mine": {"magnitude": "norm"}}, {"other": {"selector": "random"}}], budgets=["25%"], seeds=[0, 1]
+    )
+    cells = plan_cells(parse_config(Source("one", data), workshop.host), workshop.host)
+    assert [(cell.label, cell.pruner, cell.seed) for cell in cells[1:]] == [
+        ("mine", "composed", 0),
+        ("other", "composed", 0),
+        ("other", "composed", 1),
+    ]
+    renamed = {**data, "pruners": [{"yours": {"magnitude": "norm", "selector": "auto"}}]}
+    again = plan_cells(parse_config(Source("two", renamed), workshop.host), workshop.host)
+    assert again[1].id == cells[1].id
+    assert again[1].label == "yours"
+
+
+def test_values_that_are_lists_are_not_expanded() -> None:
+    host = load_host()
+    name, option = next(
+        (spec.name, key)
+        for spec in host.pruners
+        for key, default in spec.defaults.items()
+        if isinstance(default, tuple)
+    )
+    value = list(host.pruners.get(name).defaults[option])
+    assert len(value) > 1
+    kept = expand_entries([{name: {option: value}}], host)
+    assert [entry["options"][option] for entry in kept.data] == [value]
+    expanded = expand_entries([{name: {option: [value, value[:1]]}}], host)
+    assert [entry["options"][option] for entry in expanded.data] == [value, value[:1]]
+
+
+@pytest.mark.parametrize(
+    ("find", "replace", "expected"),
+    [
+        ("[cls, norm]", "[cls, nrm]", ":5:12: pruners.1.mine.magnitude: unknown magnitude `nrm`; did you mean `norm`?"),
+        ("selector: mmr", "selector: mrm", "pruners.1.mine.selector: unknown selector `mrm`; did you mean `mmr`"),
+        ("magnitude: [cls", "magnitud: [cls", "unknown option of pruner `composed` `magnitud`; did you mean"),
+        ("selector: mmr", "selector: top-k", ":5:5: pruners.1.mine: selector `top-k` does not look at the duplication"),
+        ("mmr}", "mmr, site: inptu}", ":5:74: pruners.1.mine.site: unknown site `inptu`; did you mean `input`"),
+        (
+            "[0, 0.5]",
+            "[0, long]",
+            ":6:5: pruners.2.first: option `pause` of pruner `first` must be a float, got 'long'",
+        ),
+        ("[0, 0.5]", "[1.0, 1]", ":6:5: pruners.2: `first[pause=1]` is `first[pause=1.0]` with other words; leave one"),
+        (
+            "selector: random",
+            "magnitude: cls, duplication: features, selector: mmr",
+            "`other` is `mine[magnitude=cls]` with other words",
+        ),
+        ("[0, 0.5]", "[]", ":6:13: pruners.2.first.pause: an empty list of values"),
+        ("pause: [1, 2]", "pause: 1", ":11:5: pruners.4.ablate: not lists of values"),
+        ("pause: [1, 2]", "pase: [1, 2]", ":10:5: pruners.4.options: unknown option of pruner `first` `pase`"),
+        ("- mine: {m", "- mine: {mass: 1, m", "unknown option of pruner `composed` `mass`"),
+        ("{selector: random}", "{slector: random}", ":7:19: pruners.3.options: unknown option of pruner `composed`"),
+        ("{selector: random}", "{colour: red}", ":7:6: pruners.3.name: unknown pruner `other`"),
+    ],
+)
+def test_every_mistake_in_a_composition_has_its_place(
+    tmp_path: Path, workshop: Workshop, find: str, replace: str, expected: str
+) -> None:
+    assert find in COMPOSING
+    path = write(tmp_path, COMPOSING.replace(find, replace), workshop.model)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, workshop.host)
+    assert expected in caught.value.message

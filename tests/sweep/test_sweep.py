@@ -183,9 +183,10 @@ def test_worker_processes(workshop: Workshop, tmp_path: Path) -> None:
     dead = next(cell for cell in ledger.plan() if cell.pruner == "dying")
     error = ledger.error(dead.id)
     assert error is not None
-    assert (error["type"], error["message"]) == ("WorkerDied", "the worker process died with signal SIGKILL")
+    assert error["type"] == "WorkerDied"
+    assert error["message"] == "3 workers died in this cell, the last with signal SIGKILL"
     pids = {result["worker"]["pid"] for result in results(outcome.directory).values() if result}
-    assert len(pids) == 2  # one before the death, one after
+    assert len(pids) > 1  # one before the deaths, one after
     inline = run_sweep(
         workshop.config(pruners=["first", "random"], budgets=[4], seeds=[0, 1]),
         directory=tmp_path / "inline",

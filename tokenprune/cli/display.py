@@ -59,6 +59,10 @@ class Lines:
                 f"sweep `{event.name}`: {len(event.cells)} cells, {len(event.finished)} finished before, "
                 f"{waiting} to run"
             )
+            for change in event.changes:
+                self.output.say(change)
+        elif isinstance(event, CellStarted) and event.attempt > 1:
+            self.output.say(f"again (attempt {event.attempt}), after its worker died: {event.cell.name}")
         elif isinstance(event, CellEnded):
             tokens = event.result["tokens"]["layer_average"]
             self.output.say(
@@ -78,6 +82,7 @@ class Board:
     marks: dict[str, str] = field(default_factory=dict)
     running: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    changes: tuple[str, ...] = ()
     finished: int = 0
     finished_here: int = 0
 
@@ -88,6 +93,7 @@ class Board:
             self.cells = event.cells
             self.marks = dict(event.finished)
             self.finished = len(event.finished)
+            self.changes = event.changes
         elif isinstance(event, CellStarted):
             self.running[event.cell.id] = f"{event.worker}  {event.cell.name}"
         elif isinstance(event, CellEnded):
@@ -106,7 +112,8 @@ class Board:
 
     def render(self) -> RenderableType:
         """The picture of this moment."""
-        lines: list[RenderableType] = [self._progress(), self._accuracies()]
+        lines: list[RenderableType] = [Text(change) for change in self.changes]
+        lines += [self._progress(), self._accuracies()]
         lines += [Text(f"running  {text}", no_wrap=True, overflow="ellipsis") for text in self.running.values()]
         lines += [Text(text, no_wrap=True, overflow="ellipsis") for text in self.failures[-_FAILURES_SHOWN:]]
         return Group(*lines)

@@ -33,14 +33,20 @@ class Finding:
 
 def doctor(
     context: typer.Context,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Examine a model in its place: short name, directory or hub name.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Examine this installation; exits with 1 where something is bad.
+    """Examine this installation, or a model; exits with 1 where something is bad.
 
-    Example: tokenprune doctor --json
+    Example: tokenprune doctor --model llava-hf/llava-1.5-7b-hf
     """
     session = session_of(context)
-    findings = [*_versions(), *_devices(), *_models(session), *_plugins(session), _store()]
+    if model is not None:
+        findings = _one_model(model, session)
+    else:
+        findings = [*_versions(), *_devices(), *_models(session), *_plugins(session), _store()]
     if as_json:
         session.output.json({"findings": [dataclasses.asdict(finding) for finding in findings]})
     else:
@@ -92,6 +98,42 @@ def _models(session: Session) -> list[Finding]:
         else:
             findings.append(Finding(f"model {spec.name}", "note", f"comes from the hub: {path}"))
     return findings
+
+
+def _one_model(name: str, session: Session) -> list[Finding]:
+    """What can be pruned in a model, and what is missing; only its config is read."""
+    from tokenprune.models.examine import examine
+
+    found = examine(name, session.host)
+    findings = [Finding("model", "ok", f"{found.model}, model type `{found.model_type}`")]
+    if found.family is not None:
+        findings.append(Finding("family", "ok", f"{found.family}, described by {found.owner}"))
+    elif found.parts:
+        findings.append(Finding("family", "note", "not described: discovered, every run of placeholders is one image"))
+    else:
+        findings.append(Finding("family", "bad", "not described, and not discovered"))
+    for part, (path, kind) in found.parts.items():
+        findings.append(Finding(part, "bad" if kind is None else "ok", f"{path}: {kind or 'missing'}"))
+    present = [f"{attribute} = {token}" for attribute, token in found.placeholders.items() if token is not None]
+    absent = [attribute for attribute, token in found.placeholders.items() if token is None]
+    if found.placeholders:
+        findings.append(Finding("placeholders", "ok" if present else "bad", ", ".join(present) or "none of these"))
+    findings += [Finding("placeholder", "note", f"the config has no {attribute}") for attribute in absent]
+    if found.layer_types:
+        counts = ", ".join(f"{count} x {kind}" for kind, count in found.layer_types.items())
+        findings.append(Finding("layer types", "ok", counts))
+    findings.append(Finding("videos", "ok" if found.video else "note", "yes" if found.video else "no"))
+    findings.append(
+        Finding(
+            "processor", "bad" if found.processor is None else "ok", found.processor or f"{found.processor_problem}"
+        )
+    )
+    if found.problem is not None:
+        return [*findings, Finding("sites", "bad", found.problem)]
+    return findings + [
+        Finding(f"site {kind}", "note" if reason else "ok", reason or "can be cut")
+        for kind, reason in found.refusals.items()
+    ]
 
 
 def _plugins(session: Session) -> list[Finding]:

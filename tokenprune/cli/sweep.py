@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenprune.sweep import SweepConfig, SweepOutcome
 
 _RUNS = Path("runs")
+_RETRY = "--retry-failed"
 _FIRST_VIEW = "Trade-off"
 """The preset view of the MLflow experiment that shows most."""
 
@@ -29,8 +30,12 @@ def sweep(
     budgets: Annotated[str, typer.Option(help="These budgets, a comma list: `25%`, `0.25`, `64`.")] = "",
     limit: Annotated[int | None, typer.Option(help="Samples per cell.", min=1)] = None,
     device: Annotated[str, typer.Option(help="Devices, a comma list: `cpu`, `cuda:0,cuda:1`.")] = "",
+    executor: Annotated[str, typer.Option(help="How cells are run: `tokenprune list executors`.")] = "",
+    executor_option: Annotated[
+        list[str] | None, typer.Option(help="`NAME=VALUE` for the executor, for example `address=auto`; repeatable.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
+    retry_failed: Annotated[bool, typer.Option(_RETRY, help="Run failed cells again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -53,8 +58,26 @@ def sweep(
     if dry_run:
         _show_plan(session, chosen, directory, as_json)
         return
+    options = executor_options(executor_option or [])
     with sweep_display(session.output, quiet=quiet) as display:
-        outcome = run_sweep(chosen, directory=directory, host=session.host, display=display, retry_failed=retry_failed)
+        outcome = run_sweep(
+            chosen,
+            directory=directory,
+            host=session.host,
+            display=display,
+            executor=executor or None,
+            executor_options=options,
+            retry_failed=retry_failed,
+        )
+    finish(session, outcome, as_json)
+
+
+def finish(session: Session, outcome: SweepOutcome, as_json: bool) -> None:
+    """Show how a sweep ended, and end the command with the code that says so.
+
+    Raises:
+        typer.Exit: It was interrupted, or cells failed.
+    """
     for problem in outcome.problems:
         session.output.warning(problem)
     _show_outcome(session, outcome, as_json)
@@ -62,6 +85,23 @@ def sweep(
         raise typer.Exit(ExitCode.INTERRUPTED)
     if outcome.failed:
         raise typer.Exit(ExitCode.FAILED_CELLS)
+
+
+def executor_options(words: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE` words as keywords of an executor.
+
+    Raises:
+        ConfigError: A word has another form.
+    """
+    options = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (equals and name):
+            raise ConfigError(
+                f"--executor-option must be `NAME=VALUE`, got `{word}`", hint="for example `address=auto`"
+            )
+        options[name.replace("-", "_")] = value
+    return options
 
 
 def _changes(config: SweepConfig, *, pruners: str, budgets: str, limit: int | None, device: str) -> dict[str, Any]:
@@ -126,9 +166,10 @@ def _show_outcome(session: Session, outcome: SweepOutcome, as_json: bool) -> Non
     if outcome.interrupted:
         output.error("interrupted; what is finished is kept", f"continue with `{again}`")
     elif outcome.failed:
+        retries = _RETRY in session.arguments or session.arguments[:2] == ("runs", "retry")
         output.error(
             f"{outcome.failed} of {outcome.done + outcome.failed + outcome.refused} cells failed",
-            f"`tokenprune report {place}` shows why; `{again} --retry-failed` tries again",
+            f"`tokenprune report {place}` shows why; `{again if retries else f'{again} {_RETRY}'}` tries again",
         )
 
 

@@ -280,12 +280,21 @@ class Chunk:
         key = (unit.span.sample, unit.span.image)
         if key not in self._fingerprints:
             digest = hashlib.blake2b(digest_size=8)
-            digest.update(self.vision.pixels_of(unit).float().cpu().numpy().tobytes())
+            digest.update(_unpadded(self.vision.pixels_of(unit).float().cpu()).numpy().tobytes())
             ids = self.input_ids[unit.span.sample][self.valid[unit.span.sample]]
             digest.update(ids.cpu().numpy().tobytes())
             digest.update(bytes([unit.span.image % 256]))
             self._fingerprints[key] = int.from_bytes(digest.digest(), "big") >> 1
         return self._fingerprints[key]
+
+
+def _unpadded(pixels: Tensor) -> Tensor:
+    """Pixels without zeros at the ends of their axes: processors pad tiles and sizes to those of the batch."""
+    for axis in range(1, pixels.ndim):
+        others = [other for other in range(pixels.ndim) if other != axis]
+        held = (pixels != 0).sum(dim=others).nonzero()
+        pixels = pixels.narrow(axis, 0, int(held[-1]) + 1 if len(held) else 0)
+    return pixels.contiguous()
 
 
 def open_chunk(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tokenprune.hookspecs import hookimpl
+from tokenprune.models.catalogue import FAMILIES
 from tokenprune.registry import FamilySpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -31,14 +32,8 @@ def __getattr__(name: str) -> Any:
 @hookimpl
 def register_families(register: Callable[[FamilySpec], None]) -> None:
     """The families that tokenprune describes itself."""
-    register(
-        FamilySpec(
-            name="llava",
-            target="tokenprune.models.llava:LLAVA",
-            summary="LLaVA 1.5: CLIP or SigLIP tower, MLP projector, one fixed grid per image",
-            model_types=("llava",),
-        )
-    )
+    for spec in FAMILIES:
+        register(spec)
 
 
 @hookimpl

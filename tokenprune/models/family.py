@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenprune.errors import IncompatibleError
+from tokenprune.models.reasons import VISION_KINDS, no_resize, no_vision
 from tokenprune.pruner import ModelFacts
+from tokenprune.site import SITE_KINDS
 
 #: Kinds of decoder layers in which keys of single tokens can be left out.
 ATTENTION_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -109,6 +111,16 @@ class Family:
     video: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
 
+    def refusal(self, kind: str) -> str | None:
+        """Why there is no site of a kind, or `None` where there is."""
+        if kind in self.refused:
+            return self.refused[kind]
+        if kind in VISION_KINDS and self.vision is None:
+            return no_vision(self.name)
+        if kind == "pixels" and self.vision is not None and self.vision.resize is None:
+            return no_resize(self.name)
+        return None
+
 
 @dataclass(frozen=True)
 class TowerParts:
@@ -140,13 +152,7 @@ class Parts:
 
     def refusal(self, kind: str) -> str | None:
         """Why there is no site of a kind, or `None` where there is."""
-        if kind in self.family.refused:
-            return self.family.refused[kind]
-        if kind in ("pixels", "tower", "encoder") and self.vision is None:
-            return f"family `{self.family.name}` has no description of a vision side that can be cut"
-        if kind == "pixels" and self.vision is not None and self.vision.about.resize is None:
-            return f"the vision encoder of family `{self.family.name}` cannot run on a smaller image"
-        return None
+        return self.family.refusal(kind)
 
     def is_placeholder(self, input_ids: Tensor) -> Tensor:
         """True where a token id (B, S) stands for a part of an image or video."""
@@ -196,8 +202,14 @@ def resolve(model: nn.Module, family: Family) -> Parts:
     """Follow the family's paths in a model.
 
     Raises:
-        IncompatibleError: A path does not exist, or the decoder has layers that cannot be pruned.
+        IncompatibleError: A path does not exist, or nothing can be cut in models of this family or with these layers.
     """
+    reasons = {family.refusal(kind) for kind in SITE_KINDS}
+    if None not in reasons:
+        raise IncompatibleError(
+            f"family `{family.name}` cannot be pruned: {'; '.join(sorted(filter(None, reasons)))}",
+            hint="`tokenprune families` lists what can be cut in which family",
+        )
 
     def follow(root: nn.Module, path: str) -> Any:
         if not path:
@@ -213,10 +225,10 @@ def resolve(model: nn.Module, family: Family) -> Parts:
     text = follow(model, family.text)
     layers = tuple(follow(text, family.layers))
     types = tuple(getattr(text.config, "layer_types", None) or ("full_attention",) * len(layers))
-    if set(types) - ATTENTION_TYPES:
+    other = sorted(set(types) - ATTENTION_TYPES)
+    if other:
         raise IncompatibleError(
-            f"`{type(model).__name__}` has decoder layers of the kinds {sorted(set(types) - ATTENTION_TYPES)}, whose "
-            "state mixes all tokens: no token can be taken out of it",
+            f"`{type(model).__name__}` has decoder layers of the kinds {other}, in which tokens cannot be left out",
             hint=f"choose a model whose decoder layers are of the kinds {sorted(ATTENTION_TYPES)}",
         )
     about = family.vision

@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.family import Family, VisionTower, Visual
+from tokenprune.models.layouts import equal_grids, patches_per_side
 
 
 def read_layer(config: Any) -> int:
@@ -28,6 +29,20 @@ def patch_size(config: Any) -> int:
     return int(config.vision_config.patch_size)
 
 
+def refuse_cls_tokens(config: Any) -> None:
+    """Check that the CLS row of images is no visual token.
+
+    Raises:
+        IncompatibleError: It is.
+    """
+    if getattr(config, "vision_feature_select_strategy", "default") != "default" and has_cls(config):
+        raise IncompatibleError(
+            f"vision_feature_select_strategy is `{config.vision_feature_select_strategy}`: the CLS row would be a "
+            "visual token without a place on the grid",
+            hint="choose a checkpoint with the strategy `default`",
+        )
+
+
 def square(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
     """Every image is one square grid of all its patches.
 
@@ -35,19 +50,9 @@ def square(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
         IncompatibleError: The CLS row is a visual token, or the placeholders are no whole number of grids.
     """
     del inputs
-    if getattr(config, "vision_feature_select_strategy", "default") != "default" and has_cls(config):
-        raise IncompatibleError(
-            f"vision_feature_select_strategy is `{config.vision_feature_select_strategy}`: the CLS row would be a "
-            "visual token without a place on the grid",
-            hint="choose a checkpoint with the strategy `default`",
-        )
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    if sum(runs) % (side * side):
-        raise IncompatibleError(
-            f"{sum(runs)} image placeholders are not a multiple of {side} x {side}",
-            hint="make the inputs with the checkpoint's own processor",
-        )
-    return [Visual(side * side, (side, side))] * (sum(runs) // (side * side))
+    refuse_cls_tokens(config)
+    side = patches_per_side(config)
+    return equal_grids(runs, side, side)
 
 
 LLAVA = Family(

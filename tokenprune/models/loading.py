@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch
 from torch import nn
 
 from tokenprune.errors import ConfigError, IncompatibleError, PrerequisiteError, UnknownNameError
+from tokenprune.models.discovery import discover
 from tokenprune.models.family import Family, Parts, resolve
 from tokenprune.models.joint import JointSpace
 from tokenprune.plugins import Host, load_host
 from tokenprune.pruner import ModelFacts
-from tokenprune.registry import load_target
+from tokenprune.registry import FamilySpec, load_target
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -120,19 +122,35 @@ def model_path(name_or_path: str, host: Host) -> str:
 
 
 def parts_of(model: nn.Module, host: Host | None = None) -> Parts:
-    """Find the family that describes a model and follow its paths.
+    """Find the family that describes a model and follow its paths; where there is none, the parts are discovered.
 
     Raises:
-        IncompatibleError: No registered family names the model's type.
+        IncompatibleError: No registered family names the model's type, and its parts cannot be found without one; or
+            models of its family cannot be pruned.
     """
     host = host or load_host()
+    spec = family_of(model, host)
+    if spec is not None:
+        family: Family = load_target(spec.target)
+        return resolve(model, family)
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    for spec in host.families:
-        if model_type in spec.model_types:
-            family: Family = load_target(spec.target)
-            return resolve(model, family)
-    known = sorted({name for spec in host.families for name in spec.model_types})
-    raise IncompatibleError(
-        f"no model family describes `{type(model).__name__}` (model type `{model_type}`)",
-        hint=f"described: {', '.join(known)}; a plugin can add one (hook `register_families`)",
+    try:
+        family = discover(model)
+    except IncompatibleError as error:
+        known = sorted({name for known in host.families for name in known.model_types})
+        raise IncompatibleError(
+            f"no model family describes `{type(model).__name__}` (model type `{model_type}`), and {error.message}",
+            hint=f"described: {', '.join(known)}; a plugin can add one (hook `register_families`)",
+        ) from error
+    warnings.warn(
+        f"no model family describes `{model_type}`: its decoder was found by the usual pattern, every run of "
+        "placeholders counts as one image without a grid",
+        stacklevel=2,
     )
+    return resolve(model, family)
+
+
+def family_of(model: nn.Module, host: Host) -> FamilySpec | None:
+    """The registered family of a model, `None` where no family names its type."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    return next((spec for spec in host.families if model_type in spec.model_types), None)

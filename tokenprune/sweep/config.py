@@ -11,8 +11,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tokenprune.budget import Account, Budget
-from tokenprune.errors import BudgetError, ConfigError, TokenPruneError
+from tokenprune.errors import BudgetError, ConfigError, TokenPruneError, UnknownNameError
 from tokenprune.plugins import Host
+from tokenprune.sweep.calibrated import with_calibrated
+from tokenprune.sweep.entries import expand_entries
+from tokenprune.sweep.identity import canonical
 from tokenprune.sweep.source import Location, Source, read_yaml
 
 DEFAULT_FILE = "default.yaml"
@@ -147,7 +150,7 @@ def load_config(path: str | Path, host: Host | None = None) -> SweepConfig:
     Raises:
         ConfigError: Everything that is wrong, one line each: `file:line:column: key: what, what is allowed`.
     """
-    return parse_config(read_yaml(Path(path)), host)
+    return parse_config(with_calibrated(read_yaml(Path(path)), Path(path).parent), host)
 
 
 def with_changes(config: SweepConfig, changes: Mapping[str, Any], host: Host | None = None) -> SweepConfig:
@@ -161,18 +164,21 @@ def with_changes(config: SweepConfig, changes: Mapping[str, Any], host: Host | N
 
 def parse_config(source: Source, host: Host | None = None) -> SweepConfig:
     """Check parsed data; see `load_config`."""
+    entries = expand_entries(source.data.get("pruners"), host)
+    data = {**source.data, "pruners": entries.data} if "pruners" in source.data else source.data
     problems: list[tuple[Location, str]] = []
     config = None
     try:
-        config = SweepConfig.model_validate(source.data)
+        config = SweepConfig.model_validate(data)
     except ValidationError as error:
         problems = [_explain(detail) for detail in error.errors(include_url=False)]
     if config is not None:
         problems = list(_duplicates(config))
         if host is not None:
             problems += _unknown_names(config, host)
+    problems = [*entries.problems, *((entries.place(location), text) for location, text in problems)]
     if config is None or problems:
-        lines = [f"{source.position(location)}: {_key(location)}{text}" for location, text in problems]
+        lines = [f"{source.position(location)}: {_key(location)}{text}" for location, text in dict.fromkeys(problems)]
         raise ConfigError("\n".join(lines), hint="`tokenprune list` shows what is installed")
     return config
 
@@ -261,17 +267,31 @@ def _unknown_names(config: SweepConfig, host: Host) -> list[tuple[Location, str]
         try:
             return check(*arguments)
         except TokenPruneError as error:
+            if location[-1] == "options" and isinstance(error, UnknownNameError):
+                location = (*location, error.kind)  # an axis whose value is unknown
             problems.append((location, f"{error.message}; {error.hint}" if error.hint else error.message))
-            return None
+        except (TypeError, ValueError) as error:  # a pruner's own check of its options
+            problems.append((location, str(error)))
+        return None
 
     for index, name in enumerate(config.models):
         if "/" not in name and not Path(name).is_dir():
             attempt(("models", index), host.models.get, name)
     for index, task in enumerate(config.tasks):
         attempt(("tasks", index, "name"), host.tasks.get, task.name)
+    same: dict[tuple[str, str], int] = {}
     for index, entry in enumerate(config.pruners):
         spec = attempt(("pruners", index, "name"), host.pruners.get, entry.name)
-        if spec is not None and entry.options:
-            attempt(("pruners", index, "options"), spec.validate, entry.options)
+        if spec is None or (
+            entry.options and attempt(("pruners", index, "options"), spec.build, entry.options) is None
+        ):
+            continue
+        point = (entry.name, canonical({**spec.defaults, **spec.validate(entry.options)}))
+        if point in same:  # one cell cannot stand in two rows
+            other = config.pruners[same[point]].title
+            problems.append(
+                (("pruners", index), f"`{entry.title}` is `{other}` with other words; leave one of them out")
+            )
+        same.setdefault(point, index)
     attempt(("executor",), host.executors.get, config.executor)
     return problems

@@ -24,6 +24,7 @@ class SweepStarted:
         config: The resolved sweep file, plain JSON types.
         cells: All planned cells in the order of the plan.
         finished: Ids of the cells that need no more work, with their state (`done`, `failed`, `refused`).
+        changes: Why cells that were planned before are new ones now (another version, other files), a sentence each.
     """
 
     directory: Path
@@ -32,11 +33,12 @@ class SweepStarted:
     config: Mapping[str, Any]
     cells: tuple[Cell, ...]
     finished: Mapping[str, str] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class CellStarted:
-    """A worker took a cell; `done` of `total` cells are finished."""
+    """A worker took a cell, for the `attempt`-th time; `done` of `total` cells are finished."""
 
     directory: Path
     sweep_id: str
@@ -44,6 +46,7 @@ class CellStarted:
     worker: str
     done: int
     total: int
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """The sweep directory: the truth about a sweep, written so that a kill at any time loses at most a running cell.
 
     sweep.json      the resolved sweep file and the sweep's id      env.json   versions and machine
-    plan.jsonl      every cell, planned                             lock       held by the running process
+    plan.jsonl      every cell, planned                             lock       held by the running processes
     cells/<id>/     samples.jsonl, first_token.npz, overlays.json, and `result.json`, written last; or `error.json`
+    lease           the token of the invocation that may write
     pictures/       the few pictures that overlays are drawn on
     logs/           what each worker printed
 
@@ -11,7 +12,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -26,7 +26,34 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenprune.errors import ConfigError
+from tokenprune.sweep import lease
+from tokenprune.sweep.files import (
+    StorageError,
+    make_folder,
+    read_json,
+    read_jsonl,
+    remove_temporaries,
+    storage_error,
+    write_bytes,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from tokenprune.sweep.plan import Cell
+
+__all__ = [
+    "SCHEMA",
+    "CellState",
+    "Header",
+    "Ledger",
+    "StorageError",
+    "environment",
+    "read_jsonl",
+    "write_bytes",
+    "write_json",
+    "write_jsonl",
+    "write_text",
+]
 
 SCHEMA = 1
 CellState = Literal["pending", "done", "failed", "refused"]
@@ -48,10 +75,14 @@ class Ledger:
 
     Args:
         directory: The sweep directory; it need not exist.
+        token: Of a worker in another process: the lease that it writes under, looked at before every write.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, *, token: str = "") -> None:
         self.directory = Path(directory).resolve()
+        self.token = token
+        self.lock_descriptor: int | None = None
+        """The locked file while this process holds the directory, for child processes to inherit."""
 
     def exists(self) -> bool:
         """True where a sweep was begun here."""
@@ -59,30 +90,27 @@ class Ledger:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory against a second process; the lock dies with the process.
+        """Hold the directory against other processes; see `tokenprune.sweep.lease`.
 
         Raises:
             ConfigError: Another process runs a sweep here.
+            StorageError: The directory cannot be written.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / "lock").open("a+", encoding="utf-8") as stream:
+        with lease.hold(self.directory) as held:
+            self.token, self.lock_descriptor = held.token, held.descriptor
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                stream.seek(0)
-                owner = stream.read().strip() or "unknown"
-                raise ConfigError(
-                    f"another process ({owner}) runs a sweep in `{self.directory}`",
-                    hint="wait for it, or use another directory",
-                ) from None
-            stream.truncate(0)
-            stream.write(f"pid {os.getpid()} on {platform.node()}")
-            stream.flush()
-            yield
+                yield
+            finally:
+                self.token, self.lock_descriptor = "", None
+
+    def owner(self) -> str:
+        """Who runs a sweep here now (`pid 12 on node`), or an empty text."""
+        return lease.owner(self.directory)
 
     def open_sweep(self, config: Mapping[str, Any], cells: Iterable[Cell], name: str = "") -> Header:
         """Begin a sweep or continue it: the id stays, the config and the plan become the given ones."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_folder(self.directory)
+        remove_temporaries(self.directory)
         header = self.header() if self.exists() else None
         created = header.created if header else datetime.now(UTC).isoformat(timespec="seconds")
         fresh = Header(
@@ -91,7 +119,7 @@ class Ledger:
             created=created,
             config=config,
         )
-        write_text(self.directory / "plan.jsonl", _lines(cell.to_json() for cell in cells))
+        write_jsonl(self.directory / "plan.jsonl", (cell.to_json() for cell in cells))
         write_json(self.directory / "env.json", environment())
         write_json(
             self.directory / "sweep.json",
@@ -114,7 +142,7 @@ class Ledger:
         path = self.directory / "sweep.json"
         if not path.is_file():
             raise ConfigError(f"`{self.directory}` is not a sweep directory", hint="it has no sweep.json")
-        data = _read_json(path)
+        data = read_json(path)
         if data is None or data.get("schema") != SCHEMA:
             raise ConfigError(f"`{path}` is damaged or of another version", hint="use a new sweep directory")
         return Header(data["sweep_id"], data["name"], data["created"], data["config"])
@@ -135,6 +163,13 @@ class Ledger:
                 raise
             raise ConfigError(f"`{path}` is damaged: {error}", hint="run the sweep again") from error
 
+    def planned_rows(self) -> list[dict[str, Any]]:
+        """The planned cells as they are stored, whichever version wrote them; empty where there is no readable plan."""
+        try:
+            return [row for row in read_jsonl(self.directory / "plan.jsonl") if isinstance(row, dict)]
+        except ConfigError:
+            return []
+
     def cell_directory(self, cell_id: str) -> Path:
         """Folder of one cell."""
         return self.directory / "cells" / cell_id
@@ -150,12 +185,12 @@ class Ledger:
 
     def result(self, cell_id: str) -> dict[str, Any] | None:
         """The cell's result, or `None`."""
-        data = _read_json(self.cell_directory(cell_id) / "result.json")
+        data = read_json(self.cell_directory(cell_id) / "result.json")
         return data if data is not None and data.get("schema") == SCHEMA and data.get("id") == cell_id else None
 
     def error(self, cell_id: str) -> dict[str, Any] | None:
         """The cell's error, or `None`."""
-        return _read_json(self.cell_directory(cell_id) / "error.json")
+        return read_json(self.cell_directory(cell_id) / "error.json")
 
     def samples(self, cell_id: str) -> list[dict[str, Any]]:
         """The cell's samples in task order; empty where there are none."""
@@ -163,72 +198,43 @@ class Ledger:
 
     def overlays(self, cell_id: str) -> list[dict[str, Any]]:
         """What the cell kept of its first few samples; empty where that was not stored."""
-        data = _read_json(self.cell_directory(cell_id) / "overlays.json")
+        data = read_json(self.cell_directory(cell_id) / "overlays.json")
         return list(data["samples"]) if data is not None else []
 
     def begin_cell(self, cell: Cell) -> Path:
-        """Make the cell's folder and forget an earlier failure; returns the folder."""
+        """Make the cell's folder and forget an earlier attempt; returns the folder.
+
+        Raises:
+            LeaseLostError: Another invocation has taken the directory over.
+            StorageError: The disk does not take it.
+        """
+        self._check_lease()
         folder = self.cell_directory(cell.id)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("result.json", "error.json"):
-            (folder / name).unlink(missing_ok=True)
+        make_folder(folder)
+        try:
+            for name in ("result.json", "error.json"):
+                (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(error, folder) from error
+        remove_temporaries(folder)
         return folder
 
     def write_result(self, cell: Cell, result: Mapping[str, Any]) -> None:
         """Complete a cell: this file is written last."""
+        self._check_lease()
         data = {"schema": SCHEMA, "id": cell.id, "cell": cell.to_json(), **result}
         write_json(self.cell_directory(cell.id) / "result.json", data)
 
     def write_error(self, cell: Cell, error: Mapping[str, Any]) -> None:
         """Record why a cell has no result."""
+        self._check_lease()
         folder = self.cell_directory(cell.id)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_json(folder / "error.json", {"schema": SCHEMA, "id": cell.id, "cell": cell.to_json(), **error})
 
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write JSON atomically; a number that JSON cannot hold is an error here, not later."""
-    write_text(path, json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
-
-
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines atomically."""
-    write_text(path, _lines(rows))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there either as a whole or not at all."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file to a temporary name, sync, rename, and sync the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """JSON lines; a torn last line (a killed writer) is left out, a missing file is empty."""
-    if not path.is_file():
-        return []
-    rows = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for index, line in enumerate(lines):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if index < len(lines) - 1:
-                raise ConfigError(f"`{path}` line {index + 1} is damaged", hint="delete the file and rerun") from error
-    return rows
+    def _check_lease(self) -> None:
+        if self.token:
+            lease.check(self.directory, self.token)
 
 
 def environment() -> dict[str, Any]:
@@ -257,16 +263,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
-
-
-def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or `None` where the file is missing or damaged."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None

@@ -192,10 +192,21 @@ def _cells_of(subject: _Subject, config: SweepConfig, host: Host) -> Iterator[Ce
     for entry in config.pruners:
         if entry.name == REFERENCE:
             continue
-        seeded = "seed" in host.pruners.get(entry.name).defaults and "seed" not in entry.options
-        for seed in config.seeds if seeded else config.seeds[:1]:
+        seeds = config.seeds if _is_seeded(entry, host) else config.seeds[:1]
+        for seed in seeds:
             for budget in config.budgets:
                 yield _cell(subject, config, host, entry, budget.budget(config.account), seed, reference.id)
+
+
+def _is_seeded(entry: PrunerEntry, host: Host) -> bool:
+    """Whether the sweep's seeds are the pruner's: it has an option `seed`, left open, that is of effect.
+
+    A pruner whose randomness comes from fingerprints is deterministic under options that need none.
+    """
+    spec = host.pruners.get(entry.name)
+    if "seed" not in spec.defaults or "seed" in entry.options:
+        return False
+    return "fingerprint" not in spec.needs or "fingerprint" in spec.build(entry.options).needs
 
 
 def _cell(
@@ -209,7 +220,7 @@ def _cell(
 ) -> Cell:
     spec = host.pruners.get(entry.name)
     options = {**spec.defaults, **spec.validate(entry.options)}
-    if "seed" in spec.defaults and "seed" not in entry.options:
+    if _is_seeded(entry, host):
         options["seed"] = seed
     distribution = host.pruners.owner(entry.name)
     return Cell(

@@ -8,15 +8,16 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from tokenprune.plugins import Host
 from tokenprune.sweep.config import SweepConfig
-from tokenprune.sweep.executors import Began, Ended, Report, ready
+from tokenprune.sweep.dispatch import Died, Dispatcher, Message, Order, message_of
+from tokenprune.sweep.executors import Report
+from tokenprune.sweep.files import make_folder, open_log
 from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.plan import Cell
 
@@ -25,22 +26,6 @@ LOG_TAIL = 2000
 
 GRACE_S = 5.0
 """Seconds that a worker gets to leave before it is killed."""
-
-
-@dataclass
-class _Worker:
-    """One process and the cell that it has."""
-
-    device: str
-    process: subprocess.Popen[bytes]
-    log: Path
-    log_start: int
-    cell: Cell | None = None
-    buffer: bytes = field(default=b"")
-
-    @property
-    def name(self) -> str:
-        return f"{self.device}#{self.process.pid}"
 
 
 class LocalPool:
@@ -53,107 +38,97 @@ class LocalPool:
     def __init__(self, ledger: Ledger, config: SweepConfig, host: Host) -> None:
         del host  # a worker makes its own: plugins do not travel between processes
         self._ledger = ledger
-        self._devices = config.device
-        self._overlays = config.overlays
+        self._config = config
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
         """Run the cells; see `tokenprune.sweep.executors.Executor`."""
-        waiting = {cell.id: cell for cell in cells}
-        queue = list(cells)
-        workers: list[_Worker] = []
-        with selectors.DefaultSelector() as selector:
+        crew = ProcessCrew(self._ledger, self._config.device, self._config.overlays)
+        return Dispatcher(self._ledger, crew).run(cells)
 
-            def hire(device: str) -> None:
-                workers.append(self._start(device))
-                selector.register(_pipe(workers[-1]), selectors.EVENT_READ, workers[-1])
 
-            try:
-                for device in self._devices[: len(queue)]:
-                    hire(device)
-                while waiting:
-                    for worker in workers:
-                        _feed(worker, queue, waiting)
-                    for key, _ in selector.select():
-                        worker = key.data
-                        data = os.read(key.fd, 65536)
-                        reports = list(_reports(worker, data) if data else self._bury(worker))
-                        for report in reports:
-                            if isinstance(report, Ended):
-                                waiting.pop(report.cell_id, None)
-                        if not data:
-                            selector.unregister(key.fd)
-                            workers.remove(worker)
-                            if queue:
-                                hire(worker.device)
-                        for other in workers:  # before the reports go out: work goes on while a tracker writes
-                            _feed(other, queue, waiting)
-                        yield from reports
-            finally:
-                for worker in workers:
-                    _stop(worker)
+@dataclass
+class _Worker:
+    """One process, its log, and the part of a line that it has sent so far."""
 
-    def _start(self, device: str) -> _Worker:
-        log = self._ledger.directory / "logs" / f"worker-{device.replace(':', '-')}.log"
-        log.parent.mkdir(exist_ok=True)
-        with log.open("ab") as stream:
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    log_start: int
+    buffer: bytes = field(default=b"")
+
+
+class ProcessCrew:
+    """Processes that read orders on standard input and answer on standard output."""
+
+    def __init__(self, ledger: Ledger, devices: Sequence[str], overlays: int) -> None:
+        self._ledger = ledger
+        self._devices = {f"{place}:{device}": device for place, device in enumerate(devices)}
+        self._overlays = overlays
+        self._workers: dict[str, _Worker] = {}
+        self._selector = selectors.DefaultSelector()
+
+    def slots(self) -> Sequence[str]:
+        """One per device of the sweep; a device that is listed twice has two."""
+        return tuple(self._devices)
+
+    def hire(self, slot: str) -> str:
+        """Start a process."""
+        device = self._devices[slot]
+        log = self._ledger.directory / "logs" / f"worker-{slot.replace(':', '-')}.log"
+        make_folder(log.parent)
+        lock = self._ledger.lock_descriptor
+        with open_log(log) as stream:
             start = stream.tell()
             process = subprocess.Popen(
-                [sys.executable, "-m", "tokenprune.sweep.remote", self._ledger.directory, device, str(self._overlays)],
+                [
+                    *(sys.executable, "-m", "tokenprune.sweep.remote"),
+                    *(self._ledger.directory, device, str(self._overlays), self._ledger.token),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # the same modules as here
                 start_new_session=True,  # Ctrl-C in a terminal goes to the parent only, which then stops the workers
+                pass_fds=() if lock is None else (lock,),  # the directory stays locked until the last worker is gone
             )
-        return _Worker(device, process, log, start)
+        worker = _Worker(f"{device}#{process.pid}", process, log, start)
+        self._workers[worker.name] = worker
+        self._selector.register(_pipe(worker), selectors.EVENT_READ, worker)
+        return worker.name
 
-    def _bury(self, worker: _Worker) -> Iterator[Report]:
-        """Record the cell that a dead worker had."""
-        _stop(worker)
-        code = worker.process.returncode
-        cell, worker.cell = worker.cell, None
-        if cell is None:
-            return
-        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        self._ledger.write_error(
-            cell,
-            {
-                "outcome": "failed",
-                "type": "WorkerDied",
-                "message": f"the worker process died with {cause}",
-                "hint": f"the end of its log is below; all of it is in `{worker.log}`",
-                "traceback": _tail(worker.log, worker.log_start),
-                "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            },
-        )
-        yield Ended(cell.id, "failed")
+    def give(self, worker: str, order: Order) -> None:
+        """Write the order into the worker's input."""
+        stream = self._workers[worker].process.stdin
+        assert stream is not None  # noqa: S101 - it was opened as a pipe
+        with suppress(BrokenPipeError):  # it died just now; its closed output says so next
+            stream.write(json.dumps(order.to_json()).encode() + b"\n")
+            stream.flush()
 
+    def listen(self) -> Iterator[Message]:
+        """Wait for the next output of any worker."""
+        for key, _ in self._selector.select():
+            worker: _Worker = key.data
+            data = os.read(key.fd, 65536)
+            if data:
+                yield from _messages(worker, data)
+            else:
+                self._selector.unregister(key.fd)
+                del self._workers[worker.name]
+                _stop([worker])
+                yield Died(worker.name, _cause(worker.process.returncode), _tail(worker.log, worker.log_start))
 
-def _feed(worker: _Worker, queue: list[Cell], waiting: Mapping[str, Cell]) -> None:
-    """Hand the next cell that may begin to a free worker."""
-    if worker.cell is not None:
-        return
-    for place, cell in enumerate(queue):
-        if ready(cell, waiting):
-            worker.cell = queue.pop(place)
-            stream = worker.process.stdin
-            assert stream is not None  # noqa: S101 - it was opened as a pipe
-            with suppress(BrokenPipeError):  # it died just now; its closed output says so next
-                stream.write(json.dumps(cell.to_json()).encode() + b"\n")
-                stream.flush()
-            return
+    def dismiss(self) -> None:
+        """Close the workers' inputs, which ends them."""
+        _stop(list(self._workers.values()))
+        self._workers.clear()
+        self._selector.close()
 
 
-def _reports(worker: _Worker, data: bytes) -> Iterator[Report]:
-    """Whole lines of a worker's output as reports; the rest waits for more."""
+def _messages(worker: _Worker, data: bytes) -> Iterator[Message]:
+    """Whole lines of a worker's output; the rest waits for more."""
     *lines, worker.buffer = (worker.buffer + data).split(b"\n")
     for line in lines:
-        report = json.loads(line)
-        if report["report"] == "began":
-            yield Began(report["id"], worker.name)
-        else:
-            worker.cell = None
-            yield Ended(report["id"], report["outcome"])
+        yield message_of(worker.name, json.loads(line))
 
 
 def _pipe(worker: _Worker) -> int:
@@ -162,20 +137,26 @@ def _pipe(worker: _Worker) -> int:
     return stream.fileno()
 
 
+def _cause(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
 def _tail(path: Path, start: int) -> str:
     with path.open("rb") as stream:
         stream.seek(start)
         return stream.read().decode(errors="replace")[-LOG_TAIL:]
 
 
-def _stop(worker: _Worker) -> None:
-    """Close the worker's input, which ends it, and do not wait for ever."""
-    for stream in (worker.process.stdin, worker.process.stdout):
-        if stream is not None:
-            with suppress(BrokenPipeError):
-                stream.close()
-    try:
-        worker.process.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
-        worker.process.kill()
-        worker.process.wait()
+def _stop(workers: Sequence[_Worker]) -> None:
+    """Close the workers' inputs, which ends them, and do not wait for ever."""
+    for worker in workers:
+        for stream in (worker.process.stdin, worker.process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+    for worker in workers:
+        try:
+            worker.process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()

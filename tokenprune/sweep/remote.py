@@ -1,6 +1,6 @@
-"""A worker process: `python -m tokenprune.sweep.remote DIRECTORY DEVICE OVERLAYS`, cells in, reports out.
+"""A worker process: `python -m tokenprune.sweep.remote DIRECTORY DEVICE OVERLAYS LEASE`, orders in, reports out.
 
-One cell per line arrives on standard input as JSON; one report per line goes out on the descriptor that was standard
+One order per line arrives on standard input as JSON; one report per line goes out on the descriptor that was standard
 output at the start. Whatever libraries print goes to standard error instead.
 """
 
@@ -12,31 +12,55 @@ import os
 import queue
 import sys
 import threading
+from pathlib import Path
 from typing import IO, Any
 
-from tokenprune.sweep.plan import Cell
+from tokenprune.sweep.dispatch import Order
+from tokenprune.sweep.files import StorageError
+
+
+class Worker:
+    """What every executor runs in its workers: one runner that keeps its model, told of orders one by one.
+
+    Args:
+        directory: The sweep directory, as this machine sees it.
+        device: Torch device, or `auto`.
+        overlays: Samples per cell whose kept tokens are stored.
+        token: The lease under which this worker may write.
+    """
+
+    def __init__(self, directory: str | Path, device: str, overlays: int, token: str) -> None:
+        # imported here, so that the process that only counts workers needs no torch
+        from tokenprune.plugins import load_host
+        from tokenprune.sweep.bench import Bench
+        from tokenprune.sweep.ledger import Ledger
+        from tokenprune.sweep.worker import CellRunner
+
+        self._runner = CellRunner(Ledger(directory, token=token), Bench(load_host(), device), overlays=overlays)
+
+    def serve(self, order: Order) -> dict[str, Any]:
+        """Run one cell to its end and say how it went: `ended` with the outcome, or `disk` where it takes no more."""
+        try:
+            ended = self._runner.run(order.cell, attempt=order.attempt, batch_size=order.batch_size)
+        except StorageError as error:
+            return {"report": "disk", "id": order.cell.id, "message": error.message, "hint": error.hint}
+        return {"report": "ended", "id": ended.cell_id, "outcome": ended.outcome}
 
 
 def main(arguments: list[str]) -> int:
-    """Serve cells until standard input closes."""
-    directory, device, overlays = arguments
+    """Serve orders until standard input closes."""
+    directory, device, overlays, token = arguments
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin, lines), daemon=True).start()
-
-    from tokenprune.plugins import load_host
-    from tokenprune.sweep.bench import Bench
-    from tokenprune.sweep.ledger import Ledger
-    from tokenprune.sweep.worker import CellRunner
-
-    runner = CellRunner(Ledger(directory), Bench(load_host(), device), overlays=int(overlays))
+    worker = Worker(directory, device, int(overlays), token)
+    _say(reports, {"report": "ready"})
     while True:
-        cell = Cell.from_json(json.loads(lines.get()))
-        _say(reports, {"report": "began", "id": cell.id})
-        ended = runner.run(cell)
-        _say(reports, {"report": "ended", "id": ended.cell_id, "outcome": ended.outcome})
+        order = Order.from_json(json.loads(lines.get()))
+        _say(reports, {"report": "began", "id": order.cell.id})
+        _say(reports, worker.serve(order))
 
 
 def _read(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:

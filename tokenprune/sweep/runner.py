@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from tokenprune.errors import ConfigError, PrerequisiteError
 from tokenprune.plugins import Host, load_host
 from tokenprune.registry import load_target
+from tokenprune.sweep.changes import explain_changes
 from tokenprune.sweep.config import SweepConfig
 from tokenprune.sweep.events import (
     CellEnded,
@@ -25,21 +30,15 @@ from tokenprune.sweep.events import (
     SweepStatus,
 )
 from tokenprune.sweep.executors import Began, Ended, Executor
+from tokenprune.sweep.files import StorageError
 from tokenprune.sweep.ledger import Header, Ledger
+from tokenprune.sweep.listeners import Listeners
 from tokenprune.sweep.plan import Cell, plan_cells
 
 TRACKING_FILE = "tracking.json"
 """Where a tracker says where its view of the sweep is; written by trackers, read back into the outcome."""
 
 Display = Callable[[Event], None]
-
-_HOOKS: Mapping[type, str] = {
-    SweepStarted: "on_sweep_start",
-    CellStarted: "on_cell_start",
-    CellEnded: "on_cell_end",
-    CellFailed: "on_cell_error",
-    SweepEnded: "on_sweep_end",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +57,7 @@ class SweepOutcome:
         seconds: Wall time of this invocation.
         tracking: What the trackers said about where their view is (`uri`, `experiment_id`, `experiment`, ...).
         problems: What went wrong in trackers and other plugins, one line each.
+        changes: Why cells that were planned before are new ones now, a sentence each.
     """
 
     directory: Path
@@ -71,6 +71,7 @@ class SweepOutcome:
     seconds: float
     tracking: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
     @property
     def interrupted(self) -> bool:
@@ -102,6 +103,7 @@ class SweepOutcome:
             "seconds": self.seconds,
             "tracking": dict(self.tracking),
             "problems": list(self.problems),
+            "changes": list(self.changes),
         }
 
 
@@ -112,7 +114,9 @@ def run_sweep(
     host: Host | None = None,
     display: Display | None = None,
     executor: str | None = None,
+    executor_options: Mapping[str, Any] | None = None,
     retry_failed: bool = False,
+    retry_refused: bool = False,
     track: bool = True,
 ) -> SweepOutcome:
     """Run a sweep, or continue it where the directory holds one.
@@ -123,23 +127,47 @@ def run_sweep(
         host: Plugins; loaded where not given. Worker processes always load the installed ones themselves.
         display: Called with every event, in this process.
         executor: Name of an executor, in place of the config's.
+        executor_options: Options of the executor.
         retry_failed: Run cells again that failed before.
+        retry_refused: Run cells again that their pruner refused before.
         track: Call the life-cycle hooks of plugins (the trackers).
 
     Raises:
-        ConfigError: Another process runs a sweep there, or the directory is of another version.
+        ConfigError: Another process runs a sweep there, the directory is of another version, or an option of the
+            executor is not known.
         UnknownNameError: A name is not installed.
-        PrerequisiteError: A model or data set is not on this machine.
+        PrerequisiteError: A model or data set is not on this machine, an extra is not installed, or no worker starts.
+        StorageError: The directory cannot be written; what is finished is kept.
     """
     host = host or load_host()
     ledger = Ledger(directory)
+    name = executor or config.executor
+    redo = {"pending"} | ({"failed"} if retry_failed else set()) | ({"refused"} if retry_refused else set())
     with ledger.lock():
         cells = plan_cells(config, host)
+        make = _executor(name, host, executor_options or {})
+        changes = explain_changes(ledger.planned_rows(), cells)
         header = ledger.open_sweep(config.to_json(), cells)
-        make = load_target(host.executors.get(executor or config.executor).target)
-        return _Run(ledger, header, cells, host, display, track).go(
-            lambda: cast(Executor, make(ledger, config, host)), retry_failed
-        )
+        run = _Run(ledger, header, cells, host, display, track)
+        return run.go(lambda: make(ledger, config, host), redo, changes)
+
+
+def _executor(name: str, host: Host, options: Mapping[str, Any]) -> Callable[[Ledger, SweepConfig, Host], Executor]:
+    """The executor's class with its options, checked before anything starts."""
+    make = load_target(host.executors.get(name).target)
+    known = [
+        parameter.name
+        for parameter in inspect.signature(make).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            raise ConfigError(
+                f"unknown option `{option}` of executor `{name}`" + "".join(f", did you mean `{it}`?" for it in close),
+                hint=f"its options: {', '.join(known) or 'none'}",
+            )
+    return functools.partial(make, **options)
 
 
 class _Run:
@@ -157,19 +185,17 @@ class _Run:
         self._ledger = ledger
         self._header = header
         self._cells = {cell.id: cell for cell in cells}
-        self._host = host
         self._display = display
-        self._track = track
+        self._listeners = Listeners(host) if track else None
         self._states: dict[str, str] = {cell.id: ledger.state(cell.id) for cell in cells}
-        self._problems: list[str] = []
+        self._open: set[str] = set()
 
-    def go(self, make: Callable[[], Executor], retry_failed: bool) -> SweepOutcome:
+    def go(self, make: Callable[[], Executor], redo: Set[str], changes: tuple[str, ...]) -> SweepOutcome:
         started = time.perf_counter()
-        redo = ("pending", "failed") if retry_failed else ("pending",)
         todo = [cell for cell in self._cells.values() if self._states[cell.id] in redo]
         for cell in todo:
             self._states[cell.id] = "pending"
-        skipped = len(self._cells) - len(todo)
+        self._open = {cell.id for cell in todo}
         self._emit(
             SweepStarted(
                 directory=self._ledger.directory,
@@ -178,20 +204,21 @@ class _Run:
                 config=self._header.config,
                 cells=tuple(self._cells.values()),
                 finished={key: state for key, state in self._states.items() if state != "pending"},
+                changes=changes,
             )
         )
-        interrupted = False
+        stopped: BaseException | None = None
         try:
             if todo:
                 self._work(make(), todo)
-        except KeyboardInterrupt:
-            interrupted = True
+        except (KeyboardInterrupt, StorageError, PrerequisiteError) as error:
+            stopped = error
         count = Counter(self._states.values())
         status: SweepStatus = "failures" if count["failed"] else "complete"
         ended = SweepEnded(
             directory=self._ledger.directory,
             sweep_id=self._header.sweep_id,
-            status="interrupted" if interrupted else status,
+            status=status if stopped is None else "interrupted",
             done=count["done"],
             failed=count["failed"],
             refused=count["refused"],
@@ -199,6 +226,8 @@ class _Run:
             seconds=time.perf_counter() - started,
         )
         self._emit(ended)
+        if stopped is not None and not isinstance(stopped, KeyboardInterrupt):
+            raise stopped
         return SweepOutcome(
             directory=self._ledger.directory,
             sweep_id=self._header.sweep_id,
@@ -207,10 +236,11 @@ class _Run:
             failed=ended.failed,
             refused=ended.refused,
             pending=ended.pending,
-            skipped=skipped,
+            skipped=len(self._cells) - len(todo),
             seconds=time.perf_counter() - started,
             tracking=self._tracking(),
-            problems=tuple(dict.fromkeys(self._problems)),
+            problems=self._listeners.problems if self._listeners is not None else (),
+            changes=changes,
         )
 
     def _work(self, executor: Executor, todo: Sequence[Cell]) -> None:
@@ -226,6 +256,7 @@ class _Run:
                             report.worker,
                             self._finished(),
                             len(self._cells),
+                            report.attempt,
                         )
                     )
                 else:
@@ -233,41 +264,42 @@ class _Run:
 
     def _end(self, cell: Cell, report: Ended) -> None:
         """Take a finished cell from disk: what is not there does not count, whatever the worker says."""
-        state = self._ledger.state(cell.id)
-        if state == "pending":
-            self._ledger.write_error(
-                cell,
-                {
-                    "outcome": "failed",
-                    "type": "LostResult",
-                    "message": f"the worker reported `{report.outcome}`, but there is no result on disk",
-                    "hint": "",
-                    "traceback": "",
-                },
-            )
-            state = "failed"
-        self._states[cell.id] = state
+        result = self._ledger.result(cell.id)
+        error = None if result is not None else self._ledger.error(cell.id)
+        if result is None and error is None:
+            error = {
+                "outcome": "failed",
+                "type": "LostResult",
+                "message": f"the worker reported `{report.outcome}`, but there is no result on disk",
+                "hint": "",
+                "traceback": "",
+            }
+            self._ledger.write_error(cell, error)
+        self._open.discard(cell.id)
         place = (self._ledger.directory, self._header.sweep_id, cell)
         count = (self._finished(), len(self._cells))
-        if state == "done":
-            self._emit(CellEnded(*place, self._ledger.result(cell.id) or {}, *count))
+        if result is not None:
+            self._states[cell.id] = "done"
+            self._emit(CellEnded(*place, result, *count))
         else:
-            outcome: FailedOutcome = state
-            self._emit(CellFailed(*place, outcome, self._ledger.error(cell.id) or {}, *count))
+            assert error is not None  # noqa: S101 - one of the two is there
+            outcome: FailedOutcome = "refused" if error.get("outcome") == "refused" else "failed"
+            self._states[cell.id] = outcome
+            self._emit(CellFailed(*place, outcome, error, *count))
 
     def _finished(self) -> int:
-        return sum(1 for state in self._states.values() if state != "pending")
+        return len(self._cells) - len(self._open)
 
     def _emit(self, event: Event) -> None:
-        """Tell the display first (it is what the user sees), then the trackers; their failures are kept."""
+        """Tell the display first (it is what the user sees), then the trackers."""
         if self._display is not None:
             self._display(event)
-        if self._track:
-            self._problems += self._host.emit(_HOOKS[type(event)], event)
+        if self._listeners is not None:
+            self._listeners.tell(event)
 
     def _tracking(self) -> dict[str, Any]:
         path = self._ledger.directory / TRACKING_FILE
-        if not self._track or not path.is_file():
+        if self._listeners is None or not path.is_file():
             return {}
         data = json.loads(path.read_text(encoding="utf-8"))
         return data if isinstance(data, dict) else {}

@@ -26,8 +26,11 @@ from tokenprune.metrics.lens import KeptTokens, kept_tokens, lens_errors
 from tokenprune.metrics.quality import compare, summarise
 from tokenprune.pruner import PositionPolicy, Pruner, PruneRecord
 from tokenprune.sweep.bench import Batch, Bench, picture_digest
+from tokenprune.sweep.dispatch import Order
 from tokenprune.sweep.executors import Ended, Outcome
-from tokenprune.sweep.ledger import Ledger, write_json, write_jsonl
+from tokenprune.sweep.files import StorageError, is_full, storage_error, write_json, write_jsonl
+from tokenprune.sweep.lease import LeaseLostError
+from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.pictures import save_overlays
 from tokenprune.sweep.plan import Cell
 
@@ -66,36 +69,71 @@ class CellRunner:
         self.bench = bench
         self.overlays = overlays
 
-    def run(self, cell: Cell) -> Ended:
-        """Run one cell to its end; whatever happens in it is recorded and never raised (Ctrl-C is)."""
+    def run(self, cell: Cell, *, attempt: int = 1, batch_size: int | None = None) -> Ended:
+        """Run one cell to its end; whatever happens in it is recorded and never raised (Ctrl-C is).
+
+        A cell that runs out of memory is tried once more with smaller batches, and its result says so.
+
+        Args:
+            cell: The cell.
+            attempt: Which attempt this is, for the record.
+            batch_size: Samples per batch in place of the cell's own.
+
+        Raises:
+            StorageError: The disk takes no more: no matter of this cell.
+            LeaseLostError: Another invocation has taken the directory over.
+        """
         self.ledger.begin_cell(cell)
+        order = Order(cell, attempt, batch_size)
         try:
-            result = self._result(cell)
-        except Exception as error:  # noqa: BLE001 - the boundary of a cell: a broken one is a recorded failure
+            result = self._try(order)
+            if result is None:
+                order = Order(cell, attempt + 1, order.smaller())
+                _log.warning("%s ran out of memory, once more with %d samples a batch", cell.name, order.batch_size)
+                self.bench.release()
+                result = self._result(order)
+        except (StorageError, LeaseLostError):
+            raise
+        except Exception as error:  # the boundary of a cell: a broken one is a recorded failure
+            if isinstance(error, OSError) and is_full(error):
+                raise storage_error(error, self.ledger.cell_directory(cell.id)) from error
             outcome: Outcome = "refused" if isinstance(error, BudgetError | IncompatibleError) else "failed"
             _log.error("%s %s: %s", cell.name, outcome, error)
-            self.ledger.write_error(cell, describe_error(error, outcome))
+            self.ledger.write_error(cell, {**describe_error(error, outcome), **_how(order)})
             return Ended(cell.id, outcome)
-        self.ledger.write_result(cell, result)
+        self.ledger.write_result(cell, {**result, **_how(order)})
         return Ended(cell.id, "done")
 
-    def _result(self, cell: Cell) -> dict[str, Any]:
+    def _try(self, order: Order) -> dict[str, Any] | None:
+        """The cell's result, or `None` where there was too little memory and smaller batches may do.
+
+        It returns instead of raising, because a traceback holds on to the memory.
+        """
+        try:
+            return self._result(order)
+        except Exception as error:
+            if order.smaller() is None or not ran_out_of_memory(error):
+                raise
+            return None
+
+    def _result(self, order: Order) -> dict[str, Any]:
+        cell = order.cell
         started, clock = datetime.now(UTC), time.perf_counter()
         torch.manual_seed(cell.seed)
         reference = self._reference(cell)
         loaded = self.bench.model(cell)
         pruner = cast(Pruner, self.bench.host.pruners.get(cell.pruner).build(_options(cell)))
-        answers = self._ask_all(cell, pruner, reference)
+        answers = self._ask_all(order, pruner, reference)
         self._must_have_pruned(cell, answers)
         folder = self.ledger.cell_directory(cell.id)
         against = self._compare(cell, answers, reference)
         lens = self._lens(cell, answers) if cell.lens else None
-        cost = self._cost(cell, pruner) if cell.efficiency else None
+        cost = self._cost(order, pruner) if cell.efficiency else None
         if cell.reference is None:
             FirstToken(np.stack(answers.classes), np.stack(answers.log_probs)).save(folder / FIRST_TOKEN_FILE)
         write_jsonl(folder / "samples.jsonl", answers.rows)
         if self.overlays:
-            write_json(folder / "overlays.json", self._overlays(cell, answers))
+            write_json(folder / "overlays.json", self._overlays(order, answers))
         return {
             "quality": summarise(answers.rows),
             "against_none": against,
@@ -110,14 +148,16 @@ class CellRunner:
 
     # --- questions ------------------------------------------------------------------------------------------------
 
-    def _ask_all(self, cell: Cell, pruner: Pruner, reference: FirstToken | None) -> _Answers:
-        answers = _Answers()
-        for batch in self.bench.batches(cell):
+    def _ask_all(self, order: Order, pruner: Pruner, reference: FirstToken | None) -> _Answers:
+        answers, cell = _Answers(), order.cell
+        for batch in self.bench.batches(cell, order.batch_size):
             try:
                 self._ask(cell, pruner, batch, answers, reference)
             except TokenPruneError:
                 raise  # not a matter of one sample: the pruner refuses, or did not prune
-            except Exception as error:  # noqa: BLE001 - one bad sample must not take the others along
+            except Exception as error:
+                if ran_out_of_memory(error):
+                    raise  # nor is this: the cell may do with smaller batches, and is not measured without them
                 _log.warning("a batch failed (%s), asking its questions one by one", error)
                 self._ask_one_by_one(cell, pruner, batch, answers, reference)
         if not answers.ran():
@@ -136,6 +176,8 @@ class CellRunner:
             except TokenPruneError:
                 raise
             except Exception as error:
+                if ran_out_of_memory(error):
+                    raise
                 answers.first_error = answers.first_error or error
                 self._note_failure(single, answers, reference, error)
                 if not answers.ran() and len(answers.rows) >= GIVE_UP_AFTER:
@@ -241,15 +283,18 @@ class CellRunner:
         count = min(int(cell.lens["samples"]), cell.samples)
         return lens_errors(layers, [answers.kept.get(index) for index in range(count)])
 
-    def _overlays(self, cell: Cell, answers: _Answers) -> dict[str, Any]:
-        first = self.bench.batches(cell)[0]
+    def _overlays(self, order: Order, answers: _Answers) -> dict[str, Any]:
+        cell = order.cell
+        first = self.bench.batches(cell, order.batch_size)[0]
         drawn = {index: kept for index, kept in answers.kept.items() if index < min(self.overlays, len(first.indices))}
         grids = self.bench.grids(cell, first)
         return save_overlays(self.ledger.directory, cell, first.samples, grids, drawn, answers.rows)
 
-    def _cost(self, cell: Cell, pruner: Pruner) -> dict[str, Any]:
+    def _cost(self, order: Order, pruner: Pruner) -> dict[str, Any]:
+        cell = order.cell
         loaded = self.bench.model(cell)
-        sample: Mapping[str, Tensor] = self.bench.encode(loaded, self.bench.batches(cell)[0].samples[:1])
+        first = self.bench.batches(cell, order.batch_size)[0]
+        sample: Mapping[str, Tensor] = self.bench.encode(loaded, first.samples[:1])
         return measure_cost(loaded.model, sample, lambda: self._session(cell, pruner), **cell.efficiency).to_json()
 
 
@@ -263,6 +308,18 @@ def describe_error(error: BaseException, outcome: Outcome) -> dict[str, Any]:
         "traceback": "".join(traceback.format_exception(error)),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """True for the errors by which torch, numpy and Python say that there is no memory, on any device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's allocator of the CPU
+
+
+def _how(order: Order) -> dict[str, int]:
+    """How often the cell was tried, and with how many samples per batch at last."""
+    return {"attempts": order.attempt, "batch_size": order.batch_size or order.cell.batch_size}
 
 
 def _options(cell: Cell) -> dict[str, Any]:

@@ -19,13 +19,15 @@ EVENTS_FILE = "events.jsonl"
 @hookimpl
 def on_sweep_start(event: SweepStarted) -> None:
     """Note how many cells are planned, and how many are finished already."""
-    _append(event.directory, "sweep_start", cells=len(event.cells), finished=len(event.finished))
+    counts = {"cells": len(event.cells), "finished": len(event.finished)}
+    _append(event.directory, "sweep_start", **counts, changes=list(event.changes))
 
 
 @hookimpl
 def on_cell_start(event: CellStarted) -> None:
     """Note which worker took which cell."""
-    _append(event.directory, "cell_start", cell=event.cell.id, name=event.cell.name, worker=event.worker)
+    facts = {"cell": event.cell.id, "name": event.cell.name, "worker": event.worker, "attempt": event.attempt}
+    _append(event.directory, "cell_start", **facts)
 
 
 @hookimpl
@@ -50,6 +52,7 @@ def on_sweep_end(event: SweepEnded) -> None:
 
 
 def _append(directory: Path, kind: str, **facts: Any) -> None:
+    from tokenprune.sweep.files import append_line
+
     line = json.dumps({"event": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts})
-    with (directory / EVENTS_FILE).open("a", encoding="utf-8") as stream:
-        stream.write(line + "\n")
+    append_line(directory / EVENTS_FILE, line)

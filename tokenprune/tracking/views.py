@@ -15,6 +15,9 @@ from typing import Any
 CELLS = "tags.`tokenprune.kind` = 'cell'"
 VIEW_TAG = "mlflow.sharedViewState."
 _TAG_LIMIT = 20_000
+_NOTE_LIMIT = 5_000
+"""Characters of a note: a tag holds no more, and PostgreSQL, unlike SQLite, says so."""
+
 _COLUMNS = (
     "params.`pruner`",
     "params.`budget_label`",
@@ -89,7 +92,12 @@ def note(name: str, experiment_id: str, table: str, summary_run: str) -> str:
     shown = " · ".join(f"[{title}](/{address})" for title, address in links(experiment_id).items())
     summary = f"[Report, figures and tables](/#/experiments/{experiment_id}/runs/{summary_run}/artifacts)"
     text = f"**{name}**: {shown} · {summary}\n\n{table}"
-    return text if len(text) < 5000 else f"**{name}**: {shown} · {summary}\n"
+    return text if len(text) < _NOTE_LIMIT else f"**{name}**: {shown} · {summary}\n"
+
+
+def summary_note(table: str) -> str:
+    """The summary run's note: the leaderboard, or where it is if it is too long."""
+    return table if len(table) < _NOTE_LIMIT else "The leaderboard is in the artifacts: `leaderboard.md`, `index.html`."
 
 
 def _charts(section: str, charts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

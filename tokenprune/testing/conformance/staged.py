@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tokenprune.pruner import Decision, Kept, Pruner, Site, State, Stop
-from tokenprune.testing.conformance.subject import FACTS, Subject
+from tokenprune.testing.conformance.subject import FACTS, Subject, told
+from tokenprune.testing.conformance.verdict import ConformanceError, NotApplicable
 from tokenprune.testing.recorded_view import RecordedView
 from tokenprune.testing.recording import Recording, random_recording
 
@@ -269,9 +270,6 @@ def runs(subject: Subject, recording: Recording) -> Iterator[tuple[str, Run]]:
     Raises:
         NotApplicable: Every budget is refused, or the pruner never cuts.
     """
-    from tokenprune.testing.conformance.check import NotApplicable
-    from tokenprune.testing.conformance.subject import told
-
     if not subject.cuts:
         raise NotApplicable("the spec declares no site: this pruner never cuts")
     admitted = False
@@ -290,8 +288,6 @@ def _checked(decision: Decision, stop: Stop, numbers: list[int], tokens: int, ke
     Raises:
         ConformanceError: An answer is not one that the engine could follow.
     """
-    from tokenprune.testing.conformance.check import ConformanceError
-
     if len(decision.units) != len(numbers):
         raise ConformanceError(
             f"decision at `{stop.site}`", expected=f"{len(numbers)} units", found=f"{len(decision.units)}"

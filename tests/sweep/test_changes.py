@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sweep.fixtures import Workshop
+from tests.sweep.test_identity import CELL
+from tokenprune.sweep import SweepOutcome, run_sweep
+from tokenprune.sweep.changes import explain_changes
+from tokenprune.sweep.events import SweepStarted
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"distribution_version": "0.2.0"}, "`tokenprune-iwp` went from version 0.1.0 to 0.2.0"),
+        ({"distribution": "fork"}, "pruner `iwp` comes from `fork` instead of `tokenprune-iwp`"),
+        ({"model_digest": "ffff"}, "the files of model `scenes` changed (0123456789abcdef to ffff)"),
+        ({"task_version": "2"}, "task `scenes` went from version 1 to 2"),
+        ({"task_digest": "ffff"}, "the data of task `scenes` changed (feedbeef to ffff)"),
+        ({"batch_size": 5}, "`batch_size` changed from 15 to 5"),
+        ({"options": {"layer": 3}}, '`options` changed from {"layer": 2, "weight": 0.5} to {"layer": 3}'),
+    ],
+)
+def test_the_cause_is_named(change: dict[str, Any], cause: str) -> None:
+    assert explain_changes([CELL.to_json()], [replace(CELL, **change)]) == (f"1 cell is new: {cause}",)
+
+
+def test_cells_of_one_cause_are_counted() -> None:
+    before = [replace(CELL, seed=seed).to_json() for seed in range(3)]
+    after = [replace(CELL, seed=seed, distribution_version="0.2.0") for seed in range(4)]
+    assert explain_changes(before, after) == ("3 cells are new: `tokenprune-iwp` went from version 0.1.0 to 0.2.0",)
+
+
+def test_nothing_is_said_of_what_stayed_or_was_not_there() -> None:
+    assert explain_changes([CELL.to_json()], [CELL, replace(CELL, label="another")]) == ()
+    assert explain_changes([], [CELL]) == ()
+
+
+def test_another_way_to_tell_cells_apart() -> None:
+    assert explain_changes([{**CELL.to_json(), "id": "0" * 16}], [CELL]) == (
+        "1 cell is new: this version of tokenprune tells cells apart in another way",
+    )
+
+
+def test_a_changed_model_gives_new_cells_and_says_why(workshop: Workshop, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(workshop.model, tmp_path / "model"))
+    config = workshop.config(models=[str(model)], pruners=["first"], budgets=[4])
+    events: list[Any] = []
+
+    def go(display: Callable[[Any], None] | None = None) -> SweepOutcome:
+        return run_sweep(config, directory=tmp_path / "run", host=workshop.host, display=display, track=False)
+
+    assert go().changes == ()
+    assert go().skipped == 2
+    (model / "notes.txt").write_text("retrained", encoding="utf-8")
+    changed = go(events.append)
+    assert (changed.skipped, changed.done) == (0, 2)
+    assert len(changed.changes) == 1
+    assert changed.changes[0].startswith(f"2 cells are new: the files of model `{model}` changed (")
+    assert isinstance(events[0], SweepStarted)
+    assert events[0].changes == changed.changes
+    assert go().changes == ()

@@ -1,0 +1,194 @@
+"""The executors `ray` and `slurm` on this machine: the same answers, ledger and events as `local`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sweep.fixtures import Workshop
+from tokenprune.errors import ConfigError, PrerequisiteError
+from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
+from tokenprune.sweep.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
+from tokenprune.sweep.mailbox import INBOX, Lines, Pulse, make_box, post
+
+SMALL: dict[str, Any] = {"budgets": [4], "efficiency": False, "lens": False, "overlays": 0}
+
+ON_THIS_MACHINE = [
+    pytest.param("ray", {"actors": "2"}, id="ray"),
+    pytest.param("slurm", {"cluster": "local", "jobs": "2"}, id="slurm-local"),
+    pytest.param("slurm", {"cluster": "debug"}, id="slurm-debug"),
+]
+
+
+def answers(ledger: Ledger) -> dict[str, list[tuple[str, float]]]:
+    return {
+        cell.name: [(row["prediction"], row["score"]) for row in ledger.samples(cell.id)]
+        for cell in ledger.plan()
+        if ledger.state(cell.id) == "done"
+    }
+
+
+@pytest.fixture(scope="module")
+def inline(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> SweepOutcome:
+    config = workshop.config(pruners=["first", "random", "exploding"], **SMALL)
+    place = tmp_path_factory.mktemp("inline") / "run"
+    return run_sweep(config, directory=place, host=workshop.host, track=False)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("executor", "options"), ON_THIS_MACHINE)
+def test_the_same_as_here(
+    workshop: Workshop, inline: SweepOutcome, tmp_path: Path, executor: str, options: dict[str, str]
+) -> None:
+    pytest.importorskip("submitit" if executor == "slurm" else executor)
+    events: list[Any] = []
+    outcome = run_sweep(
+        workshop.config(pruners=["first", "random", "exploding"], **SMALL),
+        directory=tmp_path / "run",
+        host=workshop.host,
+        display=events.append,
+        executor=executor,
+        executor_options=options,
+        track=False,
+    )
+    assert (outcome.done, outcome.failed, outcome.pending) == (3, 1, 0)
+    assert answers(Ledger(outcome.directory)) == answers(Ledger(inline.directory))
+    kinds = Counter(type(event) for event in events)
+    assert kinds == {SweepStarted: 1, CellStarted: 4, CellEnded: 3, CellFailed: 1, SweepEnded: 1}
+    pids = {
+        (Ledger(outcome.directory).result(event.cell.id) or {})["worker"]["pid"]
+        for event in events
+        if isinstance(event, CellEnded)
+    }
+    assert (os.getpid() in pids) == (options.get("cluster") == "debug")
+    assert not (outcome.directory / "mail").exists() or not list((outcome.directory / "mail").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("executor", "options"), ON_THIS_MACHINE[:2])
+def test_a_cell_that_kills_its_workers_is_set_aside(
+    workshop: Workshop, tmp_path: Path, executor: str, options: dict[str, str]
+) -> None:
+    outcome = run_sweep(
+        workshop.config(pruners=["dying", "first"], **SMALL),
+        directory=tmp_path / "run",
+        host=workshop.host,
+        executor=executor,
+        executor_options=options,
+        track=False,
+    )
+    assert (outcome.done, outcome.failed) == (2, 1)
+    ledger = Ledger(outcome.directory)
+    errors = [ledger.error(cell.id) for cell in ledger.plan() if cell.pruner == "dying"]
+    assert errors[0] is not None
+    assert (errors[0]["type"], errors[0]["attempts"]) == ("WorkerDied", 3)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("executor", "options"), ON_THIS_MACHINE[1:2])
+def test_a_killed_job_costs_nothing(workshop: Workshop, tmp_path: Path, executor: str, options: dict[str, str]) -> None:
+    """The worker that has the gated cell is killed; another one does it."""
+    pytest.importorskip("submitit")
+    gate = tmp_path / "gate"
+    gate.touch()
+    pruners = [{"name": "first", "options": {"gate": str(gate)}}]
+    attempts: list[int] = []
+
+    def display(event: Any) -> None:
+        if isinstance(event, CellEnded) and event.cell.pruner == "none":
+            result = Ledger(event.directory).result(event.cell.id) or {}
+            os.kill(result["worker"]["pid"], signal.SIGKILL)
+            gate.unlink()
+        if isinstance(event, CellStarted) and event.cell.pruner == "first":
+            attempts.append(event.attempt)
+
+    outcome = run_sweep(
+        workshop.config(pruners=pruners, **SMALL),
+        directory=tmp_path / "run",
+        host=workshop.host,
+        display=display,
+        executor=executor,
+        executor_options={**options, "jobs": "1"},
+        track=False,
+    )
+    assert (outcome.done, outcome.failed) == (2, 0)
+    assert attempts[-1] <= 2
+
+
+@pytest.mark.parametrize(("executor", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_missing_extra_is_named(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    config = workshop.config(pruners=["first"], **SMALL)
+    with pytest.raises(PrerequisiteError, match=f"the executor `{executor}` needs the package `{package}`") as caught:
+        run_sweep(config, directory=tmp_path / "run", host=workshop.host, executor=executor, track=False)
+    assert caught.value.hint == f"pip install 'tokenprune-vlm[{executor}]'"
+
+
+@pytest.mark.parametrize(
+    ("executor", "options", "message"),
+    [
+        ("ray", {"adress": "auto"}, "unknown option `adress` of executor `ray`, did you mean `address`?"),
+        ("ray", {"actors": "many"}, "`actors` must be a whole number of at least 1, got `many`"),
+        ("slurm", {"cluster": "kubernetes"}, "`cluster` must be one of slurm, local, debug, got `kubernetes`"),
+        ("slurm", {"cluster": "local", "cpus": "0"}, "`cpus` must be a whole number of at least 1, got `0`"),
+        ("local", {"anything": "1"}, "unknown option `anything` of executor `local`"),
+    ],
+)
+def test_wrong_options_are_told(
+    workshop: Workshop, tmp_path: Path, executor: str, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_sweep(
+            workshop.config(pruners=["first"], **SMALL),
+            directory=tmp_path / "run",
+            host=workshop.host,
+            executor=executor,
+            executor_options=options,
+            track=False,
+        )
+    assert caught.value.message == message
+
+
+def test_without_slurm_it_says_so(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = workshop.config(pruners=["first"], **SMALL)
+    with pytest.raises(PrerequisiteError, match="no Slurm here"):
+        run_sweep(config, directory=tmp_path / "run", host=workshop.host, executor="slurm", track=False)
+
+
+def test_a_line_that_is_not_complete_waits(tmp_path: Path) -> None:
+    make_box(tmp_path / "box")
+    path = tmp_path / "box" / INBOX
+    lines = Lines(path)
+    post(path, {"number": 1})
+    with path.open("ab") as stream:
+        stream.write(b'{"number": ')
+    assert lines.new() == [{"number": 1}]
+    assert lines.new() == []
+    with path.open("ab") as stream:
+        stream.write(b"2}\n")
+    assert lines.new() == [{"number": 2}]
+
+
+def test_silence_is_measured_by_the_readers_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("tokenprune.sweep.mailbox.time.monotonic", lambda: now)
+    sender, reader = Pulse(tmp_path / "pulse"), Pulse(tmp_path / "pulse")
+    sender.beat()
+    assert not reader.silent()
+    now += 299
+    assert not reader.silent()
+    sender.beat()
+    assert not reader.silent()
+    now += 301
+    assert reader.silent()

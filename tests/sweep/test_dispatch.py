@@ -1,0 +1,180 @@
+"""The rules of `Dispatcher`, with a crew that does what a script says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from tests.sweep.test_identity import CELL
+from tokenprune.errors import PrerequisiteError
+from tokenprune.sweep.dispatch import (
+    MAX_ATTEMPTS,
+    MAX_STILLBIRTHS,
+    Died,
+    DiskFailed,
+    Dispatcher,
+    Finished,
+    Message,
+    Order,
+    Ready,
+    Took,
+)
+from tokenprune.sweep.executors import Began, Ended, Report
+from tokenprune.sweep.files import StorageError
+from tokenprune.sweep.ledger import Ledger
+from tokenprune.sweep.plan import Cell
+
+REFERENCE = replace(CELL, pruner="none", label="none", reference=None)
+CELLS = [REFERENCE, *(replace(CELL, seed=seed, reference=REFERENCE.id) for seed in range(4))]
+
+Behaviour = Callable[[str, Order], Sequence[Message]]
+
+
+@dataclass
+class ScriptedCrew:
+    """Workers that take an order and then do what `behave` says; those that `stillborn` names die before."""
+
+    behave: Behaviour
+    places: Sequence[str] = ("one", "two")
+    stillborn: Callable[[str], bool] = lambda worker: False
+    hired: list[str] = field(default_factory=list)
+    orders: list[tuple[str, Order]] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    dismissed: bool = False
+
+    def slots(self) -> Sequence[str]:
+        return self.places
+
+    def hire(self, slot: str) -> str:
+        worker = f"{slot}#{len(self.hired)}"
+        self.hired.append(worker)
+        self.messages.append(Died(worker, "no luck", "the log") if self.stillborn(worker) else Ready(worker))
+        return worker
+
+    def give(self, worker: str, order: Order) -> None:
+        self.orders.append((worker, order))
+        self.messages += [Took(worker), *self.behave(worker, order)]
+
+    def listen(self) -> Iterator[Message]:
+        assert self.messages, "nothing will ever happen again"
+        yield self.messages.pop(0)
+
+    def dismiss(self) -> None:
+        self.dismissed = True
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    made = Ledger(tmp_path / "sweep")
+    made.open_sweep({"models": ["scenes"]}, CELLS)
+    return made
+
+
+def well(worker: str, order: Order) -> Sequence[Message]:
+    return [Finished(worker, "done")]
+
+
+def run(ledger: Ledger, crew: ScriptedCrew, cells: Sequence[Cell] = CELLS) -> list[Report]:
+    reports = list(Dispatcher(ledger, crew).run(cells))
+    assert crew.dismissed
+    return reports
+
+
+def test_every_cell_once_and_the_reference_first(ledger: Ledger) -> None:
+    crew = ScriptedCrew(well)
+    reports = run(ledger, crew)
+    assert reports[:2] == [Began(REFERENCE.id, "one#0"), Ended(REFERENCE.id, "done")]
+    assert sorted(order.cell.id for _, order in crew.orders) == sorted(cell.id for cell in CELLS)
+    assert {report.cell_id for report in reports if isinstance(report, Ended)} == {cell.id for cell in CELLS}
+    assert crew.hired == ["one#0", "two#1"]
+
+
+def test_a_dead_workers_cell_is_tried_by_another_worker(ledger: Ledger) -> None:
+    victim = CELLS[2]
+
+    def behave(worker: str, order: Order) -> Sequence[Message]:
+        dies = order.cell == victim and order.attempt < MAX_ATTEMPTS
+        return [Died(worker, "signal SIGKILL")] if dies else well(worker, order)
+
+    crew = ScriptedCrew(behave)
+    reports = run(ledger, crew)
+    tried = [(worker, order.attempt) for worker, order in crew.orders if order.cell == victim]
+    assert [attempt for _, attempt in tried] == [1, 2, 3]
+    assert len({worker for worker, _ in tried}) == 3
+    assert [report.attempt for report in reports if isinstance(report, Began) and report.cell_id == victim.id] == [
+        1,
+        2,
+        3,
+    ]
+    assert Ended(victim.id, "done") in reports
+    assert ledger.error(victim.id) is None
+
+
+def test_a_cell_that_keeps_killing_is_set_aside(ledger: Ledger) -> None:
+    poison = CELLS[1]
+
+    def behave(worker: str, order: Order) -> Sequence[Message]:
+        return [Died(worker, "signal SIGSEGV", "its last words")] if order.cell == poison else well(worker, order)
+
+    reports = run(ledger, ScriptedCrew(behave, places=("one",)))
+    assert [report for report in reports if isinstance(report, Ended)][-1] == Ended(poison.id, "failed")  # tried last
+    error = ledger.error(poison.id)
+    assert error is not None
+    assert error["message"] == "3 workers died in this cell, the last with signal SIGSEGV"
+    assert (error["attempts"], error["traceback"]) == (MAX_ATTEMPTS, "its last words")
+
+
+def test_after_too_little_memory_the_batches_are_smaller_once(ledger: Ledger) -> None:
+    hungry = CELLS[1]
+
+    def behave(worker: str, order: Order) -> Sequence[Message]:
+        full = order.cell == hungry
+        return [Died(worker, "job state OUT_OF_MEMORY", out_of_memory=True)] if full else well(worker, order)
+
+    crew = ScriptedCrew(behave)
+    run(ledger, crew)
+    sizes = [order.batch_size for _, order in crew.orders if order.cell == hungry]
+    assert sizes == [None, hungry.batch_size // 4]
+    error = ledger.error(hungry.id)
+    assert error is not None
+    assert (error["attempts"], error["batch_size"]) == (2, hungry.batch_size // 4)
+
+
+def test_a_worker_that_died_after_its_last_write_has_finished(ledger: Ledger) -> None:
+    def behave(worker: str, order: Order) -> Sequence[Message]:
+        ledger.begin_cell(order.cell)
+        ledger.write_result(order.cell, {"quality": {}})
+        return [Died(worker, "signal SIGKILL")]
+
+    crew = ScriptedCrew(behave)
+    reports = run(ledger, crew)
+    assert [report.outcome for report in reports if isinstance(report, Ended)] == ["done"] * len(CELLS)
+    assert len(crew.orders) == len(CELLS)
+
+
+def test_a_slot_where_no_worker_starts_is_given_up(ledger: Ledger) -> None:
+    crew = ScriptedCrew(well, stillborn=lambda worker: worker.startswith("one"))
+    reports = run(ledger, crew)
+    assert sum(1 for report in reports if isinstance(report, Ended)) == len(CELLS)
+    assert 1 <= sum(1 for worker in crew.hired if worker.startswith("one")) <= MAX_STILLBIRTHS
+
+
+def test_where_no_worker_starts_at_all_the_sweep_ends_with_the_reason(ledger: Ledger) -> None:
+    crew = ScriptedCrew(well, stillborn=lambda worker: True)
+    with pytest.raises(PrerequisiteError, match=r"no worker can be started: .* no luck \(the log\)"):
+        run(ledger, crew)
+    assert crew.dismissed
+    assert len(crew.hired) == 2 * MAX_STILLBIRTHS
+    assert all(ledger.state(cell.id) == "pending" for cell in CELLS)
+
+
+def test_a_full_disk_ends_the_sweep_and_marks_no_cell(ledger: Ledger) -> None:
+    crew = ScriptedCrew(lambda worker, order: [DiskFailed(worker, "cannot write: full", "make room")])
+    with pytest.raises(StorageError, match="full") as caught:
+        run(ledger, crew)
+    assert caught.value.hint == "make room"
+    assert crew.dismissed
+    assert all(ledger.state(cell.id) == "pending" for cell in CELLS)

@@ -1,0 +1,132 @@
+"""`tokenprune runs`: status, retry, replay, export."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import Commands
+from tests.sweep.fixtures import FinishedSweep, Workshop
+from tokenprune.sweep import Ledger, run_sweep
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Commands:
+    monkeypatch.setenv("COLUMNS", "120")
+    return Commands(capsys)
+
+
+@pytest.fixture
+def copy(finished: FinishedSweep, tmp_path: Path) -> Path:
+    return finished.copy(tmp_path / "demo")
+
+
+def test_status(run: Commands, copy: Path) -> None:
+    ran = run("runs", "status", str(copy))
+    assert ran.code == 0, ran.err
+    assert "11 done, 2 failed, 2 refused, 0 pending of 15 cells" in ran.out
+    assert "nobody runs it now" in ran.out
+    assert "ZeroDivisionError: boom" in ran.out
+    assert "BudgetError: no budget pleases me" in ran.out
+
+
+def test_status_as_json(run: Commands, copy: Path) -> None:
+    ledger = Ledger(copy)
+    with ledger.lock():
+        document = run("runs", "status", str(copy), "--json").json()
+    assert document["owner"].startswith("pid ")
+    assert {state: document[state] for state in ("done", "failed", "refused", "pending")} == {
+        "done": 11,
+        "failed": 2,
+        "refused": 2,
+        "pending": 0,
+    }
+    assert Counter(entry["outcome"] for entry in document["without_result"]) == {"failed": 2, "refused": 2}
+    assert document["tried_again"] == []
+
+
+def test_status_tells_of_smaller_batches(run: Commands, copy: Path) -> None:
+    ledger = Ledger(copy)
+    cell = next(cell for cell in ledger.plan() if ledger.state(cell.id) == "done")
+    path = ledger.cell_directory(cell.id) / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**result, "attempts": 2, "batch_size": 1}), encoding="utf-8")
+    assert "out of memory, 1 samples a batch" in run("runs", "status", str(copy)).out
+    (entry,) = run("runs", "status", str(copy), "--json").json()["tried_again"]
+    assert (entry["id"], entry["attempts"], entry["batch_size"]) == (cell.id, 2, 1)
+
+
+def test_retry_uses_the_directorys_own_file(
+    run: Commands, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'file' / 'missing' / 'x.db'}")
+    small = {"budgets": [4], "efficiency": False, "lens": False, "overlays": 0}
+    config = workshop.config(pruners=["first", "exploding", "refusing"], **small)
+    directory = tmp_path / "run"
+    run_sweep(config, directory=directory, host=workshop.host, track=False)
+    before = {path: path.stat().st_mtime_ns for path in directory.glob("cells/*/*.json")}
+    ran = run("runs", "retry", str(directory), "--quiet", "--json")
+    assert ran.code == 3, ran.err
+    document = ran.json()["sweep"]
+    assert (document["done"], document["failed"], document["refused"], document["skipped"]) == (2, 1, 1, 3)
+    assert f"`tokenprune runs retry {directory} --quiet --json` tries again" in ran.err
+    changed = {path.parent.name for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert changed == {cell.id for cell in Ledger(directory).plan() if cell.pruner == "exploding"}
+    again = run("runs", "retry", str(directory), "--quiet", "--json", "--refused").json()["sweep"]
+    assert again["skipped"] == 2
+
+
+def test_replay_fills_another_store(
+    run: Commands, copy: Path, migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    (tmp_path / "other.db").write_bytes(migrated_store.read_bytes())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    document = run("runs", "replay", str(copy), "--json").json()
+    assert (document["logged"], document["uri"]) == (15, uri)
+    assert "0 cells logged now" in run("runs", "replay", str(copy)).err
+
+
+def test_export_one_row_per_cell(run: Commands, copy: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(run("runs", "export", str(copy)).out)))
+    ledger = Ledger(copy)
+    assert [row["id"] for row in rows] == [cell.id for cell in ledger.plan()]
+    for row in rows:
+        result = ledger.result(row["id"])
+        assert row["quality/accuracy"] == ("" if result is None else str(result["quality"]["accuracy"]))
+        assert (row["error"] == "") == (row["state"] == "done")
+
+
+def test_export_one_row_per_question_to_a_file(run: Commands, copy: Path, tmp_path: Path) -> None:
+    target = tmp_path / "samples.jsonl"
+    ran = run("runs", "export", str(copy), "--samples", "--format", "jsonl", "--out", str(target))
+    assert (ran.code, ran.out) == (0, "")
+    rows = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 11 * 8
+    assert {"cell", "pruner", "question", "prediction", "score"} <= set(rows[0])
+
+
+@pytest.mark.parametrize("command", ["status", "retry", "replay", "export"])
+def test_something_else_is_an_error(run: Commands, tmp_path: Path, command: str) -> None:
+    ran = run("runs", command, str(tmp_path))
+    assert (ran.code, ran.out) == (2, "")
+    assert f"`{tmp_path}` is not a sweep directory" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_executor_option_needs_a_value(run: Commands, copy: Path) -> None:
+    ran = run("runs", "retry", str(copy), "--executor-option", "actors")
+    assert ran.code == 2
+    assert "--executor-option must be `NAME=VALUE`, got `actors`" in ran.err
+
+
+def test_alone_it_explains_itself(run: Commands) -> None:
+    ran = run("runs")
+    assert ran.code == 0
+    assert "status" in ran.out

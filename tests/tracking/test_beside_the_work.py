@@ -1,0 +1,118 @@
+"""Trackers cost a running sweep nothing that grows, and a store that was away gets what it missed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from tests.sweep.fixtures import FinishedSweep, Workshop
+from tokenprune import hookimpl
+from tokenprune.plugins import load_host
+from tokenprune.sweep import Ledger, run_sweep
+from tokenprune.sweep.events import CellEnded, SweepEnded, SweepStarted
+from tokenprune.tracking import mlflow_tracker
+from tokenprune.tracking.mlflow_runs import Runs
+from tokenprune.tracking.mlflow_store import open_store
+
+PLAIN = ("tokenprune.baselines", "tokenprune.models", "tokenprune.sweep.executors")
+
+
+def test_a_slow_tracker_holds_up_no_cell(workshop: Workshop, tmp_path: Path) -> None:
+    told: list[tuple[str, str]] = []
+    ended: list[str] = []
+
+    class Slow:
+        @hookimpl
+        def on_sweep_start(self, event: SweepStarted) -> None:
+            told.append(("start", threading.current_thread().name))
+
+        @hookimpl
+        def on_cell_end(self, event: CellEnded) -> None:
+            time.sleep(1.5)
+            told.append((event.cell.name, threading.current_thread().name))
+
+        @hookimpl
+        def on_sweep_end(self, event: SweepEnded) -> None:
+            told.append(("end", threading.current_thread().name))
+
+    def display(event: Any) -> None:
+        if isinstance(event, CellEnded):
+            ended.append(event.cell.name)
+            assert event.cell.name not in [name for name, _ in told]
+
+    host = load_host(defaults=PLAIN)
+    host.add(Slow(), "slow")
+    config = workshop.config(pruners=["first", "grid"], budgets=[4], efficiency=False, lens=False)
+    began = time.monotonic()
+    outcome = run_sweep(config, directory=tmp_path / "run", host=host, display=display)
+    assert outcome.problems == ()
+    assert [name for name, _ in told] == ["start", *ended, "end"]  # in order, and none is lost
+    assert {thread for _, thread in told} == {"tokenprune-listeners"}
+    assert time.monotonic() - began > 4.5  # the end of the sweep is waited for
+
+
+def test_an_event_reads_one_cell_only(
+    finished: FinishedSweep, tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = finished.copy(tmp_path / "demo")
+    (directory / "mlflow.db").write_bytes(migrated_store.read_bytes())
+    ledger = Ledger(directory)
+    cell = next(cell for cell in ledger.plan() if ledger.state(cell.id) == "done")
+    event = CellEnded(directory, ledger.header().sweep_id, cell, ledger.result(cell.id) or {}, 1, 15)
+    open_store(directory).announce()
+
+    def never(*arguments: Any) -> Any:
+        raise AssertionError("the whole sweep was read for one event")
+
+    for name in ("plan", "planned_rows", "header", "result", "error"):
+        monkeypatch.setattr(Ledger, name, never)
+    mlflow_tracker.on_cell_end(event)
+    client = MlflowClient(tracking_uri=f"sqlite:///{directory}/mlflow.db")
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    (run,) = client.search_runs(experiments)
+    assert run.data.tags["tokenprune.cell_id"] == cell.id
+    assert run.data.metrics["quality/accuracy"] == event.result["quality"]["accuracy"]
+
+
+def test_a_store_that_fails_once_gets_the_rest_at_the_end(
+    workshop: Workshop, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, calls = Runs.log_cell, 0
+
+    def fail_once(self: Runs, entry: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ConnectionError("the server is away")
+        whole(self, entry)
+
+    monkeypatch.setattr(Runs, "log_cell", fail_once)
+    config = workshop.config(pruners=["first", "grid"], budgets=[4], efficiency=False)
+    outcome = run_sweep(config, directory=directory, host=workshop.host)
+    assert calls == 1  # it was left alone after that
+    (problem,) = outcome.problems
+    assert "ConnectionError: the server is away" in problem
+    client = MlflowClient(tracking_uri=outcome.tracking_uri)
+    runs = client.search_runs([outcome.experiment_id], "tags.`tokenprune.kind` = 'cell'")
+    planned = [cell.id for cell in Ledger(directory).plan()]
+    assert sorted(run.data.tags["tokenprune.cell_id"] for run in runs) == sorted(planned)
+
+
+def test_a_second_run_of_a_cell_is_deleted(workshop: Workshop, directory: Path) -> None:
+    """A server that died after it took a request is asked again, and then has the run twice."""
+    config = workshop.config(pruners=["first"], budgets=[4], efficiency=False)
+    outcome = run_sweep(config, directory=directory, host=workshop.host)
+    store = open_store(directory)
+    entry = store._data.cells[0]
+    store._runs.create_cell(entry)
+    client = MlflowClient(tracking_uri=outcome.tracking_uri)
+    query = "tags.`tokenprune.kind` = 'cell'"
+    assert len(client.search_runs([outcome.experiment_id], query)) == 3
+    assert open_store(directory).reconcile() == []
+    runs = client.search_runs([outcome.experiment_id], query)
+    assert sorted(run.data.params["pruner"] for run in runs) == ["first", "none"]

@@ -1,0 +1,41 @@
+"""`tokenprune families`: which vision-language models can be pruned, and where, without importing torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tokenprune.cli.output import session_of, table
+from tokenprune.registry import FamilySpec
+
+
+def families(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the model families, the sites where each can be cut, and why others cannot.
+
+    Example: tokenprune families --json
+    """
+    session = session_of(context)
+    known = session.host.families
+    if as_json:
+        session.output.json({"families": [_entry(spec) for spec in known]})
+        return
+    rows = [[spec.name, ", ".join(spec.sites) or "none", "yes" if spec.video else "no", spec.summary] for spec in known]
+    session.output.show(table(["family", "sites", "video", "what it is"], rows))
+    whole = [(spec, next(iter(spec.refused.values()))) for spec in known if spec.refused and not spec.sites]
+    if whole:
+        session.output.text("")
+        session.output.show(table(["cannot be pruned", "why"], [[spec.name, reason] for spec, reason in whole]))
+
+
+def _entry(spec: FamilySpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "model_types": list(spec.model_types),
+        "sites": list(spec.sites),
+        "video": spec.video,
+        "refused": dict(spec.refused),
+    }

@@ -1,0 +1,239 @@
+"""`tokenprune runs`: look at a sweep directory, try again what failed, fill MLflow from it, take its figures out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokenprune.cli.output import session_of, table
+from tokenprune.cli.sweep import executor_options, finish
+from tokenprune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tokenprune.report.reading import Finished, SweepData
+    from tokenprune.sweep.ledger import CellState
+
+app = typer.Typer(
+    invoke_without_command=True,
+    rich_markup_mode="rich",
+)
+
+_STATES: tuple[CellState, ...] = ("done", "failed", "refused", "pending")
+Directory = Annotated[Path, typer.Argument(help="Sweep directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
+@app.callback()
+def runs(context: typer.Context) -> None:
+    """Look at a sweep directory, retry what failed, fill MLflow from it, export its figures."""
+    if context.invoked_subcommand is None:
+        session_of(context).output.text(context.get_help())
+
+
+@app.command()
+def status(context: typer.Context, directory: Directory, as_json: AsJson = False) -> None:
+    """Say how far a sweep is, who runs it, and which cells have no result and why.
+
+    Example: tokenprune runs status runs/default
+    """
+    from tokenprune.report.reading import read_sweep
+
+    output = session_of(context).output
+    data = read_sweep(directory)
+    counts = Counter(entry.state for entry in data.cells)
+    owner = data.ledger.owner()
+    without = [entry for entry in data.cells if entry.error is not None]
+    again = [entry for entry in data.cells if entry.result is not None and _attempts(entry) > 1]
+    if as_json:
+        output.json(
+            {
+                "directory": str(data.ledger.directory),
+                "sweep_id": data.header.sweep_id,
+                "name": data.header.name,
+                "owner": owner,
+                "cells": len(data.cells),
+                **{state: counts[state] for state in _STATES},
+                "without_result": [_without_result(entry) for entry in without],
+                "tried_again": [
+                    {"id": entry.cell.id, "name": entry.cell.name, **_how(entry.result or {})} for entry in again
+                ],
+            }
+        )
+        return
+    output.show(", ".join(f"{counts[state]} {state}" for state in _STATES) + f" of {len(data.cells)} cells")
+    output.show(f"{owner} runs it now" if owner else "nobody runs it now")
+    rows = [[entry.cell.name, entry.state, str(_attempts(entry)), _reason(entry)] for entry in without]
+    rows += [[entry.cell.name, "done", str(_attempts(entry)), _smaller(entry)] for entry in again]
+    if rows:
+        output.show(table(["cell", "state", "attempts", "why"], rows, numbers=["attempts"], names=["state"]))
+
+
+@app.command()
+def retry(
+    context: typer.Context,
+    directory: Directory,
+    refused: Annotated[bool, typer.Option("--refused", help="Also what its pruner refused.")] = False,
+    executor: Annotated[str, typer.Option(help="How cells are run, in place of the sweep's own executor.")] = "",
+    executor_option: Annotated[
+        list[str] | None, typer.Option(help="`NAME=VALUE` for the executor; repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Run what failed and what is still pending, with the sweep file that the directory holds.
+
+    Example: tokenprune runs retry runs/default --refused
+    """
+    from tokenprune.cli.display import sweep_display
+    from tokenprune.sweep import Ledger, run_sweep
+    from tokenprune.sweep.config import parse_config
+    from tokenprune.sweep.source import Source
+
+    session = session_of(context)
+    header = Ledger(directory).header()
+    config = parse_config(Source(str(directory / "sweep.json"), dict(header.config)), session.host)
+    options = executor_options(executor_option or [])
+    with sweep_display(session.output, quiet=quiet) as display:
+        outcome = run_sweep(
+            config,
+            directory=directory,
+            host=session.host,
+            display=display,
+            executor=executor or None,
+            executor_options=options,
+            retry_failed=True,
+            retry_refused=refused,
+        )
+    finish(session, outcome, as_json)
+
+
+@app.command()
+def replay(context: typer.Context, directory: Directory, as_json: AsJson = False) -> None:
+    """Fill an MLflow store with everything that a sweep directory holds; what is there already stays.
+
+    The store is that of MLFLOW_TRACKING_URI, else `mlflow.db` in the directory.
+
+    Example: MLFLOW_TRACKING_URI=http://server:5000 tokenprune runs replay runs/default
+    """
+    from tokenprune.sweep import Ledger
+    from tokenprune.sweep.files import read_json
+    from tokenprune.sweep.runner import TRACKING_FILE
+    from tokenprune.tracking.mlflow_tracker import replay as fill
+
+    output = session_of(context).output
+    ledger = Ledger(directory)
+    ledger.header()  # a directory without a sweep must not get a lock file
+    with ledger.lock():
+        logged = fill(ledger.directory)
+    facts = read_json(ledger.directory / TRACKING_FILE) or {}
+    if as_json:
+        place = {name: facts.get(name, "") for name in ("uri", "experiment_id", "experiment")}
+        output.json({"directory": str(ledger.directory), "logged": logged, **place})
+    else:
+        output.say(
+            f"{logged} cells logged now, in experiment `{facts.get('experiment', '')}` of {facts.get('uri', '')}"
+        )
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    directory: Directory,
+    out: Annotated[Path | None, typer.Option(help="File to write.  [default: standard output]")] = None,
+    form: Annotated[Format, typer.Option("--format", help="One row per line.")] = Format.CSV,
+    samples: Annotated[bool, typer.Option("--samples", help="One row per question instead of one per cell.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print every figure of every cell, under the names that MLflow shows, for a spreadsheet or a data frame.
+
+    Example: tokenprune runs export runs/default --out figures.csv
+    """
+    from tokenprune.report.reading import read_sweep
+    from tokenprune.sweep.files import storage_error
+
+    output = session_of(context).output
+    data = read_sweep(directory)
+    rows = _sample_rows(data) if samples else [_cell_row(entry) for entry in data.cells]
+    if as_json:
+        if out is not None:
+            raise ConfigError(
+                "--json and --out exclude each other", hint="`--format jsonl --out FILE` writes JSON lines"
+            )
+        output.json({"directory": str(data.ledger.directory), "rows": rows})
+        return
+    text = _csv(rows) if form is Format.CSV else "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    if out is None:
+        output.text(text.rstrip("\n"))
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise storage_error(error, out) from error
+    output.say(f"{len(rows)} rows in {out}")
+
+
+def _attempts(entry: Finished) -> int:
+    return int((entry.result or entry.error or {}).get("attempts", 1))
+
+
+def _how(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: facts[name] for name in ("attempts", "batch_size") if name in facts}
+
+
+def _reason(entry: Finished) -> str:
+    lines = str((entry.error or {}).get("message", "")).splitlines()
+    return f"{(entry.error or {}).get('type', 'error')}: {lines[0] if lines else ''}"
+
+
+def _smaller(entry: Finished) -> str:
+    size = (entry.result or {}).get("batch_size", entry.cell.batch_size)
+    return f"out of memory, {size} samples a batch" if size != entry.cell.batch_size else "its worker died"
+
+
+def _without_result(entry: Finished) -> dict[str, Any]:
+    error = entry.error or {}
+    facts = {name: error.get(name, "") for name in ("type", "message", "hint")}
+    return {"id": entry.cell.id, "name": entry.cell.name, "outcome": entry.state, **facts, **_how(error)}
+
+
+def _cell_row(entry: Finished) -> dict[str, Any]:
+    from tokenprune.tracking.facts import metrics_of, params_of
+
+    metrics = metrics_of(entry.result) if entry.result is not None else {}
+    error = _reason(entry) if entry.error is not None else ""
+    return {"id": entry.cell.id, "state": entry.state, **params_of(entry.cell), **metrics, "error": error}
+
+
+def _sample_rows(data: SweepData) -> list[dict[str, Any]]:
+    rows = []
+    for entry in data.cells:
+        cell = entry.cell
+        what = {"cell": cell.id, "model": cell.model, "task": cell.task, "pruner": cell.label}
+        what |= {"budget": cell.budget_label, "seed": str(cell.seed)}
+        rows += [{**what, **row} for row in data.samples(cell) if entry.state == "done"]
+    return rows
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """All columns that any row has, in the order in which they first come."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(columns), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()

@@ -1,0 +1,23 @@
+"""Aya Vision: square tiles, each with its mark before it, the whole picture last; every tile is one unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenprune.models.family import Family, Visual
+from tokenprune.models.layouts import equal_grids, patches_per_side
+
+
+def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
+    """Every tile is one grid; its pixels are the row of its own number.
+
+    Raises:
+        IncompatibleError: The placeholders are no whole number of tiles.
+    """
+    del inputs
+    side = patches_per_side(config) // int(config.downsample_factor)
+    return equal_grids(runs, side, side)
+
+
+AYA_VISION = Family(name="aya_vision", layout=layout)

@@ -1,0 +1,24 @@
+"""Gemma 3: one pooled square grid per image; crops of pan-and-scan are images of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tokenprune.models.family import Family, Visual
+from tokenprune.models.layouts import equal_grids
+
+
+def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
+    """Every image or crop is one grid; its pixels are the row of its own number.
+
+    Raises:
+        IncompatibleError: The placeholders are no whole number of grids.
+    """
+    del inputs
+    side = math.isqrt(int(config.mm_tokens_per_image))
+    return equal_grids(runs, side, side)
+
+
+GEMMA3 = Family(name="gemma3", layout=layout)

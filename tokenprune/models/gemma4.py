@@ -1,0 +1,63 @@
+"""Gemma 4: images of any aspect, pooled three by three; a video has a run of placeholders for every frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from tokenprune.errors import IncompatibleError
+from tokenprune.models.family import Family, Visual
+from tokenprune.models.layouts import Group, in_prompt_order, tensor
+
+
+def grids(places: Tensor, pool: int) -> list[tuple[int, int]]:
+    """Rows and columns of pooled tokens, from the places (x, y) of patches (images, patches, 2), -1 where padded."""
+    return [((high + 1) // pool, (wide + 1) // pool) for wide, high in places.amax(dim=1).tolist()]
+
+
+def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
+    """Images and videos by the places of their patches.
+
+    Raises:
+        IncompatibleError: Frames of one video have different grids, or placeholders and tensors do not add up.
+    """
+    del runs
+    pool = int(config.vision_config.pooling_kernel_size)
+    images: list[Group] = []
+    if inputs.get("image_position_ids") is not None:
+        images = [
+            (Visual(rows * columns, (rows, columns), pixels=("pixel_values", row, row + 1)),)
+            for row, (rows, columns) in enumerate(grids(inputs["image_position_ids"], pool))
+        ]
+    videos: list[Group] = []
+    if inputs.get("video_position_ids") is not None:
+        frames = grids(inputs["video_position_ids"], pool)
+        counts = tensor(inputs, "num_frames_per_video").tolist()
+        starts = [sum(counts[:index]) for index in range(len(counts) + 1)]
+        videos = [(_video(frames, start, stop),) for start, stop in pairwise(starts)]
+    return in_prompt_order(config, inputs, images, videos)
+
+
+def _video(grids: list[tuple[int, int]], start: int, stop: int) -> Visual:
+    own = set(grids[start:stop])
+    if len(own) != 1:
+        raise IncompatibleError(
+            f"the frames of a video have the grids {sorted(own)}",
+            hint="make the inputs with the checkpoint's own processor",
+        )
+    ((rows, columns),) = own
+    return Visual(
+        (stop - start) * rows * columns, (rows, columns), stop - start, pixels=("pixel_values_videos", start, stop)
+    )
+
+
+GEMMA4 = Family(
+    name="gemma4",
+    layout=layout,
+    placeholders=("image_token_id", "video_token_id"),
+    pixels=("pixel_values", "pixel_values_videos"),
+    video=True,
+)

@@ -1,0 +1,106 @@
+"""What the layouts of several families share: grids of one size, and images and videos put in prompt order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tokenprune.errors import IncompatibleError
+from tokenprune.models.family import Visual
+
+#: The images, tiles or frames that one picture or one video stands for in the prompt.
+Group = Sequence[Visual]
+
+HINT = "make the inputs with the checkpoint's own processor"
+
+
+def side_of(size: Any) -> int:
+    """One side of a square that a config gives as a number or as height and width.
+
+    Raises:
+        IncompatibleError: It is no square.
+    """
+    sides = {int(size)} if isinstance(size, int) else {int(side) for side in size}
+    if len(sides) > 1:
+        raise IncompatibleError(f"the vision encoder takes images of {tuple(size)}", hint="only squares are described")
+    return sides.pop()
+
+
+def patches_per_side(config: Any) -> int:
+    """Patches of the encoder along one side of its square image."""
+    vision = config.vision_config
+    return side_of(vision.image_size) // side_of(vision.patch_size)
+
+
+def equal_grids(runs: Sequence[int], rows: int, columns: int) -> list[Visual]:
+    """Every image, tile or frame is one grid of the same size.
+
+    Raises:
+        IncompatibleError: The placeholders are no whole number of grids.
+    """
+    if sum(runs) % (rows * columns):
+        raise IncompatibleError(f"{sum(runs)} image placeholders are not a multiple of {rows} x {columns}", hint=HINT)
+    return [Visual(rows * columns, (rows, columns))] * (sum(runs) // (rows * columns))
+
+
+def tensor(inputs: Mapping[str, Any], name: str) -> Any:
+    """A tensor of the processor.
+
+    Raises:
+        IncompatibleError: It is not among the inputs.
+    """
+    found = inputs.get(name)
+    if found is None:
+        raise IncompatibleError(f"the inputs hold image placeholders, but no `{name}`", hint=HINT)
+    return found
+
+
+def in_prompt_order(
+    config: Any, inputs: Mapping[str, Any], images: Sequence[Group], videos: Sequence[Group] = ()
+) -> list[Visual]:
+    """Images and videos, which processors keep in tensors of their own, in the order of their placeholders.
+
+    Args:
+        config: The model's config, with the ids of both placeholders.
+        inputs: The processor's tensors.
+        images: Pictures in the order of the batch.
+        videos: Videos in the order of the batch.
+
+    Raises:
+        IncompatibleError: The placeholders are more or fewer than those of the images and videos.
+    """
+    waiting: dict[int, Iterator[tuple[int, Group]]] = {int(config.image_token_id): iter(enumerate(images))}
+    names = {int(config.image_token_id): "image"}
+    video = getattr(config, "video_token_id", None)
+    if video is not None:
+        waiting[int(video)] = iter(enumerate(videos))
+        names[int(video)] = "video"
+    found: list[Visual] = []
+    flat = [token for row in inputs["input_ids"].tolist() for token in row if token in waiting]
+    position = 0
+    while position < len(flat):
+        token = flat[position]
+        following = next(waiting[token], None)
+        if following is None:
+            left = flat[position:].count(token)
+            raise IncompatibleError(f"{left} {names[token]} placeholders belong to no {names[token]}", hint=HINT)
+        number, group = following
+        count = sum(visual.placeholders for visual in group)
+        if flat[position : position + count] != [token] * count:
+            raise IncompatibleError(
+                f"{names[token]} {number} stands for {count} placeholders, but they end after {_run(flat, position)}",
+                hint=HINT,
+            )
+        found += group
+        position += count
+    for token, rest in waiting.items():
+        if next(rest, None) is not None:
+            raise IncompatibleError(f"there are more {names[token]}s than placeholders for them", hint=HINT)
+    return found
+
+
+def _run(flat: Sequence[int], position: int) -> int:
+    end = position
+    while end < len(flat) and flat[end] == flat[position]:
+        end += 1
+    return end - position

@@ -1,0 +1,28 @@
+"""PaliGemma: SigLIP tower, one linear projection, one fixed grid per image at the front of the prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenprune.models.family import Family, VisionTower
+from tokenprune.models.llava import patch_size, square
+
+
+def last_layer(config: Any) -> int:
+    """The projector reads the last encoder layer, after the final norm."""
+    return int(config.vision_config.num_hidden_layers) - 1
+
+
+PALIGEMMA = Family(
+    name="paligemma",
+    layout=square,
+    vision=VisionTower(
+        tower="model.vision_tower",
+        layers="encoder.layers",
+        projector="model.multi_modal_projector",
+        read_layer=last_layer,
+        has_cls=lambda _: False,
+        patch_size=patch_size,
+        resize={"interpolate_pos_encoding": True},
+    ),
+)

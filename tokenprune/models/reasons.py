@@ -1,0 +1,34 @@
+"""Why a family takes no cut of a kind, in one place for its light spec and its full description."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tokenprune.site import SITE_KINDS
+
+#: Kinds of sites on the vision side.
+VISION_KINDS = ("pixels", "tower", "encoder")
+
+LINEAR_ATTENTION = (
+    "its decoder has linear attention layers, whose running state mixes all tokens: no token can be taken out of it"
+)
+CONVOLUTION = (
+    "its decoder has convolution layers over neighbouring tokens: where one is taken out, its neighbours change"
+)
+CROSS_ATTENTION = "its images enter through cross-attention layers: the sequence of its decoder holds no visual tokens"
+SEVERAL_LAYERS = "its projector reads several encoder layers, which would have different rows after a cut between them"
+
+
+def everywhere(reason: str) -> Mapping[str, str]:
+    """One reason for every kind of site."""
+    return dict.fromkeys(SITE_KINDS, reason)
+
+
+def no_vision(family: str) -> str:
+    """Why nothing can be cut on the vision side of a family whose description has none."""
+    return f"family `{family}` has no description of a vision side that can be cut"
+
+
+def no_resize(family: str) -> str:
+    """Why pixels cannot be cut."""
+    return f"the vision encoder of family `{family}` cannot run on a smaller image"

@@ -1,0 +1,149 @@
+"""Files that are there either as a whole or not at all, and one error for a disk that does not take them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from errno import EDQUOT, EFBIG, ENOSPC, EROFS
+from pathlib import Path
+from typing import IO, Any
+
+from tokenprune.errors import ConfigError, TokenPruneError
+
+_FULL = frozenset({EDQUOT, EFBIG, ENOSPC, EROFS})
+_TEMPORARY = ".tmp"
+
+
+class StorageError(TokenPruneError):
+    """The sweep directory cannot be written: the disk is full, the folder is read-only, or the device fails."""
+
+
+def storage_error(error: OSError, place: Path) -> StorageError:
+    """The error to raise where a write below `place` failed; what is complete on disk stays valid."""
+    return StorageError(
+        f"cannot write `{place}`: {error.strerror or error}",
+        hint="make room or make it writable, then run the same command again: every finished cell is kept",
+    )
+
+
+def is_full(error: BaseException) -> bool:
+    """True where a disk takes no more, whoever wrote to it."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents.
+
+    Raises:
+        StorageError: The disk does not take it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """Open a file for what a process prints, at its end.
+
+    Raises:
+        StorageError: The disk does not take it.
+    """
+    try:
+        return path.open("ab")
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON atomically; a number that JSON cannot hold is an error here, not later."""
+    write_text(path, json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines atomically."""
+    write_text(path, "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there either as a whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file to a temporary name, sync, rename, and sync the folder.
+
+    Raises:
+        StorageError: The disk does not take it; an older file of that name is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}{_TEMPORARY}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise storage_error(error, path) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line; the torn end that a killed writer left is cut off first, so that no line in the middle is torn.
+
+    There must be one writer at a time.
+    """
+    with path.open("a+b") as stream:
+        if stream.tell() and _last_byte(stream) != b"\n":
+            stream.seek(0)
+            stream.truncate(stream.read().rfind(b"\n") + 1)
+        stream.write(line.encode() + b"\n")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed writers left in a folder; call it only where nobody writes there."""
+    for path in folder.glob(f".*{_TEMPORARY}"):
+        with suppress(OSError):
+            path.unlink()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or `None` where the file is missing or damaged."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """JSON lines; a torn last line (a killed writer) is left out, a missing file is empty.
+
+    Raises:
+        ConfigError: A line in the middle is damaged.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for index, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if index < len(lines) - 1:
+                raise ConfigError(f"`{path}` line {index + 1} is damaged", hint="delete the file and rerun") from error
+    return rows
+
+
+def _last_byte(stream: IO[bytes]) -> bytes:
+    stream.seek(-1, os.SEEK_END)
+    return stream.read(1)

@@ -1,0 +1,58 @@
+"""Trackers hear of a sweep beside the work: in one thread of their own, one event after the other, in order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from queue import SimpleQueue
+
+from tokenprune.plugins import Host
+from tokenprune.sweep.events import CellEnded, CellFailed, CellStarted, Event, SweepEnded, SweepStarted
+
+_HOOKS: Mapping[type, str] = {
+    SweepStarted: "on_sweep_start",
+    CellStarted: "on_cell_start",
+    CellEnded: "on_cell_end",
+    CellFailed: "on_cell_error",
+    SweepEnded: "on_sweep_end",
+}
+
+
+class Listeners:
+    """Calls the life-cycle hooks of all plugins.
+
+    A tracker that is slow, or whose server is away, holds up no cell. The first and the last event are waited for: a
+    store is ready before any worker starts, and complete before the sweep returns.
+
+    Args:
+        host: Plugins.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._events: SimpleQueue[tuple[Event, threading.Event]] = SimpleQueue()
+        self._problems: list[str] = []
+        # a daemon: whoever interrupts the wait for a lost server leaves at once
+        threading.Thread(target=self._serve, name="tokenprune-listeners", daemon=True).start()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What went wrong in plugins so far, one line each, every line once."""
+        return tuple(dict.fromkeys(self._problems))
+
+    def tell(self, event: Event) -> None:
+        """Call the event's hook in every plugin; returns at once, but for the first and the last event of a sweep."""
+        told = threading.Event()
+        self._events.put((event, told))
+        if isinstance(event, SweepStarted | SweepEnded):
+            told.wait()
+
+    def _serve(self) -> None:
+        while True:
+            event, told = self._events.get()
+            try:
+                self._problems += self._host.emit(_HOOKS[type(event)], event)
+            finally:
+                told.set()
+            if isinstance(event, SweepEnded):
+                return

@@ -1,0 +1,153 @@
+"""The runs of one sweep in an MLflow experiment: found, written, and made to be there once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tokenprune.report.overlays import png_bytes, stored_overlay
+from tokenprune.report.reading import Finished
+from tokenprune.sweep.ledger import Ledger
+from tokenprune.tracking.facts import PREFIX, curves_of, metrics_of, params_of, sample_table, tags_of
+
+TABLE_FILE = "samples.json"
+_PARAMS, _METRICS = 90, 900
+"""MLflow takes up to 100 params and 1,000 entries of all kinds per call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sweep's runs are; `own` is true for the store in the sweep directory."""
+
+    uri: str
+    experiment_id: str
+    experiment: str
+    own: bool
+
+
+class Runs:
+    """Writes runs; keeps nothing of the sweep in memory, so that a run costs the same however many there are.
+
+    Args:
+        client: An `MlflowClient`.
+        place: The experiment.
+        ledger: The sweep directory.
+        sweep_id: The sweep's id.
+        colours: Colour of each pruner's label.
+    """
+
+    def __init__(self, client: Any, place: Place, ledger: Ledger, sweep_id: str, colours: Mapping[str, str]) -> None:
+        self.client = client
+        self.place = place
+        self._ledger = ledger
+        self._sweep_id = sweep_id
+        self._colours = colours
+
+    def find(self, kind: str, cell_id: str = "") -> list[Any]:
+        """The sweep's runs of a kind (`cell`, `summary`), of one cell or of all."""
+        query = f"tags.`{PREFIX}.kind` = '{kind}' and tags.`{PREFIX}.sweep` = '{self._sweep_id}'"
+        if cell_id:
+            query += f" and tags.`{PREFIX}.cell_id` = '{cell_id}'"
+        runs: list[Any] = []
+        token = None
+        while True:
+            page = self.client.search_runs([self.place.experiment_id], query, max_results=1000, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def keep_one(self, runs: Sequence[Any], state: str) -> bool:
+        """Delete all of a cell's runs but one that is complete and says what the directory says.
+
+        Returns:
+            False where there is none such.
+        """
+        kept = False
+        for run in runs:
+            if not kept and _settled(run, state):
+                kept = True
+            else:
+                self.client.delete_run(run.info.run_id)
+        return kept
+
+    def log_cell(self, entry: Finished) -> None:
+        """Log one finished cell; a run that already holds it is kept, an older one is replaced."""
+        if not self.keep_one(self.find("cell", entry.cell.id), entry.state):
+            self.create_cell(entry)
+
+    def create_cell(self, entry: Finished) -> None:
+        """Log one finished cell that has no run."""
+        cell = entry.cell
+        facts = entry.result or entry.error or {}
+        started = _milliseconds(facts.get("started") or facts.get("ended"))
+        rows = self._ledger.samples(cell.id) if entry.result else []
+        tags = tags_of(cell, self._sweep_id, entry.state, self._colours.get(cell.label, ""))
+        if rows:
+            tags["mlflow.loggedArtifacts"] = json.dumps([{"path": TABLE_FILE, "type": "table"}])
+        run = self.client.create_run(self.place.experiment_id, start_time=started, run_name=cell.name, tags=tags)
+        run_id = str(run.info.run_id)
+        self.log(
+            run_id,
+            params_of(cell),
+            metrics_of(entry.result) if entry.result else {},
+            curves_of(entry.result) if entry.result else {},
+        )
+        self._log_files(run_id, entry, rows)
+        ended = None if started is None else started + int(1000 * float(facts.get("seconds", 0.0)))
+        self.client.set_terminated(run_id, "FINISHED" if entry.result else "FAILED", ended)
+
+    def log(
+        self,
+        run_id: str,
+        params: Mapping[str, str],
+        metrics: Mapping[str, float],
+        curves: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        """Log params, metrics, and curves (whose steps are decoder layers) in as few calls as MLflow allows."""
+        from mlflow.entities import Metric, Param
+
+        now = int(datetime.now().timestamp() * 1000)
+        entries = [Param(name, value) for name, value in params.items()]
+        points = [Metric(name, value, now, 0) for name, value in metrics.items()]
+        for name, values in (curves or {}).items():
+            points += [Metric(name, float(value), now, layer) for layer, value in enumerate(values)]
+        while entries or points:
+            self.client.log_batch(run_id, metrics=points[:_METRICS], params=entries[:_PARAMS])
+            entries, points = entries[_PARAMS:], points[_METRICS:]
+
+    def _log_files(self, run_id: str, entry: Finished, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The cell's own file, its sample table and its pictures, all in one upload."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = self._ledger.cell_directory(entry.cell.id)
+            shutil.copyfile(source / ("result.json" if entry.result else "error.json"), Path(folder) / "cell.json")
+            if rows:
+                (Path(folder) / TABLE_FILE).write_text(json.dumps(sample_table(rows)), encoding="utf-8")
+            for number, sample in enumerate(self._ledger.overlays(entry.cell.id)):
+                picture = png_bytes(stored_overlay(self._ledger.directory, sample))
+                (Path(folder) / f"kept-{number}.png").write_bytes(picture)
+            self.client.log_artifacts(run_id, folder)
+
+
+def client_class() -> Callable[..., Any]:
+    """Import mlflow, whose import takes a second, on first use."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is imported
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient  # type: ignore[no-any-return]
+
+
+def _settled(run: Any, state: str) -> bool:
+    """True where a run is complete and says what the directory says."""
+    return run.info.status in ("FINISHED", "FAILED") and run.data.tags.get(f"{PREFIX}.outcome") == state
+
+
+def _milliseconds(text: str | None) -> int | None:
+    return None if text is None else int(datetime.fromisoformat(text).timestamp() * 1000)
