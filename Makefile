@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 SWEEP_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
+FAMILY_ARGS ?= -n 2 --dist loadscope
 DIR ?= runs/default
 PORT ?= 5000
 
@@ -18,7 +19,7 @@ PLUGINS := $(sort $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.t
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.tokenprune-installed
 
-.PHONY: help env test unit lint sweep ui bench chaos nightly docs-tables constraints clean
+.PHONY: help env test unit families lint sweep ui bench chaos nightly docs-tables constraints clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,12 +32,17 @@ $(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	$(PIP) install -c constraints.txt pip
 	$(PIP) install -c constraints.txt '$(TORCH)'
 	$(PIP) install -c constraints.txt --build-constraint constraints.txt --group dev -e . $(addprefix -e ,$(PLUGINS))
+	# beside the environment, for tests/families alone: no build of torchvision matches a CPU torch
+	$(PIP) install --no-deps --upgrade --target $(VENV)/extras -c constraints.txt torchvision timm num2words docopt
 	@touch $@
 
-test: lint unit ## Lint, types, layers, generated tables, then all tests
+test: lint unit families ## Lint, types, layers, generated tables, then all tests
 
 unit: $(STAMP) ## Only the tests (PYTEST_ARGS="tests/cli -n 0")
-	HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --ignore=tests/families -m "not slow" $(PYTEST_ARGS)
+
+families: $(STAMP) ## Small models of every family, in a process of their own: torchvision comes before transformers there
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" $(FAMILY_ARGS) tests/families
 
 lint: $(STAMP) ## ruff, mypy, import-linter, generated tables
 	$(VENV)/bin/ruff check .
@@ -61,14 +67,16 @@ chaos: $(STAMP) ## A sweep of 500 cells under 100 random kills (10 minutes); the
 	$(VENV)/bin/python benchmarks/chaos/chaos.py
 
 nightly: $(STAMP) ## All tests, the slow ones too
-	HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/python -m pytest --ignore=tests/families $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(FAMILY_ARGS) tests/families
 
 docs-tables: $(STAMP) ## Write the generated tables of README and docs again
 	$(VENV)/bin/python docs/tables.py
 
 constraints: ## Write constraints.txt again from the environment as it is
 	{ sed '/^[^#]/,$$d' constraints.txt; \
-	  $(VENV)/bin/python -m pip freeze --all --exclude-editable | sed -E '/ @ |^-e /d; s/\+[A-Za-z0-9.]+$$//'; } > constraints.new
+	  { $(VENV)/bin/python -m pip freeze --all --exclude-editable; \
+	    $(VENV)/bin/python -m pip freeze --path $(VENV)/extras; } | sed -E '/ @ |^-e /d; s/\+[A-Za-z0-9.]+$$//' | sort -f; } > constraints.new
 	mv constraints.new constraints.txt
 
 clean: ## Remove the environment and caches; sweeps in runs/ stay
