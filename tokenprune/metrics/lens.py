@@ -47,7 +47,10 @@ class KeptTokens:
         """Why the kept rows are not a subset of the original updates, or nothing where they are."""
         if any(cut.merged for cut in self.cuts):
             return "merged tokens are not a subset of the original ones"
+        first: dict[int, int] = {}
         for cut in self.cuts:
+            if cut.before > first.setdefault(cut.image, cut.before):
+                return "frames were cut one by one before the decoder and as one video inside it"
             if cut.site == "pixels" or cut.site.startswith("tower"):
                 return f"tokens cut at `{cut.site}` are re-encoded: no subset of the original ones"
             if cut.site.startswith("decode"):

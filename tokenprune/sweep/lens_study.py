@@ -228,7 +228,10 @@ def _step(
 ) -> None:
     """One batch under one pruner; what goes wrong becomes the reason of its row."""
     try:
-        with pruned(loaded.model, run.pruner, run.budget, positions=positions, joint=loaded.joint) as session:
+        frames = batch.samples[0].video
+        with pruned(
+            loaded.model, run.pruner, run.budget, positions=positions, joint=loaded.joint, frames=frames
+        ) as session:
             scores = _answer(loaded, task, batch, new_tokens)
             record = session.last
         if lens is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from tokenprune.metrics.lens import KeptTokens
+from tokenprune.metrics.lens import Cut, KeptTokens
 from tokenprune.sweep.ledger import write_bytes
 from tokenprune.sweep.plan import Cell
 from tokenprune.tasks.base import Sample
@@ -41,6 +42,8 @@ def save_overlays(
     entries = []
     for index, cuts in sorted(kept.items()):
         final = cuts.final()
+        if samples[index].video and 0 in final:
+            final = _by_frame(final[0], grids[index])
         images = []
         for place, (image, grid) in enumerate(zip(samples[index].images, grids[index], strict=True)):
             name = f"{cell.task}-{cell.task_digest[:8]}-{index}-{place}.png"
@@ -58,6 +61,18 @@ def save_overlays(
         fields = ("index", "id", "family", "question", "answer", "prediction", "score")
         entries.append({**{name: rows[index][name] for name in fields}, "images": images})
     return {"samples": entries}
+
+
+def _by_frame(cut: Cut, grids: Sequence[Grid]) -> dict[int, Cut]:
+    """What a cut of a whole video left of each of its frames."""
+    size = grids[0][0] * grids[0][1]
+    labels = cut.labels or ("",) * len(cut.indices)
+    frames = {}
+    for frame in range(len(grids)):
+        held = [(i - frame * size, label) for i, label in zip(cut.indices, labels, strict=True) if i // size == frame]
+        indices, reasons = [i for i, _ in held], [label for _, label in held if label]
+        frames[frame] = dataclasses.replace(cut, image=frame, indices=tuple(indices), labels=tuple(reasons))
+    return frames
 
 
 def _save_picture(path: Path, image: Image.Image) -> None:

@@ -232,7 +232,8 @@ class CellRunner:
     def _session(self, cell: Cell, pruner: Pruner) -> AbstractContextManager[Session]:
         loaded = self.bench.model(cell)
         positions = cast(PositionPolicy | None, cell.positions)
-        return pruned(loaded.model, pruner, cell.budget, positions=positions, joint=loaded.joint)
+        frames = self.bench.host.tasks.get(cell.task).video
+        return pruned(loaded.model, pruner, cell.budget, positions=positions, joint=loaded.joint, frames=frames)
 
     # --- what is made of the answers ------------------------------------------------------------------------------
 
