@@ -19,7 +19,7 @@ PLUGINS := $(sort $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.t
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.tokenprune-installed
 
-.PHONY: help env test unit families lint sweep ui bench chaos nightly docs-tables constraints clean
+.PHONY: help env test unit families lint sweep ui bench chaos matrix nightly docs-tables constraints clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -65,6 +65,9 @@ bench: $(STAMP) ## Measurements behind the defaults and the model card (an hour)
 
 chaos: $(STAMP) ## A sweep of 500 cells under 100 random kills (10 minutes); the last line is a JSON summary
 	$(VENV)/bin/python benchmarks/chaos/chaos.py
+
+matrix: $(STAMP) ## Every pruner on a small model of every family; writes docs/matrix.md (half an hour)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.matrix.run
 
 nightly: $(STAMP) ## All tests, the slow ones too
 	HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/python -m pytest --ignore=tests/families $(PYTEST_ARGS)

@@ -23,10 +23,12 @@ from tokenprune.composition import AXES, PARTS, Composed
 from tokenprune.composition.parts import EVERYWHERE
 from tokenprune.errors import ExitCode
 from tokenprune.plugins import ENTRY_POINT_GROUP, Host, load_host
-from tokenprune.pruner import NEEDS
+from tokenprune.site import SITE_KINDS
+from tokenprune.view import NEEDS
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "docs" / "examples" / "third-party-pruner"
+FAMILY_EXAMPLE = ROOT / "docs" / "examples" / "third-party-family"
 #: The leaderboard of the recorded sweep that README shows.
 RECORDED = ROOT / "benchmarks" / "scenes" / "recorded" / "leaderboard.md"
 #: Only what this repository holds is documented, whatever else is installed.
@@ -47,7 +49,7 @@ def main() -> int:
         RECORDED.write_text(recording(options.record), encoding="utf-8")
     makers = block_makers(own_host())
     stale = []
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for path in documents():
         before = path.read_text(encoding="utf-8")
         after = filled(before, makers)
         if before != after:
@@ -60,6 +62,15 @@ def main() -> int:
             file=sys.stderr,
         )
     return ExitCode.UNEXPECTED if check and stale else ExitCode.OK
+
+
+def documents() -> list[Path]:
+    """The Markdown files that the project speaks through."""
+    places = ("docs/*.md", "docs/guides/*.md", "plugins/*/README.md")
+    return [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(path for place in places for path in sorted(ROOT.glob(place))),
+    ]
 
 
 def own_host() -> Host:
@@ -88,11 +99,19 @@ def block_makers(host: Host) -> Mapping[str, Callable[[], str]]:
         "methods": lambda: methods_table(host.pruners),
         "method-sections": lambda: method_sections(host.pruners),
         "needs": needs_table,
+        "sites": lambda: sites_table(host),
+        "calibrated": lambda: calibrated_table(host),
+        "families": lambda: families_table(host),
+        "refused-families": lambda: refused_table(host),
+        "family-names": lambda: family_names(host),
+        "executors": lambda: executors_table(host),
         "composition-parts": parts_table,
         "composition-settings": settings_table,
         "exit-codes": exit_codes_table,
         "third-party-module": lambda: _fenced("python", EXAMPLE / "tokenprune_loudest.py"),
         "third-party-pyproject": lambda: _fenced("toml", EXAMPLE / "pyproject.toml"),
+        "third-party-family-spec": lambda: _fenced("python", FAMILY_EXAMPLE / "tokenprune_deepseek_vl" / "__init__.py"),
+        "third-party-family": lambda: _fenced("python", FAMILY_EXAMPLE / "tokenprune_deepseek_vl" / "description.py"),
         "recorded-leaderboard": recorded_leaderboard,
     }
 
@@ -140,6 +159,72 @@ def needs_table() -> str:
     """What a pruner may declare, and what it opens."""
     rows = [f"| `{name}` | {meaning} |" for name, meaning in NEEDS.items()]
     return "\n".join(["| need | opens |", "| --- | --- |", *rows])
+
+
+def sites_table(host: Host) -> str:
+    """The kinds of sites, with the pruners and the number of families that have each."""
+    meanings = {
+        "pixels": "the picture, before the vision encoder",
+        "tower": "inside the vision encoder, at one of its layers",
+        "encoder": "between encoder and projector",
+        "input": "at the input of the language model",
+        "layer": "at a decoder layer",
+        "decode": "at every decoding step: what the token being decoded sees of the KV cache",
+    }
+    rows = []
+    for kind in SITE_KINDS:
+        pruners = ", ".join(f"`{spec.name}`" for spec in host.pruners if kind in spec.sites)
+        families = sum(kind in spec.sites for spec in host.families)
+        rows.append(f"| `{kind}` | {meanings[kind]} | {pruners} | {families} of {len(host.families)} |")
+    return "\n".join(["| site | where | pruners | families |", "| --- | --- | --- | --- |", *rows])
+
+
+def calibrated_table(host: Host) -> str:
+    """The pruners with options that a calibration finds."""
+    rows = [
+        f"| `{spec.name}` | {', '.join(f'`{name}`' for name in spec.calibrates)} |"
+        for spec in host.pruners
+        if spec.calibrates
+    ]
+    return "\n".join(["| pruner | options found |", "| --- | --- |", *rows])
+
+
+def families_table(host: Host) -> str:
+    """The families of which something can be cut."""
+    rows = [
+        f"| `{spec.name}` | {', '.join(f'`{name}`' for name in spec.model_types)} | {', '.join(spec.sites)} | "
+        f"{'yes' if spec.video else 'no'} | {spec.summary.partition(': ')[2]} |"
+        for spec in host.families
+        if spec.sites
+    ]
+    head = ["| family | model types | sites | videos | what it is |", "| --- | --- | --- | --- | --- |"]
+    return "\n".join([*head, *rows])
+
+
+def refused_table(host: Host) -> str:
+    """What is refused, with the families by reason."""
+    families: dict[tuple[str, str], list[str]] = {}
+    for spec in host.families:
+        kinds: dict[str, list[str]] = {}
+        for kind, reason in spec.refused.items():
+            kinds.setdefault(reason.replace(f"family `{spec.name}`", "it"), []).append(kind)
+        for reason, refused in kinds.items():
+            what = ", ".join(refused) if spec.sites else "everywhere"
+            families.setdefault((what, reason), []).append(f"`{spec.name}`")
+    rows = [f"| {', '.join(names)} | {what} | {reason} |" for (what, reason), names in families.items()]
+    return "\n".join(["| family | no cut at | why |", "| --- | --- | --- |", *rows])
+
+
+def family_names(host: Host) -> str:
+    """Names of the families that can be pruned, in one sentence."""
+    names = [spec.summary.partition(": ")[0] for spec in host.families if spec.sites]
+    return f"{len(names)} families are described: {', '.join(names[:-1])} and {names[-1]}."
+
+
+def executors_table(host: Host) -> str:
+    """The ways to run the cells of a sweep."""
+    rows = [f"| `{spec.name}` | {spec.summary} |" for spec in host.executors]
+    return "\n".join(["| executor | how |", "| --- | --- |", *rows])
 
 
 def parts_table() -> str:

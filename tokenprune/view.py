@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 Rows = Literal["last", "text", "visual"]
 Support = Literal["causal", "visual", "all"]
+Heads = Literal["mean", "max"]
 
 #: What a spec may declare, and the view accessor that it opens.
 NEEDS: Mapping[str, str] = {
     "hidden": "hidden(), layer_input(), mlp_input(): hidden states at the site, (B, N, D)",
     "qkv": "keys(), values(), queries(): decoder projections with or without RoPE, at the site's own layer or another",
-    "attention": "attention(), attention_output(): decoder attention of named rows, (B, H, R, N) and (B, H, R, d)",
+    "attention": "attention(), attention_received(), attention_output(): decoder attention of named rows",
     "final_norm": "final_hidden(): hidden states of visual and text tokens under the decoder's final norm",
     "encoder": "encoder_features(): what the projector reads, (B, N, C)",
     "encoder_attention": "cls_attention(), received_attention(), encoder_keys(): inside the vision encoder",
@@ -119,6 +120,22 @@ class View(Protocol):
         sequence without a causal mask.
 
         At a `decode` stop: `last` is the token being decoded, N the unit's visual tokens in the cache of that layer.
+        """
+        ...
+
+    def attention_received(
+        self,
+        rows: Rows = "visual",
+        *,
+        rope: bool = True,
+        layer: int | None = None,
+        support: Support = "causal",
+        heads: Heads = "mean",
+    ) -> Tensor:
+        """Attention that each visual token receives from the named rows, mean over the real rows, (B, N).
+
+        `heads` takes the mean or the largest over the heads of each row. It is `attention()` pooled, some rows at a
+        time: with `visual` rows the whole would be (B, H, N, N).
         """
         ...
 

@@ -16,7 +16,19 @@ from tokenprune.cli.app import build_app
 from tokenprune.errors import ExitCode, PrerequisiteError
 from tokenprune.plugins import Host, load_host
 
-COMMANDS = ["list", "show", "plugins", "doctor", "sweep", "report", "explain", "calibrate", "lens", "families"]
+COMMANDS = [
+    "list",
+    "show",
+    "plugins",
+    "doctor",
+    "sweep",
+    "report",
+    "budget",
+    "explain",
+    "calibrate",
+    "lens",
+    "families",
+]
 HEAVY = {"torch", "transformers", "mlflow", "matplotlib", "plotly", "scipy", "sklearn", "pandas", "ruamel"}
 
 

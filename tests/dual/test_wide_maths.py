@@ -100,14 +100,17 @@ def test_weighted_gain_is_the_greedy_maximum() -> None:
 
 def test_propagation_conserves_weight_and_ignores_weak_edges() -> None:
     weight = normal(2, 9).abs()
-    similarity = dual.cosine_duplication(normal(2, 9, 3), signed=True).full()
-    walked, degree = dual.propagated(weight, similarity, threshold=0.5, temperature=0.03, steps=5)
+    cosines = dual.cosine_duplication(normal(2, 9, 3), signed=True)
+    similarity = cosines.full()
+    walked, degree = dual.propagated(weight, cosines, threshold=0.5, temperature=0.03, steps=5)
     torch.testing.assert_close(walked.sum(dim=-1), weight.sum(dim=-1))
     assert torch.equal(degree, (similarity >= 0.5).sum(dim=-1).float())
-    alone, ones = dual.propagated(weight, torch.eye(9).expand(2, 9, 9), threshold=0.5, temperature=0.03, steps=5)
+    apart = dual.DenseDuplication(torch.eye(9).expand(2, 9, 9))
+    alone, ones = dual.propagated(weight, apart, threshold=0.5, temperature=0.03, steps=5)
     torch.testing.assert_close(alone, weight)
     assert torch.equal(ones, torch.ones(2, 9))
-    nowhere, _ = dual.propagated(weight, torch.zeros(2, 9, 9), threshold=0.5, temperature=0.03, steps=5)
+    zero = dual.DenseDuplication(torch.zeros(2, 9, 9))
+    nowhere, _ = dual.propagated(weight, zero, threshold=0.5, temperature=0.03, steps=5)
     torch.testing.assert_close(nowhere, weight)
 
 

@@ -8,11 +8,12 @@ import pytest
 
 from tests.sweep.fixtures import FinishedSweep
 from tokenprune.errors import ConfigError
-from tokenprune.report import leaderboard, markdown_table, write_report
+from tokenprune.report import leaderboard, markdown_report, markdown_table, pair_tables, write_report
 from tokenprune.report.plots import BUDGET, FIGURES, lines_of, png
 from tokenprune.report.reading import REFERENCE_COLOUR, read_sweep
 from tokenprune.report.tables import Table
 from tokenprune.sweep import Ledger
+from tokenprune.sweep.ledger import write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_rows_are_ranked_by_accuracy(tables: tuple[Table, ...]) -> None:
         means = [row.accuracy.mean for row in ranked if row.accuracy]
         assert means == sorted(means, reverse=True)
         assert [row.rank for row in ranked] == [1 + sum(other > mean for other in means) for mean in means]
-        assert {row.label for row in table.rows if row.rank is None} == {"none", "exploding", "refusing"}
+        assert {row.label for row in table.rows if row.rank is None} == {"none", "refusing"}
 
 
 def test_seeds_are_averaged(finished: FinishedSweep, tables: tuple[Table, ...]) -> None:
@@ -65,31 +66,155 @@ def test_differences_are_paired(finished: FinishedSweep, tables: tuple[Table, ..
     assert row.against_none is not None
     assert row.against_none.mean == pytest.approx(expected)
     assert row.against_none.low <= expected <= row.against_none.high
-    assert row.q_random is not None
-    assert 0 < row.q_random <= 1
+    assert row.against_random is not None
+    assert 0 < row.against_random.p <= row.against_random.p_adjusted <= 1
+    assert row.against_downsample is not None
+    down = (scores(finished, "first/toy@4") - scores(finished, "downsample/toy@4")).mean()
+    assert row.against_downsample.difference.mean == pytest.approx(down)
+    assert row.retention is not None
+    unpruned = scores(finished, "none/toy@all").mean()
+    assert row.retention.mean == pytest.approx(scores(finished, "first/toy@4").mean() / unpruned)
 
 
-def test_what_has_no_result_is_shown_and_not_ranked(tables: tuple[Table, ...]) -> None:
+def test_a_failed_cell_counts_as_wrong_answers_and_a_refused_one_is_not_ranked(tables: tuple[Table, ...]) -> None:
     rows = {row.label: row for row in tables[0].rows}
-    assert (rows["exploding"].outcome, rows["exploding"].reason) == ("failed", "boom")
-    assert (rows["refusing"].outcome, rows["refusing"].reason) == ("refused", "no budget pleases me")
-    assert rows["exploding"].accuracy is None
-    assert rows["exploding"].prefill_ms is None
-    assert tables[0].rows[-2:] == (rows["exploding"], rows["refusing"])
+    failed, refused = rows["exploding"], rows["refusing"]
+    assert (failed.outcome, failed.reason, failed.seeds, failed.failed) == ("failed", "boom", 0, 1)
+    assert failed.accuracy is not None
+    assert (failed.accuracy.mean, failed.questions, failed.agreement) == (0.0, 8, 0.0)
+    assert failed.retention is not None
+    assert failed.retention.mean == 0.0
+    assert failed.prefill_ms is None
+    assert (refused.outcome, refused.reason) == ("refused", "no budget pleases me")
+    assert (refused.accuracy, refused.rank) == (None, None)
+    assert tables[0].rows[-2:] == (failed, refused)
+
+
+def test_a_failed_seed_stays_in_the_denominator(finished: FinishedSweep, tmp_path: Path) -> None:
+    before = {row.label: row for row in leaderboard(finished.directory).tables[1].rows}["random"]
+    copy = finished.copy(tmp_path / "copy")
+    ledger = Ledger(copy)
+    (cell,) = [cell for cell in ledger.plan() if cell.name == "random/toy@4 seed 1"]
+    first = scores(finished, "random/toy@4").mean()
+    (copy / "cells" / cell.id / "result.json").unlink()
+    ledger.write_error(cell, {"outcome": "failed", "type": "OSError", "message": "gone"})
+    table = leaderboard(copy).tables[1]
+    row = {row.label: row for row in table.rows}["random"]
+    assert (row.outcome, row.seeds, row.failed, row.questions) == ("failed", 1, 1, 8)
+    assert row.accuracy is not None
+    assert row.accuracy.mean == pytest.approx(first / 2)
+    assert row.agreement is not None
+    assert before.agreement is not None
+    assert row.agreement <= 0.5
+    assert table.stability is not None
+    assert table.stability.seeded[0].accuracy[0] == 0.0
+    # as the baseline of others it is not weakened by its failure
+    other = {row.label: row for row in table.rows}["first"]
+    assert other.against_random is not None
+    assert other.against_random.difference.mean == pytest.approx(scores(finished, "first/toy@4").mean() - first)
+
+
+def test_a_failed_sample_stays_in_the_denominator(finished: FinishedSweep, tmp_path: Path) -> None:
+    copy = finished.copy(tmp_path / "copy")
+    ledger = Ledger(copy)
+    (cell,) = [cell for cell in ledger.plan() if cell.name == "first/toy@4"]
+    samples = ledger.samples(cell.id)
+    right = next(place for place, row in enumerate(samples) if row["score"] == 1.0)
+    samples[right] |= {"score": 0.0, "prediction": "", "error": "ValueError: bad picture"}
+    write_jsonl(copy / "cells" / cell.id / "samples.jsonl", samples)
+    row = {row.label: row for row in leaderboard(copy).tables[1].rows}["first"]
+    assert row.accuracy is not None
+    assert row.accuracy.mean == pytest.approx(scores(finished, "first/toy@4").mean() - 1 / 8)
+    assert row.questions == 8
+
+
+def test_missing_samples_are_an_error_and_not_a_smaller_denominator(finished: FinishedSweep, tmp_path: Path) -> None:
+    copy = finished.copy(tmp_path / "copy")
+    ledger = Ledger(copy)
+    (cell,) = [cell for cell in ledger.plan() if cell.name == "first/toy@4"]
+    write_jsonl(copy / "cells" / cell.id / "samples.jsonl", ledger.samples(cell.id)[:5])
+    with pytest.raises(ConfigError, match="holds 5 of 8 samples"):
+        leaderboard(copy)
+
+
+def test_the_hard_subset_is_what_down_sampling_gets_wrong(finished: FinishedSweep, tables: tuple[Table, ...]) -> None:
+    for table, budget in zip(tables, ("50%", "4"), strict=True):
+        unpruned, down = scores(finished, "none/toy@all"), scores(finished, f"downsample/toy@{budget}")
+        mask = (unpruned == 1.0) & (down == 0.0)
+        assert table.hard.questions == mask.sum()
+        for row in table.rows[1:]:
+            if row.pruner in ("first", "grid") and mask.any():
+                assert row.hard is not None
+                assert row.hard.mean == pytest.approx(scores(finished, f"{row.label}/toy@{budget}")[mask].mean())
+            if not mask.any():
+                assert row.hard is None
+                assert table.hard.reason
+
+
+def test_families_add_up_and_have_intervals(tables: tuple[Table, ...]) -> None:
+    for row in tables[0].rows:
+        if row.families is None or row.accuracy is None:
+            continue
+        questions = sum(found.questions for found in row.families.values())
+        right = sum(found.questions * found.accuracy.mean for found in row.families.values())
+        assert (questions, right / questions) == (8, pytest.approx(row.accuracy.mean))
+        if row.label not in ("none", "random"):
+            assert all(found.against_random is not None for found in row.families.values())
+
+
+def test_every_pair_of_a_table(finished: FinishedSweep) -> None:
+    first, second = pair_tables(finished.directory)
+    assert (first.budget, second.budget) == ("50%", "4")
+    scored = ["none", "random", "grid", "downsample", "exploding", "first"]
+    assert len(first.pairs) == len(scored) * (len(scored) - 1) // 2
+    (pair,) = [pair for pair in second.pairs if (pair.first, pair.second) == ("grid", "first")]
+    expected = (scores(finished, "grid/toy@4") - scores(finished, "first/toy@4")).mean()
+    assert pair.difference.mean == pytest.approx(expected)
+
+
+def test_the_summary_of_all_budgets(finished: FinishedSweep, tables: tuple[Table, ...]) -> None:
+    (summary,) = leaderboard(finished.directory).summaries
+    assert set(summary.needed) == {"random", "grid", "downsample", "first", "exploding"}
+    assert [found.bound for found in summary.needed["exploding"]] == ["more than"] * 3  # failed at both budgets
+    assert {front.cost for front in summary.fronts} == {"prefill_ms", "layer_average"}
+    for front in summary.fronts:
+        points = {(point.label, point.budget): point for point in front.points}
+        assert "exploding" not in front.hypervolumes  # it has no cost
+        assert max(front.hypervolumes.values()) <= front.hypervolume <= 1.0
+        best = max(row.accuracy.mean for table in tables for row in table.rows if row.accuracy)
+        assert max(point.accuracy for point in points.values()) == pytest.approx(best)
+
+
+def test_a_front_over_time_needs_measured_time(finished: FinishedSweep, tmp_path: Path) -> None:
+    copy = finished.copy(tmp_path / "copy")
+    for path in copy.glob("cells/*/result.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "cost": None}), encoding="utf-8")
+    board = leaderboard(copy)
+    (summary,) = board.summaries
+    assert [front.cost for front in summary.fronts] == ["layer_average"]
+    assert summary.unmeasured == {"prefill_ms": "not measured for the unpruned model"}
+    assert "no front over prefill time: not measured for the unpruned model" in markdown_report(board)
 
 
 def test_markdown(finished: FinishedSweep) -> None:
     text = markdown_table(finished.directory)
     assert "50% of the visual tokens kept, 8 questions" in text
     assert "4 visual tokens kept, 8 questions" in text
-    assert "- `exploding` failed: boom" in text
-    widths = [{line.count("|") for line in block.splitlines() if line.startswith("|")} for block in text.split("**\n")]
+    assert "- exploding: failed: boom" in text
+    assert "- refusing: refused: no budget pleases me" in text
+    more = markdown_report(finished.directory)
+    assert more.startswith(text.rstrip())
+    assert "tokens needed per retention" in more
+    assert "Pareto front of accuracy and prefill time" in more
+    assert "over 2 seeds" in more
+    assert "families at 4 tokens" in more
+    widths = [{line.count("|") for line in block.splitlines() if line.startswith("|")} for block in more.split("**\n")]
     assert all(len(found) == 1 for found in widths if found)
 
 
 def test_json(finished: FinishedSweep) -> None:
     data = json.loads(json.dumps(leaderboard(finished.directory).to_json(), allow_nan=False))
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     assert data["tables"][0]["rows"][0]["label"] == "none"
 
 
@@ -102,6 +227,7 @@ def test_an_unfinished_sweep_has_a_table_too(finished: FinishedSweep, tmp_path: 
     assert rows["grid"].outcome == "pending"
     assert rows["first"].accuracy is not None
     assert rows["first"].against_none is None
+    assert rows["exploding"].accuracy is None  # nobody knows the questions
 
 
 def test_not_a_sweep(tmp_path: Path) -> None:
@@ -128,6 +254,7 @@ def test_report_folder(finished: FinishedSweep, tmp_path: Path) -> None:
         "index.html",
         "leaderboard.md",
         "leaderboard.json",
+        "pairs.json",
         *(f"{name}.png" for name in FIGURES),
     }
     assert 'src="http' not in html  # readable without a network

@@ -11,7 +11,20 @@ import typer
 from typer.exceptions import TyperException
 
 from tokenprune import __version__
-from tokenprune.cli import calibrate, doctor, explain, families, lens, listing, plugins, report, runs, sweep
+from tokenprune.cli import (
+    budget,
+    calibrate,
+    check,
+    doctor,
+    explain,
+    families,
+    lens,
+    listing,
+    plugins,
+    report,
+    runs,
+    sweep,
+)
 from tokenprune.cli.output import Output, Session
 from tokenprune.errors import ExitCode, TokenPruneError
 from tokenprune.plugins import DEFAULT_PLUGINS, DISABLE_VARIABLE, Host, PluginReport, load_host
@@ -67,9 +80,11 @@ def build_app(host: Host) -> typer.Typer:
     app.command("sweep", rich_help_panel="Compare")(sweep.sweep)
     app.add_typer(runs.app, name="runs", rich_help_panel="Compare")
     app.command("report", rich_help_panel="Compare")(report.report)
+    app.command("budget", rich_help_panel="Compare")(budget.budget)
     app.command("explain", rich_help_panel="Compare")(explain.explain)
     app.command("lens", rich_help_panel="Compare")(lens.lens)
     app.command("calibrate", rich_help_panel="Compare")(calibrate.calibrate)
+    app.command("check", rich_help_panel="Look around")(check.check)
     app.command("list", rich_help_panel="Look around")(listing.list_parts)
     app.command("show", rich_help_panel="Look around")(listing.show)
     app.command("families", rich_help_panel="Look around")(families.families)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,18 +13,25 @@ from tokenprune.cli.output import GAP, Output, session_of, table
 from tokenprune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tokenprune.report.tables import Table
+    from tokenprune.report.sections import Section
+    from tokenprune.report.tables import Leaderboard
 
 #: Columns that a narrow terminal loses first stand last.
 _IMPORTANCE = (
     "pruner",
     "accuracy %",
+    "difference",
+    "p",
     "layer average",
     "vs random",
+    "hard %",
     "prefill ms",
-    "output error",
-    "same answer %",
+    "retention %",
+    "interval",
     "#",
+    "same answer %",
+    "vs downsample",
+    "output error",
     "final tokens",
     "GFLOPs",
     "pruner ms",
@@ -36,30 +44,42 @@ _IMPORTANCE = (
 def report(
     context: typer.Context,
     directory: Annotated[Path, typer.Argument(help="Sweep directory.")],
+    families: Annotated[bool, typer.Option("--families", help="Also every task family, with intervals.")] = False,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Also every pair of pruners.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, with every column.")] = False,
     html: Annotated[
         bool, typer.Option("--html", help="Write the folder `report` of the sweep again: HTML page, plots, tables.")
     ] = False,
 ) -> None:
-    """Print the leaderboard of a sweep, and what failed in it.
+    """Print the leaderboard of a sweep, what its budgets say together, and what failed in it.
+
+    Differences carry 95 % paired bootstrap intervals; `*` marks those that are significant after Holm's correction.
 
     Example: tokenprune report runs/default --markdown
     """
+    from tokenprune.report import leaderboard, markdown_report, pair_tables, write_report
+    from tokenprune.report.markdown import markdown_section
+    from tokenprune.report.reading import read_sweep
+    from tokenprune.report.sections import pair_section
+
     output = session_of(context).output
     if as_json and markdown:
         raise ConfigError("--json and --markdown exclude each other", hint="choose one")
+    data = read_sweep(directory)
+    board = leaderboard(data)
+    paired = pair_tables(data) if pairs else ()
     if as_json:
-        output.json(leaderboard_json(directory))
+        more = {"pairs": [asdict(found) for found in paired]} if pairs else {}
+        output.json({"leaderboard": board.to_json(), **more})
     elif markdown:
-        from tokenprune.report import markdown_table
-
-        output.text(markdown_table(directory).rstrip())
+        parts = [markdown_report(board).rstrip(), *(markdown_section(pair_section(found)) for found in paired)]
+        output.text("\n\n".join(parts))
     else:
-        show_leaderboard(output, directory)
+        show_leaderboard(output, board, families=families)
+        for section in map(pair_section, paired):
+            show_section(output, section)
     if html:
-        from tokenprune.report import write_report
-
         output.say(f"report: {write_report(directory)}")
 
 
@@ -70,12 +90,14 @@ def leaderboard_json(directory: Path) -> dict[str, Any]:
     return {"leaderboard": leaderboard(directory).to_json()}
 
 
-def show_leaderboard(output: Output, directory: Path) -> None:
-    """Print one table per model, task and budget, as wide as the terminal allows."""
-    from tokenprune.report.markdown import cells_of, title_of
+def show_leaderboard(output: Output, source: Path | Leaderboard, *, families: bool = False) -> None:
+    """Print one table per model, task and budget, as wide as the terminal allows, and what they say together."""
+    from tokenprune.report.markdown import cells_of, notes_of, title_of
+    from tokenprune.report.sections import sections_of
     from tokenprune.report.tables import leaderboard
 
-    for entry in leaderboard(directory).tables:
+    board = leaderboard(source) if isinstance(source, Path) else source
+    for entry in board.tables:
         header, rows = cells_of(entry)
         places = fitting(header, rows, output.data.width)
         columns = [header[place] for place in places]
@@ -88,16 +110,41 @@ def show_leaderboard(output: Output, directory: Path) -> None:
                 names=["pruner"],
             )
         )
-        for line in _without_result(entry):
+        for line in notes_of(entry):
             output.show(line)
         output.show("")
+    for section in sections_of(board, families=families):
+        show_section(output, section)
 
 
-def fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """Places of the columns that fit into a width, the most important ones first to be taken, in the table's order."""
+def show_section(output: Output, section: Section) -> None:
+    """Print one table below the leaderboard, with its notes."""
+    places = fitting(section.header, section.rows, output.data.width, first=section.names)
+    columns = [section.header[place] for place in places]
+    rows = [[row[place] for place in places] for row in section.rows]
+    numbers = [column for column in columns if column not in section.names]
+    output.show(section.title)
+    output.show(table(columns, rows, numbers=numbers, names=section.names))
+    for note in section.notes:
+        output.show(note)
+    output.show("")
+
+
+def fitting(
+    header: Sequence[str], rows: Sequence[Sequence[str]], width: int, *, first: Sequence[str] = ()
+) -> list[int]:
+    """Places of the columns that fit into a width, the most important ones first to be taken, in the table's order.
+
+    Args:
+        header: Names of the columns.
+        rows: One text per column and row.
+        width: Characters of a line.
+        first: Columns that are more important than all others.
+    """
+    ranking = [*first, *(name for name in _IMPORTANCE if name not in first)]
     order = sorted(
         range(len(header)),
-        key=lambda place: _IMPORTANCE.index(header[place]) if header[place] in _IMPORTANCE else len(_IMPORTANCE),
+        key=lambda place: ranking.index(header[place]) if header[place] in ranking else len(ranking),
     )
     chosen: list[int] = []
     used = 0
@@ -108,7 +155,3 @@ def fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
         chosen.append(place)
         used += needed
     return sorted(chosen)
-
-
-def _without_result(entry: Table) -> list[str]:
-    return [f"{row.label}: {row.outcome}: {row.reason}".rstrip(": ") for row in entry.rows if row.outcome != "done"]

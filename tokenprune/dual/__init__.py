@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tokenprune.dual.magnitude import scaled as scaled
     from tokenprune.dual.magnitude import squared_distance as squared_distance
     from tokenprune.dual.merge import assign as assign
+    from tokenprune.dual.merge import best_match as best_match
     from tokenprune.dual.merge import bipartite_merge as bipartite_merge
     from tokenprune.dual.merge import mean_map as mean_map
     from tokenprune.dual.merge import represented as represented
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
     from tokenprune.dual.select import max_min as max_min
     from tokenprune.dual.select import mmr as mmr
     from tokenprune.dual.select import top_k as top_k
+    from tokenprune.dual.tiling import TiledMatrix as TiledMatrix
+    from tokenprune.dual.tiling import tiles as tiles
     from tokenprune.dual.transport import transported_mass as transported_mass
     from tokenprune.dual.video import by_frame as by_frame
     from tokenprune.dual.video import cell_cosine as cell_cosine
@@ -104,11 +107,12 @@ _HOMES = {
         "scaled",
         "squared_distance",
     ),
-    "merge": ("assign", "bipartite_merge", "mean_map", "represented", "stride_targets"),
+    "merge": ("assign", "best_match", "bipartite_merge", "mean_map", "represented", "stride_targets"),
     "oracle": ("exhaustive_subset", "search_subset"),
     "peaks": ("density_peaks",),
     "rotary": ("rotary_response", "rotation"),
     "select": ("chunk_sizes", "chunked_mmr", "first_largest", "max_min", "mmr", "top_k"),
+    "tiling": ("TiledMatrix", "tiles"),
     "transport": ("transported_mass",),
     "video": (
         "by_frame",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.dual.magnitude import squared_distance
+from tokenprune.dual.tiling import tiles
 from tokenprune.dual.view import centre, group_queries, unit
 from tokenprune.errors import ConfigError
 
@@ -225,11 +226,15 @@ def nearest_neighbour_bandwidth(keys: Tensor) -> Tensor:
     spread = centre(keys).square().sum(dim=-1).mean(dim=-1)
     if tokens == 1:
         return torch.ones(units, groups, device=keys.device)
-    itself = torch.eye(tokens, dtype=torch.bool, device=keys.device)
+    places = torch.arange(tokens, device=keys.device)
     medians = []
     for group in range(groups):
-        distance = squared_distance(keys[:, group], keys[:, group]).masked_fill(itself, torch.inf)
-        medians.append(distance.amin(dim=-1).median(dim=-1).values)
+        own = keys[:, group] - keys[:, group].mean(dim=-2, keepdim=True)
+        nearest = []
+        for part in tiles(tokens, tokens):
+            itself = places[part, None] == places
+            nearest.append(squared_distance(own[:, part], own).masked_fill(itself, torch.inf).amin(dim=-1))
+        medians.append(torch.cat(nearest, dim=-1).median(dim=-1).values)
     return torch.maximum(torch.stack(medians, dim=1), 1e-3 * spread).clamp_min(1e-12)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenprune.dual.tiling import tiles
 from tokenprune.dual.view import centre, log_norm, unit
 
 
@@ -53,9 +54,9 @@ def dual_error(
             the updates does; the mean is the choice that makes them smallest.
 
     Returns:
-        Squared error and squared norm of W, per key-value head; memory is one N x N block per head at a time.
+        Squared error and squared norm of W, per key-value head; memory is some rows of one head's Gram matrix.
     """
-    units, groups, _, width = keys.shape
+    units, groups, tokens, width = keys.shape
     coefficients = _coefficients(kept, log_weights)
     keys = centre(keys) if centred else keys.float()
     scaled = keys / width**0.25
@@ -66,11 +67,13 @@ def dual_error(
         half = 0.5 * key.square().sum(dim=-1)
         log_size = half.double() + log_norm(values[:, group]).double()
         update = (log_size - log_size.amax(dim=-1, keepdim=True)).exp()
-        squares = half.unsqueeze(-1) + half.unsqueeze(-2)
-        kernel = (key @ key.transpose(-1, -2) - squares).clamp_max(0.0).exp()
-        gram = (kernel * (direction @ direction.transpose(-1, -2))).double()
-        error[:, group] = _quadratic(gram, coefficients * update)
-        size[:, group] = _quadratic(gram, update)
+        lost = coefficients * update
+        for part in tiles(tokens, tokens):
+            squares = half[:, part, None] + half.unsqueeze(-2)
+            kernel = (key[:, part] @ key.transpose(-1, -2) - squares).clamp_max(0.0).exp()
+            gram = (kernel * (direction[:, part] @ direction.transpose(-1, -2))).double()
+            error[:, group] += torch.einsum("bi,bij,bj->b", lost[:, part], gram, lost)
+            size[:, group] += torch.einsum("bi,bij,bj->b", update[:, part], gram, update)
     return SquaredError(error.clamp_min(0.0), size.clamp_min(0.0))
 
 
@@ -168,11 +171,6 @@ def _coefficients(kept: Tensor, log_weights: Tensor | None) -> Tensor:
     """1 for a dropped token, 1 - w for a kept one, (B, N) float64."""
     weight = torch.ones_like(kept, dtype=torch.float64) if log_weights is None else log_weights.double().exp()
     return 1.0 - torch.where(kept, weight, torch.zeros_like(weight))
-
-
-def _quadratic(gram: Tensor, vector: Tensor) -> Tensor:
-    """v^T G v, (B,) float64."""
-    return torch.einsum("bi,bij,bj->b", vector, gram, vector)
 
 
 def _row_weight(rows: Tensor | None, units: int, count: int, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokenprune.dual.duplication import Duplication
 from tokenprune.dual.select import first_largest
+from tokenprune.dual.tiling import HELD, TiledMatrix
 from tokenprune.errors import BudgetError
 
 #: A residual below this share of the largest diagonal entry is rounding noise: the kept tokens span the token.
@@ -95,7 +96,7 @@ def pivot_dissimilar(similarity: Tensor, excluded: Tensor, picks: Sequence[int])
 def coverage(weight: Tensor, similarity: Duplication, k: int) -> Tensor:
     """Greedy facility location: the token that most raises sum_j w_j max_{s in S} D_js, (B, k).
 
-    Holds the whole matrix, (B, N, N).
+    Every step reads the whole matrix, which is kept up to 1 GiB and made again, tile by tile, beyond.
 
     Args:
         weight: w >= 0, how much each token wants to be represented, (B, N).
@@ -108,18 +109,31 @@ def coverage(weight: Tensor, similarity: Duplication, k: int) -> Tensor:
     tokens = weight.shape[-1]
     if not 1 <= k <= tokens:
         raise BudgetError(f"cannot select {k} of {tokens} tokens", hint=f"select between 1 and {tokens}")
-    matrix = similarity.full()
+    places = torch.arange(tokens, device=similarity.device).expand(similarity.units, -1)
+    matrix = TiledMatrix(
+        lambda part: similarity.block(None, places[:, part]).transpose(1, 2),
+        (similarity.units, tokens, tokens),
+        hold=HELD,
+    )
     weight = weight.float()
     covered = torch.zeros_like(weight)
     taken = torch.zeros_like(weight, dtype=torch.bool)
     picks = []
     for _ in range(k):
-        gain = (weight.unsqueeze(-1) * (matrix - covered.unsqueeze(-1)).clamp_min(0.0)).sum(dim=1)
+        gain = torch.cat([_gain(tile, weight, covered) for _, tile in matrix], dim=1)
         pick = first_largest(gain.masked_fill(taken, -torch.inf))
         picks.append(pick)
         taken = taken.scatter(-1, pick.unsqueeze(-1), True)
-        covered = torch.maximum(covered, matrix.gather(-1, pick[:, None, None].expand(-1, tokens, 1)).squeeze(-1))
+        column = matrix.column(pick)
+        if column is None:
+            column = similarity.block(None, pick.unsqueeze(-1)).squeeze(-1)
+        covered = torch.maximum(covered, column)
     return torch.stack(picks, dim=-1)
+
+
+def _gain(similarity: Tensor, weight: Tensor, covered: Tensor) -> Tensor:
+    """What some candidates (B, n, N) add to the weighted coverage, (B, n)."""
+    return (similarity - covered.unsqueeze(1)).clamp_min_(0.0).mul_(weight.unsqueeze(1)).sum(dim=-1)
 
 
 def _self_similarity(similarity: Duplication, width: int = 1024) -> Tensor:

@@ -8,11 +8,13 @@ Heads are taken one by one, so that nothing of size heads x rows x N outlives it
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tokenprune.dual.tiling import tiles
 from tokenprune.dual.view import LOG_ZERO, centre, group_queries, log_norm, masked_log_mean_exp
 from tokenprune.errors import ConfigError
 
@@ -49,10 +51,13 @@ def kernel_magnitude(
     queries, mask = group_queries(queries.float(), mask, groups)
     pooled = []
     for group in range(groups):
-        logits = queries[:, group] @ keys[:, group].float().transpose(-1, -2) / math.sqrt(width)
-        if normalise:
-            logits = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
-        pooled.append(_pool_rows(logits, mask.unsqueeze(-1), rows) + log_norm(values[:, group]))
+        parts = []
+        for part in tiles(queries.shape[2], keys.shape[2]):
+            logits = queries[:, group, part] @ keys[:, group].float().transpose(-1, -2) / math.sqrt(width)
+            if normalise:
+                logits = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
+            parts.append(_pool_rows(logits, mask[:, part, None], rows))
+        pooled.append(_join_rows(parts, mask, rows) + log_norm(values[:, group]))
     return _pool_heads(torch.stack(pooled, dim=1), heads)
 
 
@@ -166,14 +171,22 @@ def _row_weights(attention: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _pool_rows(logs: Tensor, mask: Tensor, how: RowPooling) -> Tensor:
-    """(B, R, N) with mask (B, R, 1) -> (B, N)."""
+    """Pool some rows (B, r, N) with mask (B, r, 1), before the division by the number of all rows: (B, N)."""
     if how == "logmeanexp":
-        return masked_log_mean_exp(logs, mask, dim=1)
+        return torch.logsumexp(logs.masked_fill(~mask, torch.finfo(logs.dtype).min), dim=1)
     if how == "mean":
-        return logs.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+        return logs.masked_fill(~mask, 0.0).sum(dim=1)
     if how == "max":
         return logs.masked_fill(~mask, torch.finfo(logs.dtype).min).amax(dim=1)
     raise ConfigError(f"unknown pooling of rows `{how}`", hint="use `logmeanexp`, `mean` or `max`")
+
+
+def _join_rows(parts: Sequence[Tensor], mask: Tensor, how: RowPooling) -> Tensor:
+    """Join what `_pool_rows` made of parts of the rows, with the mask (B, R) of all rows: (B, N)."""
+    together, count = torch.stack(list(parts)), mask.sum(dim=1, keepdim=True).clamp_min(1)
+    if how == "logmeanexp":
+        return torch.logsumexp(together, dim=0) - count.to(together.dtype).log()
+    return together.amax(dim=0) if how == "max" else together.sum(dim=0) / count
 
 
 def _pool_heads(logs: Tensor, how: HeadPooling) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.dual.duplication import Duplication
+from tokenprune.dual.tiling import tiles
 from tokenprune.errors import ConfigError
 
 
@@ -22,11 +23,29 @@ def assign(similarity: Duplication, kept: Tensor) -> Tensor:
         similarity: Any similarity of the N tokens.
         kept: Indices of the kept tokens, (B, K).
     """
-    columns = similarity.block(None, kept)
-    slots = torch.arange(kept.shape[-1], device=kept.device)
-    best = columns.amax(dim=-1, keepdim=True)
-    nearest = torch.where(columns == best, slots, kept.shape[-1] - 1).amin(dim=-1)
-    return nearest.scatter(-1, kept, slots.expand_as(kept))
+    everything = torch.arange(similarity.tokens, device=kept.device).expand(similarity.units, -1)
+    _, nearest = best_match(similarity, everything, kept)
+    return nearest.scatter(-1, kept, torch.arange(kept.shape[-1], device=kept.device).expand_as(kept))
+
+
+def best_match(similarity: Duplication, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of some tokens the most similar of others: similarity and position 0..C-1 in `columns`, (B, M) each.
+
+    Ties go to the lower position.
+
+    Args:
+        similarity: Any similarity of the N tokens.
+        rows: Indices of the tokens that look, (B, M).
+        columns: Indices of the tokens that are looked at, (B, C).
+    """
+    places = torch.arange(columns.shape[-1], device=columns.device)
+    largest, position = [], []
+    for part in tiles(rows.shape[-1], columns.shape[-1]):
+        block = similarity.block(rows[:, part], columns)
+        best = block.amax(dim=-1, keepdim=True)
+        largest.append(best.squeeze(-1))
+        position.append(torch.where(block == best, places, columns.shape[-1] - 1).amin(dim=-1))
+    return torch.cat(largest, dim=-1), torch.cat(position, dim=-1)
 
 
 def represented(assignment: Tensor, kept: Tensor, mass: Tensor | None = None, *, cap: float = 0.0) -> Tensor:
@@ -61,15 +80,16 @@ def mean_map(assignment: Tensor, kept: Tensor, *, double: bool = False) -> Tenso
         kept: Indices of the kept tokens, (B, K).
         double: Kept token *plus* the mean of the assigned ones, so that weights sum to 2 (as VisionZip publishes it).
     """
-    slots, tokens = kept.shape[-1], assignment.shape[-1]
-    rows = torch.arange(slots, device=kept.device).view(1, slots, 1)
-    member = (assignment.unsqueeze(1) == rows).float()
-    own = torch.nn.functional.one_hot(kept, tokens).float()
-    others = member * (1.0 - own.amax(dim=1, keepdim=True))  # a kept token is no other row's source
-    count = others.sum(dim=-1, keepdim=True)
-    if double:
-        return own + others / count.clamp_min(1.0)
-    return (own + others) / (1.0 + count)
+    units, slots = kept.shape
+    own = torch.arange(slots, device=kept.device).expand_as(kept)
+    other = (assignment >= 0).float().scatter(-1, kept, 0.0)  # a kept token is no other row's source
+    slot = assignment.clamp_min(0).scatter(-1, kept, own)
+    count = torch.zeros(units, slots, device=kept.device).scatter_add(-1, slot, other)
+    share = 1.0 / count.clamp_min(1.0) if double else 1.0 / (1.0 + count)
+    weight = other * share.gather(-1, slot)
+    weight = weight.scatter(-1, kept, torch.ones_like(share) if double else share)
+    rows = torch.zeros(units, slots, assignment.shape[-1], device=kept.device)
+    return rows.scatter_(1, slot.unsqueeze(1), weight.unsqueeze(1))  # each token is in one row at most
 
 
 def stride_targets(rest: Tensor, count: int) -> Tensor:
@@ -108,10 +128,8 @@ def bipartite_merge(similarity: Duplication, remove: int) -> tuple[Tensor, Tenso
     everything = torch.arange(tokens, device=similarity.device).expand(units, -1)
     if remove == 0:
         return everything, everything
-    scores = similarity.block(even.expand(units, -1), odd.expand(units, -1))
-    best = scores.amax(dim=-1, keepdim=True)
-    partner = torch.where(scores == best, torch.arange(odd.numel(), device=odd.device), odd.numel() - 1).amin(dim=-1)
-    gone = best.squeeze(-1).sort(dim=-1, descending=True, stable=True).indices[:, :remove]
+    best, partner = best_match(similarity, even.expand(units, -1), odd.expand(units, -1))
+    gone = best.sort(dim=-1, descending=True, stable=True).indices[:, :remove]
     dropped = torch.zeros(units, tokens, dtype=torch.bool, device=odd.device).scatter(-1, even[gone], True)
     kept = dropped.sort(dim=-1, stable=True).indices[:, : tokens - remove]
     slot = torch.zeros(units, tokens, dtype=torch.long, device=odd.device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.dual.select import top_k
+from tokenprune.dual.tiling import KEPT, TiledMatrix, tiles
 from tokenprune.errors import ConfigError
 
 
@@ -36,22 +37,41 @@ def density_peaks(
     if not 1 <= clusters <= tokens or not 1 <= neighbours <= tokens:
         raise ConfigError(f"cannot make {clusters} clusters of {tokens} tokens with {neighbours} neighbours")
     features = features.float()
-    # no matrix product inside: the distance of i to j must be that of j to i to the last bit, or ties go astray
-    distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
-    distance = distance / math.sqrt(features.shape[-1])
-    nearest = distance.topk(neighbours, dim=-1, largest=False).values
-    density = (-nearest.double().square().mean(dim=-1)).exp()  # float64: noise of 1e-6 must not round away
+    distances = TiledMatrix(
+        lambda part: _distance(features[:, part], features), (features.shape[0], tokens, tokens), hold=KEPT
+    )
+    density = distances.over_rows(lambda _, distance: _density(distance, neighbours))
     if noise is not None:
         density = density + noise
     places = torch.arange(tokens, device=features.device)
-    denser = (density.unsqueeze(1) > density.unsqueeze(2)) | (
-        (density.unsqueeze(1) == density.unsqueeze(2)) & (places < places.unsqueeze(-1))
-    )
-    farthest = distance.flatten(1).amax(dim=-1)[:, None, None]
-    gap = torch.where(denser, distance, farthest).amin(dim=-1)
-    centres = top_k(density * gap.double(), clusters)
-    to_centres = distance.gather(1, centres.unsqueeze(-1).expand(-1, -1, tokens))
+    farthest = distances.over_rows(lambda _, distance: distance.amax(dim=-1)).amax(dim=-1)[:, None, None]
+
+    def gaps(part: slice, distance: Tensor) -> Tensor:
+        own = density[:, part, None]
+        denser = (density.unsqueeze(1) > own) | ((density.unsqueeze(1) == own) & (places < places[part, None]))
+        return torch.where(denser, distance, farthest).amin(dim=-1)
+
+    centres = top_k(density * distances.over_rows(gaps).double(), clusters)
     slots = torch.arange(clusters, device=features.device)
-    best = to_centres.amin(dim=1, keepdim=True)
-    assignment = torch.where(to_centres == best, slots.unsqueeze(-1), clusters - 1).amin(dim=1)
-    return centres, assignment.scatter(-1, centres, slots.expand_as(centres))
+    middles = features.gather(1, centres.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+    nearest = []
+    for part in tiles(tokens, clusters):
+        to_centres = _distance(features[:, part], middles)
+        best = to_centres.amin(dim=-1, keepdim=True)
+        nearest.append(torch.where(to_centres == best, slots, clusters - 1).amin(dim=-1))
+    return centres, torch.cat(nearest, dim=-1).scatter(-1, centres, slots.expand_as(centres))
+
+
+def _distance(rows: Tensor, columns: Tensor) -> Tensor:
+    """Euclidean distances over sqrt(D), (B, n, M).
+
+    No matrix product inside: the distance of i to j must be that of j to i to the last bit, or ties go astray.
+    """
+    distance: Tensor = torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")
+    return distance / math.sqrt(columns.shape[-1])
+
+
+def _density(distance: Tensor, neighbours: int) -> Tensor:
+    """exp(-mean squared distance to the nearest), (B, n) float64: noise of 1e-6 must not round away."""
+    nearest = distance.topk(neighbours, dim=-1, largest=False).values
+    return (-nearest.double().square().mean(dim=-1)).exp()

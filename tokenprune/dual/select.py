@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.dual.duplication import Duplication
+from tokenprune.dual.tiling import tiles
 from tokenprune.errors import BudgetError, ConfigError
 
 Schedule = Literal["exact", "fixed", "growing", "shrinking"]
@@ -170,8 +171,9 @@ def chunked_mmr(
         picked += size
         if picked < k:
             taken = taken.scatter(-1, chunk, True)
-            columns = duplication.block(None, chunk)
-            penalty = torch.maximum(penalty, columns.amax(-1)) if overlap == "max" else penalty + columns.sum(-1)
+            for part in tiles(size, tokens):
+                columns = duplication.block(None, chunk[:, part])
+                penalty = torch.maximum(penalty, columns.amax(-1)) if overlap == "max" else penalty + columns.sum(-1)
     return torch.cat(picks, dim=-1)
 
 
@@ -230,13 +232,13 @@ def max_min(similarity: Duplication, k: int) -> Tensor:
     return torch.stack(picks, dim=-1)
 
 
-def _nearest(similarity: Duplication, width: int = 1024) -> Tensor:
-    """Largest similarity of each token with another one, (B, N); `width` columns at a time."""
+def _nearest(similarity: Duplication) -> Tensor:
+    """Largest similarity of each token with another one, (B, N); some columns at a time."""
     tokens, units, device = similarity.tokens, similarity.units, similarity.device
     places = torch.arange(tokens, device=device)
     nearest = torch.full((units, tokens), -torch.inf, device=device)
-    for start in range(0, tokens, width):
-        columns = places[start : start + width]
+    for part in tiles(tokens, tokens):
+        columns = places[part]
         block = similarity.block(None, columns.expand(units, -1))
         itself = places.unsqueeze(-1) == columns
         nearest = torch.maximum(nearest, block.masked_fill(itself, -torch.inf).amax(dim=-1))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from tokenprune.dual.tiling import KEPT, TiledMatrix
 from tokenprune.errors import ConfigError
 
 
-def transported_mass(rows: Tensor, columns: Tensor, cost: Tensor, *, epsilon: float, iterations: int) -> Tensor:
+def transported_mass(
+    rows: Tensor, columns: Tensor, cost: Tensor | Callable[[slice], Tensor], *, epsilon: float, iterations: int
+) -> Tensor:
     """Row sums of the transport plan after some Sinkhorn iterations, (B, N).
 
     Each iteration scales the rows to their marginal, then the columns to theirs. Ending with the columns matters:
@@ -17,7 +22,8 @@ def transported_mass(rows: Tensor, columns: Tensor, cost: Tensor, *, epsilon: fl
     Args:
         rows: Marginal of the rows, (B, N), >= 0; scaled to sum to 1.
         columns: Marginal of the columns, (B, M), >= 0; scaled to sum to 1.
-        cost: (B, N, M).
+        cost: (B, N, M), or a function that gives its rows (B, n, M) for a slice of the N. Every iteration reads it
+            once; what a function gives is made again each time where it is large.
         epsilon: Strength of the entropy, > 0.
         iterations: At least 1.
 
@@ -28,13 +34,28 @@ def transported_mass(rows: Tensor, columns: Tensor, cost: Tensor, *, epsilon: fl
     """
     if epsilon <= 0.0 or iterations < 1:
         raise ConfigError(f"transport needs epsilon > 0 and iterations >= 1, got {epsilon} and {iterations}")
-    kernel = -cost.float() / epsilon
+    units, count, other = *rows.shape, columns.shape[1]
+
+    def kernel_rows(part: slice) -> Tensor:
+        return (cost[:, part] if isinstance(cost, Tensor) else cost(part)).float() / -epsilon
+
+    kernel = TiledMatrix(kernel_rows, (units, count, other), hold=KEPT)
     row_logs, column_logs = _log_share(rows), _log_share(columns)
     right = torch.zeros_like(column_logs)
     for _ in range(iterations):
-        left = row_logs - torch.logsumexp(kernel + right.unsqueeze(1), dim=2)
-        right = column_logs - torch.logsumexp(kernel + left.unsqueeze(2), dim=1)
-    return (left + torch.logsumexp(kernel + right.unsqueeze(1), dim=2)).exp()
+        sums = []
+        for part, tile in kernel:
+            left = row_logs[:, part] - torch.logsumexp(tile + right.unsqueeze(1), dim=2)
+            sums.append(torch.logsumexp(tile + left.unsqueeze(2), dim=1))
+        right, before = column_logs - torch.logsumexp(torch.stack(sums), dim=0), right
+    # the last left factor once more, beside the row sums that it leads to
+    return kernel.over_rows(
+        lambda part, tile: (
+            row_logs[:, part]
+            - torch.logsumexp(tile + before.unsqueeze(1), dim=2)
+            + torch.logsumexp(tile + right.unsqueeze(1), dim=2)
+        ).exp()
+    )
 
 
 def _log_share(mass: Tensor) -> Tensor:

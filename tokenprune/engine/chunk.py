@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokenprune.engine.halves import Middle
 from tokenprune.engine.layout import ImageSpan, find_images, join_frames
+from tokenprune.engine.look import Look
 from tokenprune.engine.rows import Rows
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.family import Parts
@@ -137,6 +138,7 @@ class Vision:
         units: Tokens of each image, as far as they are still there.
         tower: What entered each encoder layer.
         middle: The residual stream and the MLP's input at the `mid` point that is being decided.
+        look: What was seen of an encoder that is only looked into.
         features: (images, R, C) what the projector would read.
         row_of: Per image, the row of each original token in `features`, (N,).
         cuts: Stops that ran before the decoder.
@@ -147,6 +149,7 @@ class Vision:
     units: dict[int, Unit] = field(default_factory=dict)
     tower: dict[int, TowerRows] = field(default_factory=dict)
     middle: Middle | None = None
+    look: Look = field(default_factory=Look)
     features: Tensor | None = None
     row_of: tuple[Tensor, ...] = ()
     cuts: list[VisionCut] = field(default_factory=list)

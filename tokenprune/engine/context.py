@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenprune.dual.tiling import tiles
 from tokenprune.engine.chunk import Chunk, Layer, TowerRows
+from tokenprune.engine.look import EncoderViews
 from tokenprune.engine.probe import Projections, project, without_rotation
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.family import TowerParts
@@ -26,6 +28,12 @@ class SiteContext:
         self._encoder: dict[int, Projections] = {}
         self._cls: dict[int, Tensor] = {}
         self._received: dict[int, Tensor] = {}
+        look = chunk.parts.look
+        self.look: EncoderViews | None = None
+        """Values by encoder row, in families whose encoder is only looked into."""
+        if look is not None:
+            cls_row = look.about.cls_row(chunk.parts.model.config)
+            self.look = EncoderViews(chunk.vision.look, cls_row, self.spec.name)
 
     def layer(self, layer: int | None) -> tuple[int, Layer]:
         """What entered a decoder layer; `None` is the layer that the cut enters."""
@@ -57,9 +65,10 @@ class SiteContext:
             IncompatibleError: The family does not describe it.
         """
         if self.chunk.parts.vision is None:
+            family = self.chunk.parts.family
+            reason = family.blind or f"family `{family.name}` does not describe it"
             raise IncompatibleError(
-                f"`{self.spec.name}` looks into the vision encoder, which family `{self.chunk.parts.family.name}` does "
-                "not describe",
+                f"`{self.spec.name}` looks into the vision encoder: {reason}",
                 hint="choose a pruner without the needs `encoder`, `encoder_attention` and `joint`",
             )
         return self.chunk.parts.vision
@@ -67,7 +76,8 @@ class SiteContext:
     def encoder_layer(self, layer: int | None) -> int:
         """An encoder layer (negative from the end); `None` is the site's own, or the one that the projector reads."""
         facts = self.chunk.parts.facts
-        self.tower()
+        if self.look is None:
+            self.tower()
         if layer is not None:
             return layer % facts.encoder_layers
         return self.site.layer if self.site.kind == "tower" else facts.encoder_read_layer
@@ -106,9 +116,10 @@ class SiteContext:
             if rows.valid is not None:
                 real = rows.valid.float()
             total = torch.zeros_like(real)
-            for head in range(found.queries.shape[1]):  # one head at a time: never (H, R, R)
-                attention = _attend(found, rows, slice(head, head + 1), slice(None))[:, 0]
-                total += (attention * real[:, :, None]).sum(dim=1)
+            for head in range(found.queries.shape[1]):  # one head and some rows at a time: never (H, R, R) or (R, R)
+                for part in tiles(real.shape[1], real.shape[1]):
+                    attention = _attend(found, rows, slice(head, head + 1), part)[:, 0]
+                    total += (attention * real[:, part, None]).sum(dim=1)
             self._received[index] = total / (found.queries.shape[1] * real.sum(dim=1, keepdim=True))
         return self._received[index], rows
 

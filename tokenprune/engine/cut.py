@@ -139,7 +139,7 @@ def record(chunk: Chunk, stop: Stop, position: int, selections: Sequence[tuple[U
             UnitRecord(
                 sample=unit.span.sample,
                 image=unit.span.image,
-                site=str(stop.site),
+                site=str(chunk.parts.family.made_at(stop.site)),
                 decoder_layer=stop.site.decoder_layer,
                 before=unit.tokens,
                 asked=chunk.asked(unit, position),

@@ -399,7 +399,7 @@ def _at(chunk: Chunk, layer: int, point: str) -> Stop | None:
     """The next stop, where it lies at this point of this layer."""
     if len(chunk.done) == len(chunk.plan):
         return None
-    site = chunk.plan[len(chunk.done)].site
+    site = chunk.parts.family.made_at(chunk.plan[len(chunk.done)].site)
     if site.kind in ("input", "layer") and (site.decoder_layer, site.point) == (layer, point):
         return chunk.plan[len(chunk.done)]
     return None

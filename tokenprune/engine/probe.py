@@ -8,6 +8,7 @@ them without RoPE), and neither eager attention nor `output_attentions` is ever 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, NoReturn
 
 import torch
@@ -73,7 +74,7 @@ def project(layer: nn.Module, hidden: Tensor, **kwargs: Any) -> Projections:
     try:
         for config in configs.values():
             config._attn_implementation_internal = PROBE
-        layer.forward(hidden, attention_mask=None, **kwargs)
+        layer.forward(hidden, **_without_mask(layer), **kwargs)
     except _Taken as taken:
         return taken.projections
     finally:
@@ -83,6 +84,12 @@ def project(layer: nn.Module, hidden: Tensor, **kwargs: Any) -> Projections:
         f"`{type(layer).__name__}` does not route its attention through the transformers attention interface",
         hint="its queries, keys and values cannot be seen; choose a pruner that needs none",
     )
+
+
+def _without_mask(layer: nn.Module) -> dict[str, None]:
+    """The mask argument, where a layer takes one; some encoder layers hand unknown arguments on beside their own."""
+    takes = signature(type(layer).forward).parameters
+    return {"attention_mask": None} if "attention_mask" in takes else {}
 
 
 def without_rotation(position_embeddings: Any) -> Any:

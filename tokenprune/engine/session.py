@@ -17,6 +17,7 @@ from tokenprune.engine.caches import CacheBook
 from tokenprune.engine.chunk import Chunk, Unit, Vision, open_chunk
 from tokenprune.engine.decoder import DecoderHooks
 from tokenprune.engine.layout import ImageSpan
+from tokenprune.engine.look import Look, LookHooks, looks
 from tokenprune.engine.tower import TowerHooks
 from tokenprune.errors import BudgetError, IncompatibleError, NothingPrunedError
 from tokenprune.models.family import Parts
@@ -121,7 +122,7 @@ class Session:
                     f"`{name}` plans a cut at `{site}`, but its spec declares the sites {list(self.pruner.spec.sites)}",
                     hint=f"add {site.kind!r} to `sites` in its `@pruner(...)`",
                 )
-            reason = self.parts.refusal(site.kind)
+            reason = self.parts.refusal(self.parts.family.made_at(site).kind)
             if reason is not None:
                 raise IncompatibleError(
                     f"`{name}` cuts at `{site}`: {reason}",
@@ -180,11 +181,20 @@ class Session:
             vision=Vision(
                 pixels={name: inputs[name] for name in self.parts.family.pixels if inputs.get(name) is not None},
                 units={unit.span.index: unit for unit in units},
+                look=self._look(inputs) if known is None else Look(),
             ),
             units=units,
             stops=stops,
             frames=self.frames,
         )
+
+    def _look(self, inputs: Mapping[str, Any]) -> Look:
+        """The rows of an encoder that is only looked into, where the pruner looks."""
+        if self.parts.look is None or not looks(self.pruner):
+            return Look()
+        if all(inputs.get(name) is None for name in self.parts.family.pixels):
+            return Look()
+        return Look(self.parts.look.about.rows(self.parts.model.config, inputs, self.parts.visuals(inputs)))
 
     def _adopt(self, inputs: Mapping[str, Any]) -> Chunk | None:
         """The chunk of a call; what `generate` ran ahead is taken over, for the prompt or for several copies of it."""
@@ -322,9 +332,11 @@ def pruned(
     session = Session(
         parts, chosen, resolve_budget(budget, ratio, tokens), positions=positions, joint=joint, frames=frames
     )
-    sides: list[TowerHooks | DecoderHooks] = [DecoderHooks(session)]
+    sides: list[TowerHooks | LookHooks | DecoderHooks] = [DecoderHooks(session)]
     if parts.vision is not None:
         sides.append(TowerHooks(parts, parts.vision, chosen, joint, lambda: session.chunk))
+    if parts.look is not None and looks(chosen):
+        sides.append(LookHooks(parts.look, lambda: session.chunk))
     handles: list[RemovableHandle] = []
     object.__setattr__(model, _MARK, session)
     own_generate = vars(model).get("generate")

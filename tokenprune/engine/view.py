@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tokenprune.dual.tiling import tiles
 from tokenprune.engine.chunk import Layer, Unit
 from tokenprune.engine.context import SiteContext
 from tokenprune.engine.halves import Middle
@@ -14,7 +15,9 @@ from tokenprune.engine.rows import gather_rows, pack_slots
 from tokenprune.errors import IncompatibleError, UndeclaredNeedError
 from tokenprune.models.joint import JointSpace
 from tokenprune.pruner import ModelFacts, Rows, Site
-from tokenprune.view import Support
+from tokenprune.view import Heads, Support
+
+_WHOLE = slice(None)
 
 
 class EngineView:
@@ -137,12 +140,40 @@ class EngineView:
     ) -> tuple[Tensor, Tensor]:
         """Attention probabilities (B, H, R, N) of the named rows on the unit's visual tokens, and the mask."""
         self._need("attention")
+        return self._attention(rows, slice(None), rope=rope, layer=layer, support=support)
+
+    def attention_received(
+        self,
+        rows: Rows = "visual",
+        *,
+        rope: bool = True,
+        layer: int | None = None,
+        support: Support = "causal",
+        heads: Heads = "mean",
+    ) -> Tensor:
+        """Attention that each visual token receives from the named rows, mean over the real rows, (B, N)."""
+        self._need("attention")
+        found, entered = self._context.projections(layer, rope=rope)
+        _, mask = self._row_index(rows, entered)
+        entries = found.queries.shape[1] * entered.rows.slots.shape[1]
+        total = torch.zeros(self.units, self.tokens, device=mask.device)
+        for part in tiles(mask.shape[1], entries):
+            attention, _ = self._attention(rows, part, rope=rope, layer=layer, support=support)
+            total += (attention.amax(dim=1) if heads == "max" else attention.mean(dim=1)).sum(dim=1)
+        return total / mask.sum(dim=1, keepdim=True).clamp_min(1)
+
+    def _attention(
+        self, rows: Rows, part: slice, *, rope: bool, layer: int | None, support: Support
+    ) -> tuple[Tensor, Tensor]:
+        """Attention (B, H, r, N) of a part of the named rows on the visual tokens, and the mask (B, r)."""
         _, entered = self._context.projections(layer, rope=rope)
         visual = self._rows(entered)
         slots = entered.rows.slots[self._sample]
         everything = torch.arange(slots.shape[1], device=slots.device).expand_as(slots)
         columns = visual if support == "visual" else everything
-        probabilities, mask = self._probabilities(rows, columns, rope=rope, layer=layer, causal=support != "all")
+        probabilities, mask = self._probabilities(
+            rows, columns, rope=rope, layer=layer, causal=support != "all", part=part
+        )
         if support != "visual":
             heads, length = probabilities.shape[1:3]
             probabilities = probabilities.gather(-1, visual[:, None, None, :].expand(-1, heads, length, -1))
@@ -161,11 +192,21 @@ class EngineView:
         return grouped.reshape(units, heads, length, -1), mask
 
     def _probabilities(
-        self, rows: Rows, columns: Tensor, *, rope: bool, layer: int | None, causal: bool = True
+        self,
+        rows: Rows,
+        columns: Tensor,
+        *,
+        rope: bool,
+        layer: int | None,
+        causal: bool = True,
+        part: slice = _WHOLE,
     ) -> tuple[Tensor, Tensor]:
-        """Softmax (B, H, R, C) of the named rows over the columns (B, C) that they see, and the mask (B, R)."""
+        """Softmax (B, H, R, C) of the named rows over the columns (B, C) that they see, and the mask (B, R).
+
+        Of the R rows only those of `part`.
+        """
         found, entered = self._context.projections(layer, rope=rope)
-        index, mask = self._row_index(rows, entered)
+        index, mask = (given[:, part] for given in self._row_index(rows, entered))
         queries = self._heads(found.queries, index)
         slots = entered.rows.slots[self._sample]
         keys = self._heads(found.keys, columns)
@@ -185,25 +226,35 @@ class EngineView:
     # --- encoder --------------------------------------------------------------------------------------------------
 
     def encoder_features(self) -> Tensor:
-        """What the projector would read of the tokens still there, before any merge, (B, N, C)."""
+        """What the projector would read of the tokens still there, before any merge, (B, N, C).
+
+        Where patches are merged or pooled into tokens, the mean of each token's patches.
+        """
         self._need("encoder")
         return self._features()
 
     def cls_attention(self, layer: int | None = None) -> Tensor:
         """Attention of the CLS query on the patches in an encoder layer, (B, H, N)."""
         self._need("encoder_attention")
+        if self._context.look is not None:
+            found = self._context.look.cls_attention(self._context.encoder_layer(layer))
+            return self._pooled(found).transpose(1, 2)
         attention, rows = self._context.cls_attention(layer)
         return self._rows_of(attention.transpose(1, 2), rows.row_of).transpose(1, 2)
 
     def received_attention(self, layer: int | None = None) -> Tensor:
         """Mean attention that each patch receives from all encoder rows, head mean, (B, N)."""
         self._need("encoder_attention")
+        if self._context.look is not None:
+            return self._pooled(self._context.look.received_attention(self._context.encoder_layer(layer)))
         received, rows = self._context.received_attention(layer)
         return self._rows_of(received[..., None], rows.row_of)[..., 0]
 
     def encoder_keys(self, layer: int | None = None) -> Tensor:
         """Raw encoder keys of the patches, (B, H, N, d)."""
         self._need("encoder_attention")
+        if self._context.look is not None:
+            return self._pooled(self._context.look.keys(self._context.encoder_layer(layer))).transpose(1, 2)
         _, found, rows = self._context.encoder(layer)
         heads = found.keys.shape[1]
         flat = self._rows_of(found.keys.transpose(1, 2).flatten(2), rows.row_of)
@@ -284,6 +335,17 @@ class EngineView:
         image = self._images.gather(1, self._indices // cells)
         return values[image, places].detach().float()
 
+    def _pooled(self, values: Tensor) -> Tensor:
+        """Means (B, N, ...) over the encoder rows of the units' tokens, of values (rows, ...), float32."""
+        look = self._chunk.vision.look
+        units = [
+            torch.cat([tokens.pool(values.detach()) for tokens in look.tokens_of(unit.span.index, unit.original)])
+            for unit in self._units
+        ]
+        stacked = torch.stack(units)
+        index = self._indices.reshape(*self._indices.shape, *[1] * (stacked.ndim - 2))
+        return stacked.gather(1, index.expand(-1, -1, *stacked.shape[2:]))
+
     def _own_slots(self) -> Tensor:
         return torch.stack([unit.places for unit in self._units])
 
@@ -324,6 +386,8 @@ class EngineView:
         return chosen.gather(2, expanded).float()
 
     def _features(self) -> Tensor:
+        if self._context.look is not None:
+            return self._pooled(self._context.look.features())
         if self._chunk.vision.features is None:
             raise IncompatibleError(
                 f"`{self._context.spec.name}` needs encoder features, but the projector did not run here",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenprune.models.family import Family, Visual
-from tokenprune.models.layouts import equal_grids, patches_per_side
+from tokenprune.models.family import EncoderLook, Family, Visual
+from tokenprune.models.layouts import equal_grids, named_layer, patches_per_side, tile_rows
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
@@ -20,4 +20,12 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     return equal_grids(runs, side, side)
 
 
-AYA_VISION = Family(name="aya_vision", layout=layout)
+AYA_VISION = Family(
+    name="aya_vision",
+    layout=layout,
+    look=EncoderLook(
+        layers=("model.vision_tower.encoder.layers",),
+        rows=tile_rows(lambda config: int(config.downsample_factor)),
+        read_layer=named_layer,
+    ),
+)

@@ -8,20 +8,32 @@ from tokenprune.models.reasons import (
     CONVOLUTION,
     CROSS_ATTENTION,
     LINEAR_ATTENTION,
+    NO_ENCODER_ATTENTION,
     SEVERAL_LAYERS,
-    VISION_KINDS,
+    UNSEEN_ATTENTION,
     everywhere,
-    no_vision,
+    no_cuts,
 )
 from tokenprune.registry import FamilySpec
 from tokenprune.site import SITE_KINDS
 
 
 def _family(
-    name: str, target: str, summary: str, *, video: bool = False, refused: Mapping[str, str] | None = None
+    name: str,
+    target: str,
+    summary: str,
+    *,
+    video: bool = False,
+    blind: str = "",
+    refused: Mapping[str, str] | None = None,
 ) -> FamilySpec:
-    """A family whose checkpoints name it as their model type; without reasons given, only its decoder can be cut."""
-    reasons = dict.fromkeys(VISION_KINDS, no_vision(name)) if refused is None else refused
+    """A family whose checkpoints name it as their model type.
+
+    Without reasons given, its encoder can be looked into, unless it is `blind`, but not cut.
+    """
+    reasons = no_cuts(name) if refused is None else refused
+    if blind:
+        reasons = {**reasons, "encoder": blind}
     return FamilySpec(
         name=name,
         target=f"tokenprune.models.{target}",
@@ -89,13 +101,16 @@ FAMILIES: tuple[FamilySpec, ...] = (
     _family("mistral3", "mistral3:MISTRAL3", "Mistral 3: images of any aspect, a break token after every row"),
     _family("aya_vision", "aya_vision:AYA_VISION", "Aya Vision: square tiles and the whole picture, a unit each"),
     _family("ovis2", "ovis2:OVIS2", "Ovis2: the whole picture and square tiles, a unit each"),
-    _family("fast_vlm", "fast_vlm:FAST_VLM", "FastVLM: convolutional tower, one grid per image"),
+    _family(
+        "fast_vlm", "fast_vlm:FAST_VLM", "FastVLM: convolutional tower, one grid per image", blind=NO_ENCODER_ATTENTION
+    ),
     _family("glm4v", "glm4v:GLM4V", "GLM-4V: images of any aspect, frames of videos as runs of their own", video=True),
     _family(
         "perception_lm",
         "perception_lm:PERCEPTION_LM",
         "Perception LM: the whole picture and pooled tiles, a unit each; videos in frames",
         video=True,
+        blind=UNSEEN_ATTENTION,
     ),
     _family("lfm2_vl", "lfm2_vl:LFM2_VL", "LFM2-VL: convolutions in the decoder", refused=everywhere(CONVOLUTION)),
     _family("llama4", "llama4:LLAMA4", "Llama 4: square tiles and the whole picture, attention in chunks"),

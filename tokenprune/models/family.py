@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenprune.errors import IncompatibleError
-from tokenprune.models.reasons import VISION_KINDS, no_resize, no_vision
+from tokenprune.models.reasons import LOOK_ONLY, VISION_KINDS, no_resize, no_vision
+from tokenprune.models.rows import EncoderRows
 from tokenprune.pruner import ModelFacts
-from tokenprune.site import SITE_KINDS
+from tokenprune.site import SITE_KINDS, Site
 
 #: Kinds of decoder layers in which keys of single tokens can be left out.
 ATTENTION_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -41,6 +42,21 @@ class Visual:
     def tokens(self) -> int:
         """N: visual tokens."""
         return self.placeholders - len(self.separators)
+
+    @property
+    def source(self) -> tuple[str, slice]:
+        """The processor's tensor with its pixels, and its rows there.
+
+        Raises:
+            IncompatibleError: The layout does not name them.
+        """
+        if self.pixels is None:
+            raise IncompatibleError(
+                "the layout of this family does not name the pixels of its images",
+                hint="describe the family in a plugin (hook `register_families`)",
+            )
+        name, start, stop = self.pixels
+        return name, slice(start, stop)
 
 
 Layout = Callable[[Any, Mapping[str, Any], tuple[int, ...]], list[Visual]]
@@ -75,6 +91,36 @@ class VisionTower:
     mlp: str = "mlp"
 
 
+RowsOf = Callable[[Any, Mapping[str, Any], Sequence[Visual]], EncoderRows]
+"""(model config, the processor's tensors, images and videos in prompt order) -> the encoder rows of their tokens."""
+
+
+def _no_cls(config: Any) -> int | None:
+    del config
+    return None
+
+
+@dataclass(frozen=True)
+class EncoderLook:
+    """How to look into a vision side that merges, pools or packs patches, so that its own rows cannot be cut.
+
+    Args:
+        layers: Lists of encoder layers, from the model, one for each tower in running order.
+        rows: Which encoder rows make each visual token.
+        read_layer: Encoder layer (0-based) whose output becomes the tokens, from the config.
+        attention_layer: The layer whose attention is looked at where none is named; `read_layer` where `None`.
+        cls_row: Row of the CLS token of every image in the encoder, 0 or -1, from the config; `None` without one.
+        norms: Final norms through which the last layer is read, from the model, one for each tower; empty for none.
+    """
+
+    layers: tuple[str, ...]
+    rows: RowsOf
+    read_layer: Callable[[Any], int]
+    attention_layer: Callable[[Any], int] | None = None
+    cls_row: Callable[[Any], int | None] = _no_cls
+    norms: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Family:
     """Description of one family; paths are dotted attribute paths from the model.
@@ -85,6 +131,9 @@ class Family:
         placeholders: Config attributes that hold the ids of the placeholders (images, videos).
         pixels: Tensors of the processor that bring images or videos.
         vision: The vision side, where it can be looked into and cut; `None` where only the decoder can.
+        look: The vision side, where it can be looked into but not cut. Cuts that pruners make between encoder and
+            projector are made at the LLM input then, with the same decision.
+        blind: Why its encoder cannot be looked into, where neither of the two is given.
         base: The multimodal model whose forward receives `input_ids`; empty for the model itself.
         text: The text model (embeddings in, hidden states out).
         layers: Decoder layers, below `text`.
@@ -101,6 +150,8 @@ class Family:
     placeholders: tuple[str, ...] = ("image_token_id",)
     pixels: tuple[str, ...] = ("pixel_values",)
     vision: VisionTower | None = None
+    look: EncoderLook | None = None
+    blind: str = ""
     base: str = "model"
     text: str = "model.language_model"
     layers: str = "layers"
@@ -111,10 +162,16 @@ class Family:
     video: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
 
+    def made_at(self, site: Site) -> Site:
+        """Where a cut is made that is asked for at a site: at the LLM input, where the encoder is only looked into."""
+        return Site("input") if site.kind == "encoder" and self.vision is None and self.look is not None else site
+
     def refusal(self, kind: str) -> str | None:
         """Why there is no site of a kind, or `None` where there is."""
         if kind in self.refused:
             return self.refused[kind]
+        if kind == "encoder" and self.vision is None:
+            return LOOK_ONLY if self.look is not None else self.blind or no_vision(self.name)
         if kind in VISION_KINDS and self.vision is None:
             return no_vision(self.name)
         if kind == "pixels" and self.vision is not None and self.vision.resize is None:
@@ -133,6 +190,21 @@ class TowerParts:
 
 
 @dataclass(frozen=True)
+class LookParts:
+    """The parts of a loaded vision side that is only looked into.
+
+    Args:
+        about: Its description.
+        towers: Encoder layers, by tower.
+        read: By tower, the module whose output becomes the tokens.
+    """
+
+    about: EncoderLook
+    towers: tuple[tuple[nn.Module, ...], ...]
+    read: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True)
 class Parts:
     """The parts of one loaded model that a family's paths lead to."""
 
@@ -144,6 +216,7 @@ class Parts:
     final_norm: nn.Module
     rotary: nn.Module
     vision: TowerParts | None
+    look: LookParts | None
     placeholder_ids: tuple[int, ...]
     layer_types: tuple[str, ...]
     kv_sources: tuple[int, ...]
@@ -237,6 +310,17 @@ def resolve(model: nn.Module, family: Family) -> Parts:
         tower = follow(model, about.tower)
         vision = TowerParts(about, tower, tuple(follow(tower, about.layers)), follow(model, about.projector))
     config: Any = model.config
+    look = None
+    if vision is None and family.look is not None:
+        towers = tuple(tuple(follow(model, path)) for path in family.look.layers)
+        last = family.look.read_layer(config)
+        normed = bool(family.look.norms) and last == len(towers[0]) - 1
+        read = (
+            tuple(follow(model, path) for path in family.look.norms)
+            if normed
+            else tuple(layers[last] for layers in towers)
+        )
+        look = LookParts(family.look, towers, read)
     ids = tuple(int(token) for name in family.placeholders if (token := getattr(config, name, None)) is not None)
     if not ids:
         raise IncompatibleError(
@@ -252,17 +336,22 @@ def resolve(model: nn.Module, family: Family) -> Parts:
         final_norm=follow(text, family.final_norm),
         rotary=follow(text, family.rotary),
         vision=vision,
+        look=look,
         placeholder_ids=ids,
         layer_types=types,
         kv_sources=_kv_sources(text.config, types),
-        facts=ModelFacts(
-            family=family.name,
-            num_layers=len(layers),
-            encoder_layers=len(vision.layers) if vision else 0,
-            has_cls=about.has_cls(config) if about else False,
-            encoder_read_layer=about.read_layer(config) if about else 0,
-        ),
+        facts=_facts(config, family.name, len(layers), vision, look),
     )
+
+
+def _facts(config: Any, name: str, layers: int, vision: TowerParts | None, look: LookParts | None) -> ModelFacts:
+    if vision is not None:
+        about = vision.about
+        return ModelFacts(name, layers, len(vision.layers), about.has_cls(config), about.read_layer(config))
+    if look is None:
+        return ModelFacts(name, layers, 0, False, 0)
+    default = look.about.attention_layer or look.about.read_layer
+    return ModelFacts(name, layers, len(look.towers[0]), look.about.cls_row(config) is not None, default(config))
 
 
 def _kv_sources(config: Any, types: tuple[str, ...]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.family import Family, Visual
 from tokenprune.models.layouts import HINT, equal_grids, tensor
+from tokenprune.models.reasons import NO_ENCODER_ATTENTION
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
@@ -30,4 +31,4 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     return equal_grids(runs, rows, columns)
 
 
-FAST_VLM = Family(name="fast_vlm", layout=layout)
+FAST_VLM = Family(name="fast_vlm", layout=layout, blind=NO_ENCODER_ATTENTION)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tokenprune.models.family import Family, Visual
-from tokenprune.models.layouts import equal_grids
+from tokenprune.models.family import EncoderLook, Family, Visual
+from tokenprune.models.layouts import equal_grids, last_layer, patches_per_side, tile_rows
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
@@ -21,4 +21,13 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     return equal_grids(runs, side, side)
 
 
-GEMMA3 = Family(name="gemma3", layout=layout)
+GEMMA3 = Family(
+    name="gemma3",
+    layout=layout,
+    look=EncoderLook(
+        layers=("model.vision_tower.encoder.layers",),
+        rows=tile_rows(lambda config: patches_per_side(config) // math.isqrt(int(config.mm_tokens_per_image))),
+        read_layer=last_layer,
+        norms=("model.vision_tower.post_layernorm",),
+    ),
+)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tokenprune.errors import IncompatibleError
-from tokenprune.models.family import Family, Visual
-from tokenprune.models.layouts import Group, in_prompt_order, tensor
+from tokenprune.models.family import EncoderLook, Family, Visual
+from tokenprune.models.layouts import HINT, Group, in_prompt_order, last_layer, tensor
+from tokenprune.models.rows import EncoderRows, TokenRows
 
 
 def grids(places: Tensor, pool: int) -> list[tuple[int, int]]:
@@ -54,9 +56,43 @@ def _video(grids: list[tuple[int, int]], start: int, stop: int) -> Visual:
     )
 
 
+def pooled(places: Tensor, pool: int) -> Tensor:
+    """Rows (N, pool * pool) of one image's patches at `places` (patches, 2), by token; padding makes no token.
+
+    Raises:
+        IncompatibleError: The patches are no whole number of tokens.
+    """
+    real = (places >= 0).all(dim=1).nonzero()[:, 0]
+    across, down = (places[real] // pool).unbind(dim=1)
+    columns = (int(places[:, 0].max()) + 1) // pool
+    order = (across + columns * down).argsort(stable=True)
+    if len(order) % (pool * pool):
+        raise IncompatibleError(f"{len(order)} patches cannot be pooled {pool} by {pool}", hint=HINT)
+    return real[order].view(-1, pool * pool)
+
+
+def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> EncoderRows:
+    """Patches by their places; images are padded to one number of patches, frames to another."""
+    pool = int(config.vision_config.pooling_kernel_size)
+    starts: dict[str, list[Tensor]] = {}
+    total = 0
+    for name, places in (
+        ("pixel_values", inputs.get("image_position_ids")),
+        ("pixel_values_videos", inputs.get("video_position_ids")),
+    ):
+        if places is None:
+            continue
+        flat = places.flatten(0, -3).cpu()
+        starts[name] = [pooled(one, pool) + total + number * len(one) for number, one in enumerate(flat)]
+        total += flat.shape[0] * flat.shape[1]
+    found = [starts[name][span] for name, span in (visual.source for visual in visuals)]
+    return EncoderRows(tuple(TokenRows(torch.cat(frames)) for frames in found), total)
+
+
 GEMMA4 = Family(
     name="gemma4",
     layout=layout,
+    look=EncoderLook(layers=("model.vision_tower.encoder.layers",), rows=rows, read_layer=last_layer),
     placeholders=("image_token_id", "video_token_id"),
     pixels=("pixel_values", "pixel_values_videos"),
     video=True,

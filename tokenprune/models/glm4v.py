@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokenprune.errors import IncompatibleError
-from tokenprune.models.family import Family, Visual
-from tokenprune.models.layouts import in_prompt_order
-from tokenprune.models.qwen_vl import packed
+from tokenprune.models.family import EncoderLook, Family, Visual
+from tokenprune.models.layouts import in_prompt_order, last_layer
+from tokenprune.models.qwen_vl import in_order, packed, packed_rows
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
@@ -32,6 +32,12 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
 GLM4V = Family(
     name="glm4v",
     layout=layout,
+    look=EncoderLook(
+        layers=("model.visual.blocks",),
+        rows=packed_rows(in_order),
+        read_layer=last_layer,
+        norms=("model.visual.post_layernorm",),
+    ),
     pixels=("pixel_values", "pixel_values_videos"),
     video=True,
 )

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from tokenprune.errors import IncompatibleError
-from tokenprune.models.family import Family, Visual
-from tokenprune.models.layouts import HINT, equal_grids, patches_per_side
+from tokenprune.models.family import EncoderLook, Family, Visual
+from tokenprune.models.layouts import HINT, equal_grids, last_layer, patches_per_side, tile_rows
 
 
 def rows_of_tiles(pixels: Tensor) -> list[int]:
@@ -41,5 +41,12 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     return [replace(tile, pixels=("pixel_values", row, row + 1)) for tile, row in zip(tiles, rows, strict=True)]
 
 
-IDEFICS3 = Family(name="idefics3", layout=layout, text="model.text_model")
-SMOLVLM = Family(name="smolvlm", layout=layout, text="model.text_model", video=True)
+_LOOK = EncoderLook(
+    layers=("model.vision_model.encoder.layers",),
+    rows=tile_rows(lambda config: int(config.scale_factor)),
+    read_layer=last_layer,
+    norms=("model.vision_model.post_layernorm",),
+)
+
+IDEFICS3 = Family(name="idefics3", layout=layout, look=_LOOK, text="model.text_model")
+SMOLVLM = Family(name="smolvlm", layout=layout, look=_LOOK, text="model.text_model", video=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenprune.models.family import Family, Visual
-from tokenprune.models.layouts import equal_grids, patches_per_side
+from tokenprune.models.family import EncoderLook, Family, Visual
+from tokenprune.models.layouts import equal_grids, named_layer, patches_per_side, tile_rows
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
@@ -24,4 +24,15 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     return equal_grids(runs, side, side)
 
 
-INTERNVL = Family(name="internvl", layout=layout, video=True)
+INTERNVL = Family(
+    name="internvl",
+    layout=layout,
+    look=EncoderLook(
+        layers=("model.vision_tower.encoder.layer",),
+        rows=tile_rows(lambda config: round(1 / float(config.downsample_ratio)), cls_row=0),
+        read_layer=named_layer,
+        cls_row=lambda _: 0,
+        norms=("model.vision_tower.layernorm",),
+    ),
+    video=True,
+)

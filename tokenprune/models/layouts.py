@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tokenprune.errors import IncompatibleError
-from tokenprune.models.family import Visual
+from tokenprune.models.family import RowsOf, Visual
+from tokenprune.models.rows import EncoderRows, Tile, equal_tiles
 
 #: The images, tiles or frames that one picture or one video stands for in the prompt.
 Group = Sequence[Visual]
 
 HINT = "make the inputs with the checkpoint's own processor"
+
+
+def last_layer(config: Any) -> int:
+    """The last encoder layer (0-based) is read."""
+    return int(config.vision_config.num_hidden_layers) - 1
+
+
+def named_layer(config: Any) -> int:
+    """Encoder layer (0-based) whose output `vision_feature_layer` names; the last of several."""
+    layers = config.vision_feature_layer
+    layers = [layers] if isinstance(layers, int) else list(layers)
+    # hidden_states[0] are the embeddings, so hidden_states[i] is the output of layer i - 1
+    count = config.vision_config.num_hidden_layers + 1
+    return int(max(layer % count for layer in layers)) - 1
+
+
+def tile_rows(pool: Callable[[Any], int], cls_row: int | None = None) -> RowsOf:
+    """Encoder rows of square tiles one after another, the patches of each pooled to its square of tokens.
+
+    Args:
+        pool: Patches along a side of each token, from the config.
+        cls_row: Row of the CLS token, 0 or -1, or `None`.
+    """
+
+    def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> EncoderRows:
+        del inputs
+        if not visuals:
+            return EncoderRows((), 0)
+        side = patches_per_side(config)
+        return equal_tiles(len(visuals), Tile(side, cls_row), pool(config), math.isqrt(visuals[0].tokens))
+
+    return rows
 
 
 def side_of(size: Any) -> int:

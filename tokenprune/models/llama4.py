@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenprune.models.family import Family, Visual
-from tokenprune.models.layouts import equal_grids, patches_per_side
+from tokenprune.models.family import EncoderLook, Family, Visual
+from tokenprune.models.layouts import equal_grids, last_layer, patches_per_side, tile_rows
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
@@ -23,6 +23,13 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
 LLAMA4 = Family(
     name="llama4",
     layout=layout,
+    look=EncoderLook(
+        layers=("vision_model.model.layers",),
+        rows=tile_rows(lambda config: round(1 / float(config.vision_config.pixel_shuffle_ratio)), cls_row=-1),
+        read_layer=last_layer,
+        cls_row=lambda _: -1,  # the class embedding comes after the patches
+        norms=("vision_model.layernorm_post",),
+    ),
     base="",  # the model itself joins both sides
     text="language_model.model",
     mlp="feed_forward",

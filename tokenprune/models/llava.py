@@ -7,21 +7,17 @@ from typing import Any
 
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.family import Family, VisionTower, Visual
-from tokenprune.models.layouts import equal_grids, patches_per_side
-
-
-def read_layer(config: Any) -> int:
-    """Encoder layer (0-based) whose output the projector reads; the last of several."""
-    layers = config.vision_feature_layer
-    layers = [layers] if isinstance(layers, int) else list(layers)
-    # hidden_states[0] are the embeddings, so hidden_states[i] is the output of layer i - 1
-    count = config.vision_config.num_hidden_layers + 1
-    return int(max(layer % count for layer in layers)) - 1
+from tokenprune.models.layouts import equal_grids, named_layer, patches_per_side
 
 
 def has_cls(config: Any) -> bool:
     """Whether the encoder puts a CLS row before the patches."""
     return str(config.vision_config.model_type) == "clip_vision_model"
+
+
+def cls_row(config: Any) -> int | None:
+    """Row of the encoder's CLS token, where it has one."""
+    return 0 if has_cls(config) else None
 
 
 def patch_size(config: Any) -> int:
@@ -62,7 +58,7 @@ LLAVA = Family(
         tower="model.vision_tower",
         layers="encoder.layers",
         projector="model.multi_modal_projector",
-        read_layer=read_layer,
+        read_layer=named_layer,
         has_cls=has_cls,
         patch_size=patch_size,
         resize={"interpolate_pos_encoding": True},

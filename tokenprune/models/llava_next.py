@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from tokenprune.models.family import Family, Visual
-from tokenprune.models.layouts import Group, in_prompt_order, patches_per_side, tensor
-from tokenprune.models.llava import refuse_cls_tokens
+from tokenprune.models.family import EncoderLook, Family, Visual
+from tokenprune.models.layouts import Group, in_prompt_order, named_layer, patches_per_side, tensor
+from tokenprune.models.llava import cls_row, refuse_cls_tokens
+from tokenprune.models.rows import EncoderRows, Tile, TokenRows, cells, film, resized, starts_of
 
 
 def fine_grid(config: Any, size: Sequence[int]) -> tuple[int, int]:
@@ -62,11 +64,94 @@ def tiled(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list
     return in_prompt_order(config, inputs, images, videos)
 
 
-LLAVA_NEXT = Family(name="llava_next", layout=tiled)
+def tiles_of(config: Any, size: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of tiles that the model makes of a picture of a size (height, width)."""
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
+    high, wide = get_anyres_image_grid_shape(tuple(size), config.image_grid_pinpoints, config.vision_config.image_size)
+    return int(high), int(wide)
+
+
+def stitched(tile: Tile, tiles: tuple[int, int], size: Sequence[int]) -> Tensor:
+    """Rows (height, width) of the patches of a picture's tiles, stitched and cropped as the model does.
+
+    Counted from the first row of the first tile.
+    """
+    from transformers.models.llava_next.modeling_llava_next import unpad_image
+
+    high, wide = tiles
+    numbers = torch.arange(high * wide)[:, None] * tile.rows + tile.first + torch.arange(tile.side**2)
+    whole = numbers.view(high, wide, tile.side, tile.side).transpose(1, 2).reshape(high * tile.side, wide * tile.side)
+    cropped: Tensor = unpad_image(whole[None], tuple(size))[0]
+    return cropped
+
+
+def picture_rows(
+    config: Any, sizes: Sequence[Sequence[int]], alone: Sequence[bool], visuals: Sequence[Visual]
+) -> tuple[list[TokenRows], int]:
+    """Rows of the pictures among images and videos, and the rows of all pictures.
+
+    A picture runs as itself, and as its tiles after that where it is `alone` in its prompt.
+    """
+    tile = Tile(patches_per_side(config), cls_row(config))
+    tiles = [tiles_of(config, size) if one else (0, 0) for size, one in zip(sizes, alone, strict=True)]
+    starts = starts_of([(1 + high * wide) * tile.rows for high, wide in tiles])
+    coarse = cells(tile.side, tile.side, 1, tile.side, tile.side)
+    found: list[TokenRows] = []
+    seen: set[int] = set()
+    for visual in visuals:
+        name, span = visual.source
+        if name != "pixel_values":
+            continue
+        number = span.start
+        if number not in seen:
+            seen.add(number)
+            found.append(coarse.shifted(starts[number] + tile.first))
+        elif visual.grid is not None:
+            patches = stitched(tile, tiles[number], sizes[number])
+            found.append(resized(patches, *visual.grid).shifted(starts[number] + tile.rows))
+    return found, starts[-1]
+
+
+def with_videos(
+    config: Any,
+    inputs: Mapping[str, Any],
+    visuals: Sequence[Visual],
+    pictures: tuple[list[TokenRows], int],
+    frame: TokenRows,
+) -> EncoderRows:
+    """Rows of pictures and videos in prompt order; `frame` are the rows of one frame's tokens."""
+    tile = Tile(patches_per_side(config), cls_row(config))
+    images, total = iter(pictures[0]), pictures[1]
+    tokens = []
+    for visual in visuals:
+        name, span = visual.source
+        if name == "pixel_values":
+            tokens.append(next(images))
+        else:
+            tokens.append(film(tile, visual.frames, frame, total + span.start * visual.frames * tile.rows))
+    videos = inputs.get("pixel_values_videos")
+    frames = 0 if videos is None else videos.shape[0] * videos.shape[1]
+    return EncoderRows(tuple(tokens), total + frames * tile.rows)
+
+
+def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> EncoderRows:
+    """Patches of pictures and their tiles, then of frames, pooled."""
+    given = inputs.get("image_sizes")
+    sizes = [] if given is None else given.tolist()
+    pictures = picture_rows(config, sizes, [True] * len(sizes), visuals)
+    side, pool = patches_per_side(config), int(getattr(config, "spatial_pool_stride", 1))
+    return with_videos(config, inputs, visuals, pictures, cells(side, side, pool, side // pool, side // pool))
+
+
+_LOOK = EncoderLook(layers=("model.vision_tower.encoder.layers",), rows=rows, read_layer=named_layer, cls_row=cls_row)
+
+LLAVA_NEXT = Family(name="llava_next", layout=tiled, look=_LOOK)
 
 LLAVA_NEXT_VIDEO = Family(
     name="llava_next_video",
     layout=tiled,
+    look=_LOOK,
     placeholders=("image_token_id", "video_token_id"),
     pixels=("pixel_values", "pixel_values_videos"),
     video=True,

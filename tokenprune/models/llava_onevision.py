@@ -7,13 +7,16 @@ Of several pictures every one is one coarse grid. Each of them, and each video, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenprune.models.family import Family, Visual
-from tokenprune.models.layouts import Group, in_prompt_order, patches_per_side, tensor
-from tokenprune.models.llava import refuse_cls_tokens
-from tokenprune.models.llava_next import coarse_and_fine, fine_grid
+import torch
+
+from tokenprune.models.family import EncoderLook, Family, Visual
+from tokenprune.models.layouts import Group, in_prompt_order, named_layer, patches_per_side, tensor
+from tokenprune.models.llava import cls_row, refuse_cls_tokens
+from tokenprune.models.llava_next import coarse_and_fine, fine_grid, picture_rows, with_videos
+from tokenprune.models.rows import EncoderRows, resized
 
 
 def limited(config: Any, fine: tuple[int, int]) -> tuple[int, int]:
@@ -30,6 +33,14 @@ def with_newline(frames: int, side: int, pixels: tuple[str, int, int]) -> Group:
     return (Visual(tokens + 1, (side, side), frames, separators=(tokens,), pixels=pixels),)
 
 
+def alone(inputs: Mapping[str, Any], pictures: int) -> list[bool]:
+    """Whether each picture is the only one of its prompt."""
+    together = inputs.get("batch_num_images")
+    if together is None:
+        return [True] * pictures
+    return [count == 1 for count in (int(many) for many in together) for _ in range(count)]
+
+
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
     """Pictures by the number of them in their prompt, videos in frames.
 
@@ -40,17 +51,11 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     refuse_cls_tokens(config)
     side = patches_per_side(config)
     sizes = [] if inputs.get("image_sizes") is None else inputs["image_sizes"].tolist()
-    together = inputs.get("batch_num_images")
-    single = (
-        [True] * len(sizes)
-        if together is None
-        else [count == 1 for count in (int(many) for many in together) for _ in range(count)]
-    )
     images = [
         coarse_and_fine(side, limited(config, fine_grid(config, size)), row)
-        if alone
+        if single
         else with_newline(1, side, ("pixel_values", row, row + 1))
-        for row, (size, alone) in enumerate(zip(sizes, single, strict=True))
+        for row, (size, single) in enumerate(zip(sizes, alone(inputs, len(sizes)), strict=True))
     ]
     videos: list[Group] = []
     if inputs.get("pixel_values_videos") is not None:
@@ -61,9 +66,20 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     return in_prompt_order(config, inputs, images, videos)
 
 
+def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> EncoderRows:
+    """Patches of pictures and their tiles, then of frames, both scaled by interpolation."""
+    given = inputs.get("image_sizes")
+    sizes = [] if given is None else given.tolist()
+    pictures = picture_rows(config, sizes, alone(inputs, len(sizes)), visuals)
+    side = patches_per_side(config)
+    frame = resized(torch.arange(side * side).view(side, side), math.ceil(side / 2), math.ceil(side / 2))
+    return with_videos(config, inputs, visuals, pictures, frame)
+
+
 LLAVA_ONEVISION = Family(
     name="llava_onevision",
     layout=layout,
+    look=EncoderLook(layers=("model.vision_tower.encoder.layers",), rows=rows, read_layer=named_layer, cls_row=cls_row),
     placeholders=("image_token_id", "video_token_id"),
     pixels=("pixel_values", "pixel_values_videos"),
     video=True,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenprune.models.family import Family, Visual
-from tokenprune.models.layouts import in_prompt_order
+from tokenprune.models.family import EncoderLook, Family, Visual
+from tokenprune.models.layouts import in_prompt_order, named_layer
+from tokenprune.models.rows import EncoderRows, cells, starts_of
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
@@ -29,4 +30,20 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     )
 
 
-MISTRAL3 = Family(name="mistral3", layout=layout)
+def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> EncoderRows:
+    """Patches of all images packed in one sequence, raster order in each."""
+    patch, merge = int(config.vision_config.patch_size), int(config.spatial_merge_size)
+    sizes = [(high // patch, wide // patch) for high, wide in inputs["image_sizes"].tolist()]
+    starts = starts_of([high * wide for high, wide in sizes])
+    images = [
+        cells(high, wide, merge, high // merge, wide // merge).shifted(start)
+        for (high, wide), start in zip(sizes, starts, strict=False)
+    ]
+    return EncoderRows(tuple(images[visual.source[1].start] for visual in visuals), starts[-1])
+
+
+MISTRAL3 = Family(
+    name="mistral3",
+    layout=layout,
+    look=EncoderLook(layers=("model.vision_tower.transformer.layers",), rows=rows, read_layer=named_layer),
+)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tokenprune.models.family import Family, Visual
-from tokenprune.models.layouts import equal_grids, patches_per_side
+from tokenprune.models.family import EncoderLook, Family, Visual
+from tokenprune.models.layouts import equal_grids, last_layer, patches_per_side, tile_rows
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
@@ -21,4 +21,13 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     return equal_grids(runs, side, side)
 
 
-OVIS2 = Family(name="ovis2", layout=layout)
+OVIS2 = Family(
+    name="ovis2",
+    layout=layout,
+    look=EncoderLook(
+        layers=("model.vision_tower.transformer.encoder.layers",),
+        rows=tile_rows(lambda config: int(config.vision_config.hidden_stride)),
+        read_layer=last_layer,
+        norms=("model.vision_tower.transformer.rms_norm",),
+    ),
+)

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tokenprune.models.family import Family, VisionTower
+from tokenprune.models.layouts import last_layer
 from tokenprune.models.llava import patch_size, square
-
-
-def last_layer(config: Any) -> int:
-    """The projector reads the last encoder layer, after the final norm."""
-    return int(config.vision_config.num_hidden_layers) - 1
-
 
 PALIGEMMA = Family(
     name="paligemma",
@@ -20,7 +13,7 @@ PALIGEMMA = Family(
         tower="model.vision_tower",
         layers="encoder.layers",
         projector="model.multi_modal_projector",
-        read_layer=last_layer,
+        read_layer=last_layer,  # after the final norm
         has_cls=lambda _: False,
         patch_size=patch_size,
         resize={"interpolate_pos_encoding": True},

@@ -12,6 +12,7 @@ from typing import Any
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.family import Family, Visual
 from tokenprune.models.layouts import HINT, Group, in_prompt_order
+from tokenprune.models.reasons import UNSEEN_ATTENTION
 
 
 def side(inputs: Mapping[str, Any], token: int, tiles: int) -> int:
@@ -55,6 +56,7 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
 PERCEPTION_LM = Family(
     name="perception_lm",
     layout=layout,
+    blind=UNSEEN_ATTENTION,
     placeholders=("image_token_id", "video_token_id"),
     pixels=("pixel_values", "pixel_values_videos"),
     video=True,

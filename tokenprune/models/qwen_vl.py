@@ -6,12 +6,16 @@ are one unit all the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tokenprune.models.family import Family, Visual
-from tokenprune.models.layouts import Group, in_prompt_order
+import torch
+from torch import Tensor
+
+from tokenprune.models.family import EncoderLook, Family, RowsOf, Visual
+from tokenprune.models.layouts import Group, in_prompt_order, last_layer
 from tokenprune.models.reasons import LINEAR_ATTENTION, everywhere
+from tokenprune.models.rows import EncoderRows, TokenRows
 
 
 def packed(inputs: Mapping[str, Any], kind: str, pixels: str, merge: int) -> list[Group]:
@@ -50,10 +54,67 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     )
 
 
-def _family(name: str, refused: Mapping[str, str] | None = None) -> Family:
+def in_order(config: Any, grids: Tensor) -> Tensor:
+    """Tokens (all images) stand where their patches do: block by block of merged patches."""
+    merge = int(config.vision_config.spatial_merge_size)
+    return torch.arange(int(grids.prod(dim=1).sum()) // merge**2)
+
+
+def in_windows(config: Any, grids: Tensor) -> Tensor:
+    """Places (all images) of tokens in an encoder that puts the patches of each window side by side."""
+    from transformers.vision_utils import get_vision_window_index
+
+    vision = config.vision_config
+    order: Tensor
+    order, _ = get_vision_window_index(grids, vision.spatial_merge_size, vision.window_size, vision.patch_size)
+    return order.argsort()
+
+
+def packed_rows(places: Callable[[Any, Tensor], Tensor]) -> RowsOf:
+    """Encoder rows of patches packed block by block; images run first, then videos.
+
+    Args:
+        places: Where the blocks of each token stand, from the config and the grids of all images.
+    """
+
+    def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> EncoderRows:
+        block = int(config.vision_config.spatial_merge_size) ** 2
+        found: dict[str, Tensor] = {}
+        total = 0
+        for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            grids = inputs.get(f"{kind}_grid_thw")
+            if grids is None:
+                continue
+            blocks = places(config, grids.cpu())
+            found[name] = total + blocks[:, None] * block + torch.arange(block)
+            total += len(blocks) * block
+        sources = [visual.source for visual in visuals]
+        tokens = [found[name][span.start // block : span.stop // block] for name, span in sources]
+        return EncoderRows(tuple(TokenRows(index) for index in tokens), total)
+
+    return rows
+
+
+def last_full_layer(config: Any) -> int:
+    """The last encoder layer whose patches see their whole image or frame; the last of all where none does."""
+    full = [layer for layer in config.vision_config.fullatt_block_indexes if layer <= last_layer(config)]
+    return int(max(full, default=last_layer(config)))
+
+
+_LOOK = EncoderLook(layers=("model.visual.blocks",), rows=packed_rows(in_order), read_layer=last_layer)
+_WINDOWS = EncoderLook(
+    layers=("model.visual.blocks",),
+    rows=packed_rows(in_windows),
+    read_layer=last_layer,
+    attention_layer=last_full_layer,
+)
+
+
+def _family(name: str, look: EncoderLook | None = _LOOK, refused: Mapping[str, str] | None = None) -> Family:
     return Family(
         name=name,
         layout=layout,
+        look=look,
         placeholders=("image_token_id", "video_token_id"),
         pixels=("pixel_values", "pixel_values_videos"),
         video=True,
@@ -62,7 +123,7 @@ def _family(name: str, refused: Mapping[str, str] | None = None) -> Family:
 
 
 QWEN2_VL = _family("qwen2_vl")
-QWEN2_5_VL = _family("qwen2_5_vl")
+QWEN2_5_VL = _family("qwen2_5_vl", _WINDOWS)
 QWEN3_VL = _family("qwen3_vl")
 QWEN3_VL_MOE = _family("qwen3_vl_moe")
-QWEN3_5 = _family("qwen3_5", everywhere(LINEAR_ATTENTION))
+QWEN3_5 = _family("qwen3_5", refused=everywhere(LINEAR_ATTENTION))

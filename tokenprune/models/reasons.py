@@ -19,9 +19,24 @@ CROSS_ATTENTION = "its images enter through cross-attention layers: the sequence
 SEVERAL_LAYERS = "its projector reads several encoder layers, which would have different rows after a cut between them"
 
 
+LOOK_ONLY = (
+    "its encoder can be looked into but not cut: what a pruner chooses there is taken out at the LLM input, behind the "
+    "projector"
+)
+NO_ENCODER_ATTENTION = "its vision encoder is convolutional: it has no attention and no rows of tokens"
+UNSEEN_ATTENTION = (
+    "its vision encoder comes from timm and computes attention by itself, where queries and keys cannot be seen"
+)
+
+
 def everywhere(reason: str) -> Mapping[str, str]:
     """One reason for every kind of site."""
     return dict.fromkeys(SITE_KINDS, reason)
+
+
+def no_cuts(family: str) -> Mapping[str, str]:
+    """Reasons on the vision side of a family whose encoder is only looked into."""
+    return {kind: LOOK_ONLY if kind == "encoder" else no_vision(family) for kind in VISION_KINDS}
 
 
 def no_vision(family: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenprune.models.family import Family, Visual
-from tokenprune.models.layouts import Group, in_prompt_order, patches_per_side, tensor
-from tokenprune.models.llava import refuse_cls_tokens
+from tokenprune.models.family import EncoderLook, Family, Visual
+from tokenprune.models.layouts import Group, in_prompt_order, named_layer, patches_per_side, tensor
+from tokenprune.models.llava import cls_row, refuse_cls_tokens
+from tokenprune.models.rows import EncoderRows, Tile, cells, film
 
 #: Where processors put the images, the older name first.
 _IMAGES = ("pixel_values_images", "pixel_values")
@@ -47,9 +48,30 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     return in_prompt_order(config, inputs, images, videos)
 
 
+def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> EncoderRows:
+    """Patches of images, then of frames, each behind its CLS row."""
+    side = patches_per_side(config)
+    tile, one = Tile(side, cls_row(config)), cells(side, side, 1, side, side)
+    images = sum(len(inputs[name]) for name in _IMAGES if inputs.get(name) is not None) * tile.rows
+    tokens = []
+    for visual in visuals:
+        name, span = visual.source
+        start = images if name == "pixel_values_videos" else 0
+        tokens.append(film(tile, visual.frames, one, start + span.start * visual.frames * tile.rows))
+    videos = inputs.get("pixel_values_videos")
+    frames = 0 if videos is None else videos.shape[0] * videos.shape[1]
+    return EncoderRows(tuple(tokens), images + frames * tile.rows)
+
+
 VIDEO_LLAVA = Family(
     name="video_llava",
     layout=layout,
+    look=EncoderLook(
+        layers=("model.image_tower.encoder.layers", "model.video_tower.encoder.layers"),
+        rows=rows,
+        read_layer=named_layer,
+        cls_row=cls_row,
+    ),
     placeholders=("image_token_id", "video_token_id"),
     pixels=(*_IMAGES, "pixel_values_videos"),
     video=True,

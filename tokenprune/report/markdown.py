@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tokenprune.report.reading import SweepData
-from tokenprune.report.statistics import Interval
-from tokenprune.report.tables import Leaderboard, Row, Table, leaderboard
-
-NOTHING = "-"
+from tokenprune.report.rows import Row, Table
+from tokenprune.report.sections import Section, sections_of
+from tokenprune.report.tables import Leaderboard, leaderboard
+from tokenprune.report.text import NOTHING, contrast, ends, number, percent, points
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("#", lambda row: NOTHING if row.rank is None else str(row.rank)),
     ("pruner", lambda row: row.label),
-    ("accuracy %", lambda row: _percent(row.accuracy.mean if row.accuracy else None)),
-    ("vs none", lambda row: _points(row.against_none)),
-    ("vs random", lambda row: _points(row.against_random) + ("*" if (row.q_random or 1.0) < 0.05 else "")),
-    ("same answer %", lambda row: _percent(row.agreement)),
-    ("KL", lambda row: _number(row.kl, 2)),
-    ("output error", lambda row: _number(row.output_error, 3)),
-    ("dual error", lambda row: _number(row.dual_error, 3)),
-    ("final tokens", lambda row: _number((row.tokens or {}).get("final"), 0)),
-    ("layer average", lambda row: _number((row.tokens or {}).get("layer_average"), 0)),
-    ("prefill ms", lambda row: _number(row.prefill_ms, 1)),
-    ("pruner ms", lambda row: _number(row.overhead_ms, 1)),
-    ("GFLOPs", lambda row: _number(row.prefill_gflops, 2)),
+    ("accuracy %", lambda row: percent(row.accuracy.mean if row.accuracy else None)),
+    ("interval", lambda row: ends(row.accuracy)),
+    ("retention %", lambda row: percent(row.retention.mean if row.retention else None)),
+    ("vs none", lambda row: points(row.against_none)),
+    ("vs random", lambda row: contrast(row.against_random)),
+    ("vs downsample", lambda row: contrast(row.against_downsample)),
+    ("hard %", lambda row: percent(row.hard.mean if row.hard else None)),
+    ("same answer %", lambda row: percent(row.agreement)),
+    ("KL", lambda row: number(row.kl, 2)),
+    ("output error", lambda row: number(row.output_error, 3)),
+    ("dual error", lambda row: number(row.dual_error, 3)),
+    ("final tokens", lambda row: number((row.tokens or {}).get("final"), 0)),
+    ("layer average", lambda row: number((row.tokens or {}).get("layer_average"), 0)),
+    ("prefill ms", lambda row: number(row.prefill_ms, 1)),
+    ("pruner ms", lambda row: number(row.overhead_ms, 1)),
+    ("GFLOPs", lambda row: number(row.prefill_gflops, 2)),
 )
 
 LEGEND = (
-    "Differences are percentage points on the same questions with 95 % paired bootstrap intervals; `*`: differs from "
-    "`random` with an adjusted p < 0.05. `same answer`: equal to the unpruned answer. KL (nats): first answer token "
-    "against the unpruned model. Errors: relative norms, mean over layers, of the attention output and of the implicit "
-    f"weight. Prefill: median of one sample with vision encoder and pruner. {NOTHING}: not measured or not defined."
+    "Figures in brackets are 95 % bootstrap intervals; differences are percentage points on the same questions, "
+    "paired. `*`: differs from that baseline with p < 0.05 after Holm's correction for all such comparisons of the "
+    "table (paired permutation test; McNemar's exact test for right or wrong). A sample or a cell that failed counts "
+    "as wrong. Retention: accuracy divided by the unpruned accuracy. Hard: accuracy on the questions that the unpruned "
+    "model answers and `downsample`, at this budget, does not. Same answer (loyalty): equal to the unpruned answer. "
+    "KL (nats): first answer token against the unpruned model. Errors: relative norms, mean over layers, of the "
+    "attention output and of the implicit weight. Prefill: median of one sample with vision encoder and pruner. "
+    f"{NOTHING}: not measured or not defined."
 )
 
 
@@ -45,6 +53,21 @@ def markdown_table(source: str | Path | SweepData | Leaderboard) -> str:
     board = source if isinstance(source, Leaderboard) else leaderboard(source)
     parts = [_table(table) for table in board.tables]
     return "\n\n".join([*parts, LEGEND]) + "\n"
+
+
+def markdown_report(source: str | Path | SweepData | Leaderboard) -> str:
+    """The tables, and what they say together: budgets needed, Pareto fronts, task families, rank stability.
+
+    Raises:
+        ConfigError: The directory holds no sweep.
+    """
+    board = source if isinstance(source, Leaderboard) else leaderboard(source)
+    return "\n\n".join([markdown_table(board).rstrip(), *map(markdown_section, sections_of(board))]) + "\n"
+
+
+def markdown_section(section: Section) -> str:
+    """One section as Markdown."""
+    return _grid(section.title, section.header, section.rows, section.names, section.notes)
 
 
 def cells_of(table: Table) -> tuple[list[str], list[list[str]]]:
@@ -62,25 +85,23 @@ def title_of(table: Table) -> str:
     return f"{table.model}, {table.task}: {budget} {kept}, {questions} questions"
 
 
+def notes_of(table: Table) -> list[str]:
+    """What is to be said below one table: cells without a result, and the hard subset."""
+    lines = [f"{row.label}: {row.outcome}: {row.reason}".rstrip(": ") for row in table.rows if row.outcome != "done"]
+    hard = table.hard
+    if hard.questions:
+        return [*lines, f"hard: {hard.questions} questions"]
+    return [*lines, f"hard: {NOTHING} ({hard.reason})"]
+
+
 def _table(table: Table) -> str:
-    header, rows = cells_of(table)
-    numbers = ["---" if name == "pruner" else "--:" for name in header]
-    lines = [header, numbers, *rows]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    without = [row for row in table.rows if row.outcome != "done"]
-    notes = [f"- `{row.label}` {row.outcome}{': ' + row.reason if row.reason else ''}" for row in without]
-    return "\n".join([f"**{title_of(table)}**", "", text, *([""] if notes else []), *notes])
+    return _grid(title_of(table), *cells_of(table), names=("pruner",), notes=notes_of(table))
 
 
-def _percent(value: float | None) -> str:
-    return NOTHING if value is None else f"{100.0 * value:.1f}"
-
-
-def _points(interval: Interval | None) -> str:
-    if interval is None:
-        return NOTHING
-    return f"{100.0 * interval.mean:+.1f} [{100.0 * interval.low:+.1f}, {100.0 * interval.high:+.1f}]"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return NOTHING if value is None else f"{value:.{digits}f}"
+def _grid(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], names: Sequence[str], notes: Sequence[str]
+) -> str:
+    rule = ["---" if name in names else "--:" for name in header]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *rows)) if rows else ""
+    below = "\n".join(f"- {note}" for note in notes)
+    return "\n\n".join(part for part in (f"**{title}**", text, below) if part)

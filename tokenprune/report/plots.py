@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenprune.report.tables import Leaderboard, Row, Table
+from tokenprune.report.rows import Row, Table
+from tokenprune.report.tables import Leaderboard
 from tokenprune.sweep.config import REFERENCE
 
 

@@ -14,7 +14,7 @@ from tokenprune import dual
 from tokenprune.errors import IncompatibleError, UndeclaredNeedError
 from tokenprune.pruner import ModelFacts, Pruner, Rows, Site
 from tokenprune.testing.recording import Recording
-from tokenprune.view import Support
+from tokenprune.view import Heads, Support
 
 SITE = Site("layer", 2)
 FACTS = ModelFacts(family="recorded", num_layers=32, encoder_layers=24, has_cls=True, encoder_read_layer=22)
@@ -109,6 +109,38 @@ class RecordedView:
             total = probabilities.sum(dim=-1, keepdim=True)
             probabilities = probabilities / total.clamp_min(torch.finfo(torch.float32).tiny)
         return probabilities, self._mask(rows, probabilities.shape[2])
+
+    def attention_received(
+        self,
+        rows: Rows = "visual",
+        *,
+        rope: bool = True,
+        layer: int | None = None,
+        support: Support = "causal",
+        heads: Heads = "mean",
+    ) -> Tensor:
+        """Attention that each visual token receives from the named rows, mean over the real rows, (B, N)."""
+        self._declared("attention")
+        recording = self._recording
+        queries = (recording.queries if rope else recording.queries_nope).get(rows)
+        if recording.attention.get(rows) is not None or queries is None:
+            attention, mask = self.attention(rows, rope=rope, layer=layer, support=support)
+            return self._received(attention, mask, heads) / mask.sum(dim=1, keepdim=True).clamp_min(1)
+        mask = self._mask(rows, queries.shape[2])
+        total = torch.zeros(self.units, self.tokens)
+        for part in dual.tiles(queries.shape[2], queries.shape[1] * self.tokens):
+            cut = {str(rows): queries[:, :, part]}
+            few = dataclasses.replace(recording, masks={}, queries=cut, queries_nope=cut)
+            view = RecordedView(few, self.keep, self._needs, site=self.site, facts=self.facts)
+            attention, _ = view.attention(rows, rope=rope, layer=layer, support=support)
+            total += self._received(attention, mask[:, part], heads)
+        return total / mask.sum(dim=1, keepdim=True).clamp_min(1)
+
+    @staticmethod
+    def _received(attention: Tensor, mask: Tensor, heads: Heads) -> Tensor:
+        """Sum of the real rows (B, H, r, N), pooled over the heads, (B, N)."""
+        pooled = attention.amax(dim=1) if heads == "max" else attention.mean(dim=1)
+        return (pooled * mask.unsqueeze(-1)).sum(dim=1)
 
     def attention_output(self, rows: Rows = "last", *, layer: int | None = None) -> tuple[Tensor, Tensor]:
         """Attention output (B, H, R, d) over the whole causal row, and mask (B, R)."""

@@ -115,10 +115,7 @@ class FitPrune(Pruner):
 
         The largest head, mean over the rows, in the layer of the cut.
         """
-        among, _ = view.attention("visual")
-        said, mask = view.attention("text")
-        cross = (said.amax(dim=1) * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
-        return among.amax(dim=1).mean(dim=1), cross
+        return view.attention_received("visual", heads="max"), view.attention_received("text", heads="max")
 
     @staticmethod
     def deletable(mass: Tensor, reference: Tensor, tolerance: float) -> Tensor:

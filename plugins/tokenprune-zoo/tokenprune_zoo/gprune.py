@@ -65,7 +65,7 @@ class GPrune(ScoredPruner):
     def score(self, view: View) -> Tensor:
         """Propagated norm by degree, (B, N)."""
         features = view.projected()
-        similarity = dual.cosine_duplication(features, signed=True).full()
+        similarity = dual.cosine_duplication(features, signed=True)
         walked, degree = dual.propagated(
             features.norm(dim=-1),
             similarity,

@@ -89,7 +89,7 @@ class HoloV(OneCut):
         attention = view.cls_attention().mean(dim=1) * _LIFT
         chunks, sizes = self._chunks(view.tokens, attention)
         member = dual.one_hot(chunks, sizes.shape[0])  # (N, P)
-        variance = self._variance(view.projected(), member @ member.T, sizes[chunks].float())
+        variance = self._variance(view.projected(), chunks, sizes[chunks].float())
         mean_attention, mean_variance = (attention @ member) / sizes, (variance @ member) / sizes
         if self.published:
             scale = (mean_attention / (mean_variance + _GUARD))[:, chunks]
@@ -110,15 +110,18 @@ class HoloV(OneCut):
         return torch.arange(count, device=like.device).repeat_interleave(sizes), sizes
 
     @staticmethod
-    def _variance(features: Tensor, same: Tensor, size: Tensor) -> Tensor:
+    def _variance(features: Tensor, chunks: Tensor, size: Tensor) -> Tensor:
         """Variance of each token's cosines within its chunk, the zeroed diagonal counted in, (B, N)."""
         import torch
 
         length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
         directions = features / (length + _GUARD)
-        other = same - torch.eye(same.shape[0], device=same.device)
-        cosine = directions @ directions.transpose(-1, -2) * other
+        places = torch.arange(len(chunks), device=chunks.device)
         divisor = (size - 1.0).clamp_min(1.0)
-        mean = cosine.sum(dim=-1) / divisor
-        variance: Tensor = ((cosine - mean.unsqueeze(-1)).square() * same).sum(dim=-1) / divisor
-        return variance
+        variances = []
+        for part in dual.tiles(len(chunks), len(chunks)):
+            same = chunks[part, None] == chunks
+            cosine = directions[:, part] @ directions.transpose(-1, -2) * (same & (places[part, None] != places))
+            mean = cosine.sum(dim=-1) / divisor[part]
+            variances.append(((cosine - mean.unsqueeze(-1)).square() * same).sum(dim=-1) / divisor[part])
+        return torch.cat(variances, dim=-1)

@@ -178,7 +178,9 @@ class SparseVLM(Pruner):
         noise = None if noise is None else _NOISE * noise.to(features)
         centres, assignment = dual.density_peaks(features, clusters, neighbours=clusters, noise=noise)
         member = dual.one_hot(assignment, clusters).transpose(-1, -2)
-        means = (member / member.sum(dim=-1, keepdim=True)) @ dual.one_hot(pool, tokens)
+        means = torch.zeros(len(pool), clusters, tokens, device=member.device).scatter(
+            -1, pool.unsqueeze(1).expand_as(member), member / member.sum(dim=-1, keepdim=True)
+        )
         merge = torch.cat((dual.one_hot(kept, tokens), means), dim=1)
         anchors = torch.cat((kept, pool.gather(-1, centres)), dim=-1)
         labels = ("kept",) * count + ("recycled",) * clusters

@@ -123,9 +123,13 @@ class ToMe(Pruner):
         places = torch.arange(view.tokens, device=metric.device)
         first = int(view.facts.has_cls)  # patch j stands at position j + 1 behind a class token
         sources, targets = places[first::2], places[1 - first :: 2]
-        similarity = metric[:, sources] @ metric[:, targets].transpose(-1, -2)
-        order = similarity.amax(dim=-1).sort(dim=-1, descending=True, stable=True).indices
-        return sources[order], targets[dual.first_largest(similarity).gather(-1, order)], targets
+        best, partner = [], []
+        for part in dual.tiles(len(sources), len(targets)):
+            similarity = metric[:, sources[part]] @ metric[:, targets].transpose(-1, -2)
+            best.append(similarity.amax(dim=-1))
+            partner.append(dual.first_largest(similarity))
+        order = torch.cat(best, dim=-1).sort(dim=-1, descending=True, stable=True).indices
+        return sources[order], targets[torch.cat(partner, dim=-1).gather(-1, order)], targets
 
 
 def _counts(tokens: int, keep: int, rates: Sequence[float]) -> list[int]:

@@ -97,11 +97,16 @@ class TopV(Pruner):
         import torch
 
         entered, places = view.layer_input(), view.coordinates()
-        apart = dual.squared_distance(places, places)
+        before, after = dual.unit(entered), dual.unit(view.mlp_input())
         middle = (torch.tensor(view.grid(), device=places.device) - 1) / 2
-        cost = dual.squared_distance(dual.unit(entered), dual.unit(view.mlp_input())).sqrt()
-        cost = cost + self.space_weight * (1.0 - (-apart / (2.0 * self.sigma**2)).exp())
-        cost = cost + self.centre_weight * torch.linalg.vector_norm(places - middle, dim=-1, keepdim=True)
+        outside = self.centre_weight * torch.linalg.vector_norm(places - middle, dim=-1, keepdim=True)
+
+        def cost(part: slice) -> Tensor:
+            apart = dual.squared_distance(places[:, part], places)
+            moved = dual.squared_distance(before[:, part], after).sqrt()
+            far: Tensor = moved + self.space_weight * (1.0 - (-apart / (2.0 * self.sigma**2)).exp()) + outside[:, part]
+            return far
+
         norms = entered.norm(dim=-1)
         return dual.transported_mass(
             norms, torch.ones_like(norms), cost, epsilon=self.epsilon, iterations=self.iterations

@@ -85,7 +85,7 @@ class VisPruner(OneCut):
         while pool.shape[-1] > left:
             even, odd = pool[:, ::2], pool[:, 1::2]
             drop = min(self.drop_per_round, pool.shape[-1] - left, even.shape[-1])
-            redundancy = similarity.block(even, odd).amax(dim=-1)
+            redundancy, _ = dual.best_match(similarity, even, odd)
             survivors = redundancy.sort(dim=-1, descending=True, stable=True).indices[:, drop:]
             pool = torch.cat((even.gather(-1, survivors), odd), dim=-1)
         return pool

@@ -65,7 +65,7 @@ class Check:
             pruner: Name of an installed pruner, or a pruner.
             options: Options on top of the defaults, with a name.
             model: Short name, directory or hub name of the model that the group `model` runs on.
-            thorough: Every budget in every check; otherwise plans at every budget, the rest at three.
+            thorough: Every budget in every check; otherwise plans at every budget, the rest at two.
 
         Raises:
             ConformanceError: The pruner breaks the law.

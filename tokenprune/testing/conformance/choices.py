@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,38 +29,40 @@ from tokenprune.testing.conformance.staged import (
     staged,
     tensors_of,
 )
-from tokenprune.testing.conformance.subject import Subject
+from tokenprune.testing.conformance.subject import FACTS, Subject, told
 from tokenprune.testing.conformance.verdict import ConformanceError, NotApplicable
+from tokenprune.testing.recorded_view import RecordedView
 from tokenprune.testing.recording import Recording
 
 _HALF = (torch.float16, torch.bfloat16)
+_MORE_THAN_A_FRAME = Budget(ratio=0.75)
 
 
 def counted(subject: Subject) -> tuple[str, ...]:
     """Every stop emits as many rows as its budget says, unless it says that the count follows from the data."""
-    for told, run in runs(subject, pictures()):
-        _check_counts(told, run)
+    for name, run in runs(subject, pictures()):
+        _check_counts(name, run)
     return ()
 
 
-def _check_counts(told: str, run: Run) -> None:
+def _check_counts(name: str, run: Run) -> None:
     for choice in run.of_prefill():
         count = len(choice.kept.anchors)
         if not choice.stop.auto and count != choice.keep:
-            raise ConformanceError(f"rows of {choice}, {told}", expected=choice.keep, found=count)
+            raise ConformanceError(f"rows of {choice}, {name}", expected=choice.keep, found=count)
 
 
 def legal(subject: Subject) -> tuple[str, ...]:
     """Indices are distinct and in range; weights and labels have one finite entry per row."""
-    for told, run in runs(subject, pictures()):
+    for name, run in runs(subject, pictures()):
         for choice in run.choices:
-            _check_answer(choice, told)
+            _check_answer(choice, name)
     return ()
 
 
-def _check_answer(choice: Choice, told: str) -> None:
+def _check_answer(choice: Choice, name: str) -> None:
     kept, count = choice.kept, len(choice.kept.anchors)
-    where = f"{choice}, {told}"
+    where = f"{choice}, {name}"
     if kept.merge is not None:
         merge = kept.merge.to_dense()
         if tuple(merge.shape) != (count, choice.tokens):
@@ -108,33 +111,27 @@ def repeated(subject: Subject) -> tuple[str, ...]:
     """The same again, whatever the global random state, which stays as it was."""
     recording = pictures()
     with torch.random.fork_rng():
-        for seed, (told, run) in enumerate(runs(subject, recording)):
+        for seed, (name, run) in enumerate(runs(subject, recording)):
             torch.manual_seed(seed)
             before, drawn = torch.get_rng_state(), random.getstate()
             again = staged(subject.pruner, run.stops, recording)
             if not torch.equal(before, torch.get_rng_state()) or drawn != random.getstate():
-                raise ConformanceError(f"global random state, {told}", expected="left alone", found="moved on")
-            _check_same(run, again, range(recording.units), f"the same again, {told}")
+                raise ConformanceError(f"global random state, {name}", expected="left alone", found="moved on")
+            _check_same(run, again, range(recording.units), f"the same again, {name}")
     return ()
 
 
 def alone(subject: Subject) -> tuple[str, ...]:
     """A unit alone gives what it gives in a batch."""
-    for recording in (pictures(3), film(3)):
-        for told, run in _taken_or_refused(subject, recording):
-            for unit in range(recording.units):
-                one = staged(subject.pruner, run.stops, recording.unit(unit))
-                _check_same(run, one, [unit], f"unit {unit} alone, {told}")
+    _check_alone(subject, pictures(3))
     return ()
 
 
-def _taken_or_refused(subject: Subject, recording: Recording) -> Iterator[tuple[str, Run]]:
-    """Runs on a recording; videos may be refused."""
-    try:
-        yield from runs(subject, recording)
-    except IncompatibleError:
-        if recording.frames == 1:
-            raise
+def _check_alone(subject: Subject, recording: Recording) -> None:
+    unit = recording.units - 1
+    for name, run in runs(subject, recording):
+        one = staged(subject.pruner, run.stops, recording.unit(unit))
+        _check_same(run, one, [unit], f"unit {unit} alone, {name}")
 
 
 def _check_same(first: Run, second: Run, units: Any, where: str) -> None:
@@ -189,19 +186,22 @@ def lower_first(subject: Subject) -> tuple[str, ...]:
 def degenerate(subject: Subject) -> tuple[str, ...]:
     """Equal tokens and zero tokens get a legal answer without NaN."""
     for what, change in (("equal", all_equal), ("zero", all_zero)):
-        for recording in (pictures(4), film(4)):
-            for told, run in _taken_or_refused(subject, change(recording)):
-                _check_counts(f"{what} tokens, {told}", run)
-                for choice in run.choices:
-                    _check_answer(choice, f"{what} tokens, {told}")
+        _check_runs(subject, change(pictures(4)), f"{what} tokens")
     return ()
 
 
-class _HalfWatch(TorchDispatchMode):
+def _check_runs(subject: Subject, recording: Recording, what: str) -> None:
+    for name, run in runs(subject, recording):
+        _check_counts(f"{what}, {name}", run)
+        for choice in run.choices:
+            _check_answer(choice, f"{what}, {name}")
+
+
+class _HalfWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the first operation that makes numbers of half precision."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.first = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -216,14 +216,15 @@ def full_precision(subject: Subject) -> tuple[str, ...]:
     """Whatever the model's precision, scores are float32."""
     for dtype in _HALF:
         recording = _as_seen(pictures(7), dtype)
-        for told, run in runs(subject, recording):
-            _check_counts(f"{dtype}, {told}", run)
-            with _HalfWatch() as watch:
-                staged(subject.pruner, run.stops, recording)
-            if watch.first:
-                raise ConformanceError(f"scores of a {dtype} model", expected="float32 throughout", found=watch.first)
+        found = list(runs(subject, recording))
+        for name, run in found:
+            _check_counts(f"{dtype}, {name}", run)
             for choice in run.choices:
-                _check_answer(choice, f"{dtype}, {told}")
+                _check_answer(choice, f"{dtype}, {name}")
+        with _HalfWatch() as watch:
+            staged(subject.pruner, found[0][1].stops, recording.unit(0))
+        if watch.first:
+            raise ConformanceError(f"scores of a {dtype} model", expected="float32 throughout", found=watch.first)
     return ()
 
 
@@ -242,15 +243,13 @@ def short(subject: Subject) -> tuple[str, ...]:
         if stops is None:
             continue
         answered = True
-        told = f"{tokens} of {recording.tokens} tokens"
+        name = f"{tokens} of {recording.tokens} tokens"
         run = staged(subject.pruner, stops, recording)
-        _check_counts(told, run)
+        _check_counts(name, run)
         for choice in run.choices:
-            _check_answer(choice, told)
+            _check_answer(choice, name)
             if choice.stop.drop_all and len(choice.kept.anchors):
-                raise ConformanceError(
-                    f"rows of {choice}, which drops all", expected=0, found=len(choice.kept.anchors)
-                )
+                raise ConformanceError(f"rows of {choice}, which drops all", expected=0, found=len(choice.kept.anchors))
     if not answered:
         raise NotApplicable("these budgets are below the floor")
     return ()
@@ -258,14 +257,13 @@ def short(subject: Subject) -> tuple[str, ...]:
 
 def videos(subject: Subject) -> tuple[str, ...]:
     """A video of several frames is pruned like any unit, or refused."""
+    roomy = dataclasses.replace(subject, budgets=(*subject.budgets, _MORE_THAN_A_FRAME))
     try:
-        found = list(runs(subject, film()))
+        _check_runs(roomy, film(), "a video")
+        _check_runs(subject, all_equal(film(4)), "a video that stands still")
+        _check_alone(subject, film(3))
     except IncompatibleError as error:
         raise NotApplicable(f"videos are refused: {error.message}") from None
-    for told, run in found:
-        _check_counts(f"a video, {told}", run)
-        for choice in run.choices:
-            _check_answer(choice, f"a video, {told}")
     return ()
 
 
@@ -275,24 +273,31 @@ def declared(subject: Subject) -> tuple[str, ...]:
     if set(subject.pruner.needs) - spec:
         raise ConformanceError("`needs`", expected=f"at most the spec's {sorted(spec)}", found=subject.pruner.needs)
     used: set[str] = set()
-    for recording in (pictures(), film()):
-        for _, run in _taken_or_refused(subject, recording):
-            used |= run.used
+    for _, run in runs(subject, pictures()):
+        used |= run.used
     idle = sorted(set(subject.pruner.needs) - used)
     return (f"declared, but not used under these options: {', '.join(idle)}",) if idle else ()
 
 
 def pure(subject: Subject) -> tuple[str, ...]:
     """A decision changes neither the tensors that it was shown nor the pruner."""
+    if not subject.cuts:
+        raise NotApplicable("the spec declares no site: this pruner never cuts")
     recording = pictures()
     before = [tensor.clone() for tensor in tensors_of(recording)]
     was = repr(subject.pruner)
-    for told, _ in runs(subject, recording):
-        for old, new in zip(before, tensors_of(recording), strict=True):
-            if not torch.equal(old, new):
-                raise ConformanceError(f"tensors of the view, {told}", expected="left as they are", found="changed")
+    for budget in subject.budgets:
+        stops = subject.plan(budget, recording.tokens)
+        if not stops:
+            continue
+        # at the first stop nothing is gone yet, so this view hands out the recording's own tensors
+        keep = min(recording.tokens, stops[0].keep(recording.tokens))
+        view = RecordedView(recording, keep, subject.pruner.needs, site=stops[0].site, facts=FACTS)
+        subject.pruner.decide(view, stops[0], {})
+        if not all(map(torch.equal, before, tensors_of(recording))):
+            raise ConformanceError(f"tensors of the view, {told(budget)}", expected="left as they are", found="changed")
         if repr(subject.pruner) != was:
-            raise ConformanceError(f"pruner, {told}", expected=was, found=repr(subject.pruner))
+            raise ConformanceError(f"pruner, {told(budget)}", expected=was, found=repr(subject.pruner))
     return ()
 
 

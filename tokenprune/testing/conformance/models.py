@@ -31,7 +31,7 @@ _BEFORE_THE_DECODER = ("pixels", "tower")
 Inputs = Mapping[str, Tensor]
 
 
-class _Stopped(Exception):  # noqa: N818 - a stand-in for whatever may go wrong
+class _Stopped(Exception):
     """Raised in the middle of a prefill, to see that the model is restored."""
 
 
@@ -275,10 +275,10 @@ def _admitted(subject: Subject, loaded: LoadedModel, inputs: Inputs) -> Iterator
 
 
 def _check_close(found: Tensor, expected: Tensor, where: str) -> None:
-    scale = max(1.0, float(expected.abs().max()))
+    room = _CLOSE * max(1.0, float(expected.abs().max()))
     difference = float((found - expected).abs().max())
-    if not difference <= _CLOSE * scale:
-        raise ConformanceError(where, expected=f"a difference of at most {_CLOSE * scale:.1e}", found=f"{difference:.1e}")
+    if not difference <= room:
+        raise ConformanceError(where, expected=f"a difference of at most {room:.1e}", found=f"{difference:.1e}")
 
 
 def _check_restored(before: object, loaded: LoadedModel, where: str) -> None:
@@ -288,7 +288,8 @@ def _check_restored(before: object, loaded: LoadedModel, where: str) -> None:
 
 def _fingerprint(model: nn.Module) -> object:
     """What must be the same after a session: tensors, hooks, attributes, config."""
-    tensors = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in model.state_dict(keep_vars=True).items())
+    state = model.state_dict(keep_vars=True)
+    tensors = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in state.items())
     modules = tuple(
         (name, tuple(sorted(vars(module))), len(module._forward_hooks), len(module._forward_pre_hooks))
         for name, module in model.named_modules()

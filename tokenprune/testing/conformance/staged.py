@@ -241,7 +241,7 @@ def all_equal(recording: Recording) -> Recording:
 
 def all_zero(recording: Recording) -> Recording:
     """Every token zero."""
-    return _each_token(recording, lambda values, axis: torch.zeros_like(values))
+    return _each_token(recording, lambda values, _: torch.zeros_like(values))
 
 
 def in_order(recording: Recording, order: Tensor) -> Recording:
@@ -292,9 +292,7 @@ def _checked(decision: Decision, stop: Stop, numbers: list[int], tokens: int, ke
         raise ConformanceError(
             f"decision at `{stop.site}`", expected=f"{len(numbers)} units", found=f"{len(decision.units)}"
         )
-    choices = [
-        Choice(stop, unit, tokens, keep, kept) for unit, kept in zip(numbers, decision.units, strict=True)
-    ]
+    choices = [Choice(stop, unit, tokens, keep, kept) for unit, kept in zip(numbers, decision.units, strict=True)]
     for choice in choices:
         anchors = choice.kept.anchors
         if anchors.ndim != 1 or anchors.dtype != torch.int64:

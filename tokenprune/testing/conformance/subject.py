@@ -22,7 +22,7 @@ BUDGETS = tuple(
     for budget in (*(Budget(ratio=ratio, account=account) for ratio in RATIOS), Budget(tokens=1, account=account))
 )
 #: The budgets at which choices are made and models are run unless told otherwise.
-FEW = (Budget(ratio=0.25), Budget(ratio=0.75), Budget(tokens=1))
+FEW = (Budget(ratio=0.25), Budget(tokens=1))
 #: The model that recorded tensors are said to come from: deep enough for every published layer.
 FACTS = ModelFacts("recorded", num_layers=32, encoder_layers=24, has_cls=True, encoder_read_layer=22)
 

@@ -28,7 +28,7 @@ class ConformanceWarning(UserWarning):
     """A pruner keeps the law, but says more than it does."""
 
 
-class NotApplicable(Exception):  # noqa: N818 - no error: the law says nothing about this pruner
+class NotApplicable(Exception):
     """A law that does not apply, with the reason."""
 
 

@@ -1,0 +1,196 @@
+"""Every installed pruner on every family: does it run, is it refused, does it fail.
+
+Each family of the tests' zoo of small models is made in a process of its own and asked for four greedy tokens, with a
+picture and, where it takes them, with a video, under every pruner at keep ratio 0.25.
+
+Usage:
+    python -m benchmarks.matrix.run                  all families; writes matrix.json and docs/matrix.md
+    python -m benchmarks.matrix.run --family llava   one family, as JSON lines; writes nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).with_name("matrix.json")
+PAGE = ROOT / "docs" / "matrix.md"
+RATIO = 0.25
+NEW_TOKENS = 4
+TIMEOUT_S = 1800
+#: Seconds after which a pair counts as endless; these models answer in less than one.
+PATIENCE_S = 60
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What came of one pruner on one family and one kind of input.
+
+    Args:
+        pruner: Name.
+        family: Name.
+        input: `picture` or `video`.
+        outcome: `yes`, `refused` or `failed`.
+        reason: Message of the refusal or the failure.
+    """
+
+    pruner: str
+    family: str
+    input: str
+    outcome: str
+    reason: str = ""
+
+
+def asked(family: str, pruners: Sequence[str] = ()) -> Iterator[Entry]:
+    """The entries of one family; needs a process that has not imported transformers yet.
+
+    Raises:
+        SystemExit: The family cannot be built in this environment.
+    """
+    from tests.families.conftest import missing
+    from tests.families.zoo import FAMILIES
+    from tests.families.zoo.base import Sample
+
+    described = FAMILIES[family]
+    why = missing(described)
+    if why is not None:
+        raise SystemExit(f"error: {family} {why}")
+    from tokenprune import load_host
+
+    names = pruners or load_host().pruners.names()
+    with tempfile.TemporaryDirectory() as folder:
+        built = described.build(Path(folder))
+        samples = [Sample(images=1)] if described.images else []
+        samples += [Sample(images=0, videos=1)] if described.videos else []
+        for sample in samples:
+            kind = "video" if sample.videos else "picture"
+            inputs = built.inputs(sample)
+            for name in names:
+                outcome, reason = _ran(built.model, inputs, name)
+                yield Entry(name, family, kind, outcome, reason)
+
+
+def _ran(model: object, inputs: object, name: str) -> tuple[str, str]:
+    """Four greedy tokens under a pruner."""
+    import signal
+
+    import torch
+
+    from tokenprune.engine import pruned
+    from tokenprune.errors import BudgetError, IncompatibleError
+
+    def give_up(number: int, frame: object) -> None:
+        raise TimeoutError(f"no answer within {PATIENCE_S} s")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(PATIENCE_S)
+    try:
+        with torch.no_grad(), pruned(model, name, ratio=RATIO) as session:  # type: ignore[arg-type]
+            made = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)  # type: ignore[attr-defined]
+        new = made.shape[1] - inputs["input_ids"].shape[1]  # type: ignore[index]
+        if new != NEW_TOKENS:
+            return "failed", f"{new} tokens were generated"
+        if name != "none" and session.last.layer_average() == tuple(map(float, session.last.original_visual_tokens)):
+            return "failed", "nothing was pruned"
+    except (IncompatibleError, BudgetError) as error:
+        return "refused", error.message
+    except Exception as error:  # noqa: BLE001 - a failure is what this table is about
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return "failed", f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
+    finally:
+        signal.alarm(0)
+    return "yes", ""
+
+
+def measured(families: Iterable[str], jobs: int) -> list[Entry]:
+    """The entries of families, each in a process of its own, several at a time.
+
+    Raises:
+        SystemExit: A family could not be asked at all.
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+        return [entry for found in pool.map(_measured, families) for entry in found]
+
+
+def _measured(family: str) -> list[Entry]:
+    command = [sys.executable, "-m", "benchmarks.matrix.run", "--family", family]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    if done.returncode:
+        raise SystemExit(f"error: {family}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    found = [Entry(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
+    failed = sum(entry.outcome == "failed" for entry in found)
+    print(f"{family}: {len(found)} asked, {failed} failed", file=sys.stderr, flush=True)
+    return found
+
+
+def page(entries: Sequence[Entry]) -> str:
+    """The table as Markdown, with the reasons below it."""
+    families = list(dict.fromkeys(entry.family for entry in entries))
+    pruners = list(dict.fromkeys(entry.pruner for entry in entries))
+    reasons: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.reason:
+            reasons.setdefault(f"{entry.outcome}: {_general(entry)}", []).append(entry)
+    numbers = {reason: number for number, reason in enumerate(reasons, start=1)}
+    cells: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        code = "yes"
+        if entry.reason:
+            number = numbers[f"{entry.outcome}: {_general(entry)}"]
+            code = f"r{number}" if entry.outcome == "refused" else f"**FAILED {number}**"
+        cells.setdefault((entry.pruner, entry.family), []).append(code)
+    counts = {outcome: sum(entry.outcome == outcome for entry in entries) for outcome in ("yes", "refused", "failed")}
+    lines = [
+        "# Which pruner runs on which family",
+        "",
+        f"Small random models of every family, {NEW_TOKENS} greedy tokens at a keep ratio of {RATIO:.0%}, with a "
+        "picture and, after the stroke, with a video. `yes`: it ran and pruned; `r` and a number: refused, for the "
+        f"reason with that number. {counts['yes']} ran, {counts['refused']} were refused, {counts['failed']} failed. "
+        "`make matrix` writes this page.",
+        "",
+        "| pruner | " + " | ".join(families) + " |",
+        "|" + " --- |" * (len(families) + 1),
+    ]
+    for pruner in pruners:
+        row = [" / ".join(cells.get((pruner, family), ["not asked"])) for family in families]
+        lines.append(f"| `{pruner}` | " + " | ".join(row) + " |")
+    lines += ["", "## Reasons", ""]
+    for reason, number in numbers.items():
+        lines.append(f"{number}. {reason}")
+    return "\n".join(lines) + "\n"
+
+
+def _general(entry: Entry) -> str:
+    """The reason without the name of the pruner, so that equal reasons share a number."""
+    return entry.reason.replace(f"`{entry.pruner}`", "the pruner").replace("\n", " ").replace("|", "\\|")
+
+
+def main() -> int:
+    """Ask one family, or all of them and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", help="only this one; prints JSON lines")
+    parser.add_argument("--jobs", type=int, default=2, help="families at a time")
+    options = parser.parse_args()
+    if options.family:
+        for entry in asked(options.family):
+            print(json.dumps(asdict(entry)), flush=True)
+        return 0
+    from tests.families.zoo import FAMILIES
+
+    entries = measured(FAMILIES, options.jobs)
+    RESULTS.write_text(json.dumps([asdict(entry) for entry in entries], indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(entries), encoding="utf-8")
+    return int(any(entry.outcome == "failed" for entry in entries))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The table of pruners and families: complete, and true for the pairs that are tried again here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+import pytest
+
+from benchmarks.matrix.run import PAGE, RESULTS, Entry, asked, page
+from tests.families.conftest import missing
+from tests.families.zoo import FAMILIES
+from tokenprune import load_host
+
+PRUNERS = load_host().pruners.names()
+#: One method per kind of site, on families that differ in what they are like.
+AGAIN = {
+    "llava": ("none", "random", "fastv", "visionzip", "downsample", "cdpruner"),
+    "gemma3": ("grid", "vtw"),
+    "qwen2_5_vl": ("divprune", "iwp"),
+    "mllama": ("none", "random"),
+}
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Mapping[tuple[str, str, str], Entry]:
+    entries = [Entry(**entry) for entry in json.loads(RESULTS.read_text(encoding="utf-8"))]
+    return {(entry.pruner, entry.family, entry.input): entry for entry in entries}
+
+
+def test_every_pruner_has_a_row_and_every_family_a_column() -> None:
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    heading = next(line for line in lines if line.startswith("| pruner |"))
+    assert [cell.strip() for cell in heading.strip("|").split("|")][1:] == list(FAMILIES)
+    assert re.findall(r"^\| `([^`]+)` \|", "\n".join(lines), re.MULTILINE) == list(PRUNERS)
+
+
+def test_the_page_is_what_was_recorded(recorded: Mapping[tuple[str, str, str], Entry]) -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(list(recorded.values()))
+
+
+def test_every_input_of_every_family_was_tried_with_every_pruner(
+    recorded: Mapping[tuple[str, str, str], Entry],
+) -> None:
+    wanted = {
+        (pruner, name, kind)
+        for pruner in PRUNERS
+        for name, family in FAMILIES.items()
+        for kind, takes in (("picture", family.images), ("video", family.videos))
+        if takes
+    }
+    assert set(recorded) == wanted
+
+
+@pytest.mark.parametrize("family", AGAIN)
+def test_some_pairs_again(family: str, recorded: Mapping[tuple[str, str, str], Entry]) -> None:
+    why = missing(FAMILIES[family])
+    if why is not None:
+        pytest.skip(why)
+    for entry in asked(family, AGAIN[family]):
+        assert entry == recorded[entry.pruner, entry.family, entry.input]
+
+
+def test_reasons_share_a_number_and_failures_stand_out() -> None:
+    text = page(
+        [
+            Entry("a", "f", "picture", "refused", "`a` needs a grid"),
+            Entry("b", "f", "picture", "refused", "`b` needs a grid"),
+            Entry("b", "f", "video", "failed", "IndexError: | (x.py:1)"),
+            Entry("c", "f", "picture", "yes"),
+        ]
+    )
+    assert "| `a` | r1 |" in text
+    assert "| `b` | r1 / **FAILED 2** |" in text
+    assert "| `c` | yes |" in text
+    assert "1. refused: the pruner needs a grid\n2. failed: IndexError: \\| (x.py:1)\n" in text

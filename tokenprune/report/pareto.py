@@ -1,0 +1,44 @@
+"""Which points are not beaten in both cost and accuracy, and how much of the plane they beat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One pruner at one budget; cost is to be small, accuracy large."""
+
+    label: str
+    budget: str
+    cost: float
+    accuracy: float
+
+
+def pareto_front(points: Iterable[Point]) -> tuple[Point, ...]:
+    """The points that no other one dominates, in the order of cost.
+
+    A point dominates another one where it costs no more, is no less accurate, and differs in one of the two; equal
+    points do not dominate each other.
+    """
+    front: list[Point] = []
+    for point in sorted(points, key=lambda found: (found.cost, -found.accuracy)):
+        best = front[-1] if front else None
+        equal = best is not None and (best.cost, best.accuracy) == (point.cost, point.accuracy)
+        if best is None or point.accuracy > best.accuracy or equal:
+            front.append(point)
+    return tuple(front)
+
+
+def hypervolume(points: Sequence[Point], *, cost: float, accuracy: float = 0.0) -> float:
+    """Area of the plane that the points dominate, inside the corner of a reference point.
+
+    Args:
+        points: Any points; those outside the corner add nothing.
+        cost: Cost of the reference point.
+        accuracy: Accuracy of the reference point.
+    """
+    inside = [point for point in pareto_front(points) if point.cost < cost and point.accuracy > accuracy]
+    edges = [point.cost for point in inside[1:]] + [cost] * bool(inside)
+    return sum((edge - point.cost) * (point.accuracy - accuracy) for point, edge in zip(inside, edges, strict=True))

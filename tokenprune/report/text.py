@@ -1,0 +1,57 @@
+"""Figures as text: one way to write a share, an interval, a difference, for every table."""
+
+from __future__ import annotations
+
+from tokenprune.report.paired import Comparison
+from tokenprune.report.retention import Needed
+from tokenprune.report.statistics import Interval
+
+NOTHING = "-"
+_BOUNDS = {"between": "", "at most": "\N{LESS-THAN OR EQUAL TO}", "more than": ">"}
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage."""
+    return NOTHING if value is None else f"{100.0 * value:.1f}"
+
+
+def number(value: float | None, digits: int) -> str:
+    """A figure with a fixed number of digits."""
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def ends(found: Interval | None) -> str:
+    """The ends of a share's interval, in percent."""
+    return NOTHING if found is None else f"[{100.0 * found.low:.1f}, {100.0 * found.high:.1f}]"
+
+
+def interval(found: Interval | None) -> str:
+    """A share with its interval, in percent."""
+    return NOTHING if found is None else f"{percent(found.mean)} {ends(found)}"
+
+
+def points(found: Interval | None) -> str:
+    """A difference with its interval, in percentage points."""
+    if found is None:
+        return NOTHING
+    return f"{100.0 * found.mean:+.1f} [{100.0 * found.low:+.1f}, {100.0 * found.high:+.1f}]"
+
+
+def contrast(found: Comparison | None) -> str:
+    """A difference to a baseline, with a star where it is significant."""
+    if found is None:
+        return NOTHING
+    return points(found.difference) + ("*" if found.significant else "")
+
+
+def p_value(value: float) -> str:
+    """A p-value."""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def share(found: Needed | None) -> str:
+    """A budget that a retention needs: `12.3%`, or a bound where the measured budgets give no more."""
+    if found is None:
+        return NOTHING
+    known = found.ratio if found.ratio is not None else found.low
+    return NOTHING if known is None else f"{_BOUNDS[found.bound]}{100.0 * known:.1f}%"

@@ -1,0 +1,133 @@
+"""Runs of one pruner at the ratios that a search asks for, kept in a sweep directory like any other cells."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from tokenprune.errors import PrerequisiteError, TokenPruneError
+from tokenprune.plugins import Host
+from tokenprune.report.bisection import Trial
+from tokenprune.report.reading import Finished, SweepData
+from tokenprune.report.scores import Scores, read_scores
+from tokenprune.report.statistics import Interval
+from tokenprune.sweep.bench import Bench
+from tokenprune.sweep.config import BudgetEntry, SweepConfig
+from tokenprune.sweep.ledger import Header, Ledger
+from tokenprune.sweep.plan import Cell, plan_cells
+from tokenprune.sweep.worker import CellRunner
+
+
+class Trials:
+    """Runs ratios on demand; what is finished in the directory is not run again.
+
+    Args:
+        config: A sweep of one model, one task and one pruner; its budgets are replaced.
+        ledger: The directory, locked by the caller.
+        steps: Steps from no token to all of them: step `k` keeps the ratio `k / steps`.
+
+    Raises:
+        UnknownNameError: A name is not installed.
+        PrerequisiteError: The model or the data set is not on this machine.
+    """
+
+    def __init__(self, config: SweepConfig, ledger: Ledger, host: Host, steps: int) -> None:
+        self.steps = steps
+        self.runs = 0
+        """Cells that were run now, the unpruned one among them."""
+        budgets = tuple(BudgetEntry(ratio=step / steps) for step in range(1, steps))
+        self._config = config.model_copy(update={"budgets": budgets})
+        reference, *cells = plan_cells(self._config, host)
+        self._reference, self._cells = reference, dict(enumerate(cells, start=1))
+        self._ledger = ledger
+        self._runner = CellRunner(ledger, Bench(host, config.device[0]))
+        self._asked: dict[str, Cell] = {}
+        self._header: Header | None = None
+        self._scores: dict[int, Scores] = {}
+
+    def __call__(self, step: int) -> Trial:
+        """Run one ratio; it must lie above 0 and below 1.
+
+        Raises:
+            PrerequisiteError: The unpruned model failed or answers nothing right, so nothing can be retained.
+        """
+        base = self._base
+        entry = self._finish(self._cells[step])
+        if entry.state == "refused":
+            return Trial(step, None, "refused", _reason(entry))
+        scores = read_scores(self._data(entry), [entry], base)
+        if scores is None:
+            raise TokenPruneError(f"cell `{entry.cell.name}` did not end", hint="run the same command again")
+        self._scores[step] = scores
+        retention = float(scores.values.sum() / base.values.sum())
+        return Trial(step, retention, "done" if entry.state == "done" else "failed", _reason(entry))
+
+    def accuracy(self, step: int) -> Interval:
+        """Accuracy at a ratio that was run and not refused, with its interval."""
+        return self._scores[step].accuracy()
+
+    def retention(self, step: int) -> Interval | None:
+        """Retention at such a ratio, with its interval."""
+        return self._scores[step].over(self._base)
+
+    @property
+    def questions(self) -> int:
+        """How many questions each run asks."""
+        return self._reference.samples
+
+    @property
+    def unpruned(self) -> Interval:
+        """Accuracy of the unpruned model.
+
+        Raises:
+            PrerequisiteError: It failed or answers nothing right.
+        """
+        return self._base.accuracy()
+
+    @cached_property
+    def _base(self) -> Scores:
+        entry = self._finish(self._reference)
+        base = read_scores(self._data(entry), [entry], None)
+        if base is None:
+            raise PrerequisiteError(
+                f"the unpruned model failed: {_reason(entry)}", hint="mend that first; there is nothing to retain"
+            )
+        if not base.values.sum() > 0.0:
+            raise PrerequisiteError(
+                "the unpruned model answers no question right, so there is nothing to retain",
+                hint="raise --limit, or take another task",
+            )
+        return base
+
+    def _finish(self, cell: Cell) -> Finished:
+        """The cell with its result, run where the directory does not hold it; what failed before is tried again."""
+        self._asked[cell.id] = cell
+        self._header = self._ledger.open_sweep(self._config.to_json(), self._asked.values())
+        state = self._ledger.state(cell.id)
+        if state in ("pending", "failed"):
+            self.runs += 1
+            state = self._runner.run(cell).outcome
+        return Finished(cell, state, self._ledger.result(cell.id), self._ledger.error(cell.id))
+
+    def _data(self, entry: Finished) -> SweepData:
+        assert self._header is not None  # noqa: S101 - set before any cell is looked at
+        return SweepData(self._ledger, self._header, (entry,))
+
+
+@contextlib.contextmanager
+def open_trials(config: SweepConfig, directory: Path, host: Host, steps: int) -> Iterator[Trials]:
+    """Hold a directory for a search.
+
+    Raises:
+        ConfigError: Another process works there, or it holds a sweep of another version.
+        StorageError: It cannot be written.
+    """
+    ledger = Ledger(directory)
+    with ledger.lock():
+        yield Trials(config, ledger, host, steps)
+
+
+def _reason(entry: Finished) -> str:
+    return str(entry.error.get("message", "")) if entry.error else ""
