@@ -19,7 +19,7 @@ PLUGINS := $(sort $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.t
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.tokenprune-installed
 
-.PHONY: help env test unit families lint sweep ui bench chaos matrix nightly docs-tables constraints clean
+.PHONY: help env test unit families lint sweep ui bench large chaos matrix nightly docs-tables constraints clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -62,6 +62,9 @@ bench: $(STAMP) ## Measurements behind the defaults and the model card (an hour)
 	$(VENV)/bin/python benchmarks/selectors/compare.py synthetic
 	$(VENV)/bin/python benchmarks/selectors/compare.py scenes
 	$(VENV)/bin/python -m benchmarks.scenes.evaluate tokenprune/models/scenes --count 4200
+
+large: $(STAMP) ## Memory and time of every pruner at 1024, 4096 and 16384 visual tokens (half an hour)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/large/run.py $(LARGE_ARGS)
 
 chaos: $(STAMP) ## A sweep of 500 cells under 100 random kills (10 minutes); the last line is a JSON summary
 	$(VENV)/bin/python benchmarks/chaos/chaos.py

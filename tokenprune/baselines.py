@@ -150,16 +150,24 @@ class AveragePooling(OneCut):
         """One averaging map for every unit."""
         import torch
 
-        grid = view.grid()
-        cells = coarser_grid(grid, view.keep)
+        frames, grid = view.frames(), view.grid()
+        spans = min(frames, view.keep)
+        cells = coarser_grid(grid, view.keep // spans)
+        time = torch.arange(frames) * spans // frames
         row, column = torch.arange(grid[0]) * cells[0] // grid[0], torch.arange(grid[1]) * cells[1] // grid[1]
-        cell = (row[:, None] * cells[1] + column[None, :]).reshape(-1)
-        merge = torch.zeros(cells[0] * cells[1], view.tokens)
+        cell = ((time[:, None, None] * cells[0] + row[:, None]) * cells[1] + column).reshape(-1)
+        merge = torch.zeros(spans * cells[0] * cells[1], view.tokens)
         merge[cell, torch.arange(view.tokens)] = 1.0
         merge /= merge.sum(dim=1, keepdim=True)
         device = view.indices().device
-        kept = Kept(_centres(grid, cells).to(device), merge=merge.to(device))
-        return Decision((kept,) * view.units)
+        anchors = _centres((frames, grid[0] * grid[1]), (spans, 1))[:, None] // (grid[0] * grid[1])
+        anchors = (anchors * grid[0] * grid[1] + _centres(grid, cells)).reshape(-1)
+        return Decision((Kept(anchors.to(device), merge=merge.to(device)),) * view.units)
+
+    @property
+    def auto(self) -> bool:
+        """The grid has at most as many cells as the budget."""
+        return True
 
 
 @pruner(
@@ -181,13 +189,20 @@ class DownSampling(OneCut):
 
     site: ClassVar[SiteKind] = "pixels"
 
+    @property
+    def auto(self) -> bool:
+        """The grid has at most as many cells as the budget."""
+        return True
+
     def decide(self, view: View, stop: Stop, state: State) -> Decision:
         """The coarser grid."""
         import torch
 
-        cells = coarser_grid(view.grid(), view.keep)
+        frames, grid = view.frames(), view.grid()
+        cells = coarser_grid(grid, max(1, view.keep // frames))
         device = view.indices().device
-        anchors = _centres(view.grid(), cells).to(device=device, dtype=torch.long)
+        first = torch.arange(frames, device=device)[:, None] * (grid[0] * grid[1])
+        anchors = (first + _centres(grid, cells).to(device)).reshape(-1)
         return Decision((Kept(anchors),) * view.units, resize=cells)
 
 

@@ -156,6 +156,11 @@ class OneCut(Pruner):
 
     site: ClassVar[SiteKind] = "input"
 
+    @property
+    def auto(self) -> bool:
+        """Whether the count follows from the data, so that the budget is an upper bound or not read at all."""
+        return False
+
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
         """One stop, at the class's site or at the option `layer` where there is one."""
         site = Site(self.site, getattr(self, "layer", 0) if self.site == "layer" else 0)
@@ -164,7 +169,7 @@ class OneCut(Pruner):
                 f"`{self.spec.name}` cuts at decoder layer {site.layer}, but the model has {facts.num_layers} layers",
                 hint=f"set its option `layer` to at most {facts.num_layers - 1}",
             )
-        return (Stop(site, budget.after_cut(site.decoder_layer, facts.num_layers, tokens)),)
+        return (Stop(site, budget.after_cut(site.decoder_layer, facts.num_layers, tokens), auto=self.auto),)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tokenprune.cli.app import build_app
 from tokenprune.errors import ExitCode, PrerequisiteError
 from tokenprune.plugins import Host, load_host
 
-COMMANDS = [
+COMMANDS = ["list", "show", "plugins", "doctor", "sweep", "report", "explain", "calibrate", "lens", "families", "check", "budget"]
     "list",
     "show",
     "plugins",

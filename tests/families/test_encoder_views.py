@@ -146,30 +146,36 @@ def like(values: Tensor) -> Tensor:
     return values / values.sum()
 
 
+def made_of(built: Built, inputs: Any) -> tuple[list[Tensor], Tensor]:
+    """What the encoders' read layers made, run by run, as leaves of the graph of the (B, S, D) embeddings."""
+    leaves: list[Tensor] = []
+    embedded: list[Tensor] = []
+
+    def cut(module: nn.Module, args: Any, output: Any) -> Any:
+        leaf = (output if isinstance(output, Tensor) else output[0]).detach().requires_grad_()
+        leaves.append(leaf)
+        return leaf if isinstance(output, Tensor) else (leaf, *output[1:])
+
+    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+        embedded.append(kwargs["inputs_embeds"])
+
+    text = built.model.get_submodule(description(built.family.name).text)
+    # before the hooks of transformers itself, which note hidden states
+    handles = [read.register_forward_hook(cut, prepend=True) for read in look_of(built).read]
+    handles.append(text.register_forward_pre_hook(keep, with_kwargs=True))
+    built.model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return leaves, embedded[0]
+
+
 @looked
 def test_tokens_are_made_of_the_rows_that_are_named(zoo: Zoo, name: str) -> None:
     built = zoo(name)
-    look = look_of(built)
-    text = built.model.get_submodule(description(name).text)
     for batch in batches(built):
         inputs = built.inputs(*batch)
         rows = rows_of(built, inputs)
-        leaves: list[Tensor] = []
-        embedded: list[Tensor] = []
-
-        def cut(module: nn.Module, args: Any, output: Any) -> Any:
-            leaf = (output if isinstance(output, Tensor) else output[0]).detach().requires_grad_()
-            leaves.append(leaf)
-            return leaf if isinstance(output, Tensor) else (leaf, *output[1:])
-
-        def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
-            embedded.append(kwargs["inputs_embeds"])
-
-        handles = [read.register_forward_hook(cut, prepend=True) for read in look.read]
-        handles.append(text.register_forward_pre_hook(keep, with_kwargs=True))
-        built.model(**inputs)
-        for handle in handles:
-            handle.remove()
+        leaves, embedded = made_of(built, inputs)
         assert rows.total == sum(leaf.shape[:-1].numel() for leaf in leaves)
         slots = parts(built).is_placeholder(inputs["input_ids"]).nonzero()
         start = 0
@@ -179,7 +185,7 @@ def test_tokens_are_made_of_the_rows_that_are_named(zoo: Zoo, name: str) -> None
             for token in sorted({0, 1, visual.tokens // 3, visual.tokens // 2 + 1, visual.tokens - 1}):
                 sample, slot = slots[start + own[token]].tolist()
                 gradients = torch.autograd.grad(
-                    (embedded[0][sample, slot] ** 2).sum(), leaves, retain_graph=True, allow_unused=True
+                    (embedded[sample, slot] ** 2).sum(), leaves, retain_graph=True, allow_unused=True
                 )
                 flat = [
                     torch.zeros(leaf.shape[:-1]).flatten() if one is None else one.abs().sum(-1).flatten()

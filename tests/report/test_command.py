@@ -16,7 +16,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def headers(text: str, column: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith(("pruner ", " #")) and column in line]
+    return [line for line in text.splitlines() if line.startswith(("pruner ", "#", " #")) and column in line]
 
 
 def test_everything_is_shown_within_80_columns(run: Commands, finished: FinishedSweep) -> None:

@@ -139,6 +139,12 @@ class Session:
                     f"{facts.encoder_read_layer}",
                     hint=f"cut at an encoder layer up to {facts.encoder_read_layer}",
                 )
+            if site.kind == "decode" and site.layer >= 1 and self.parts.layer_types[site.layer - 1] != "full_attention":
+                raise IncompatibleError(
+                    f"`{name}` chooses its views at decoding steps by layer {site.layer - 1}, whose cache holds the "
+                    f"last tokens only ({self.parts.layer_types[site.layer - 1]})",
+                    hint="choose a layer after one with full attention, or another pruner",
+                )
             if site.kind == "decode" and site.layer < 1:
                 raise IncompatibleError(
                     f"`{name}` plans a view at decoding steps from layer {site.layer}",

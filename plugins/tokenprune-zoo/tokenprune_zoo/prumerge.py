@@ -84,6 +84,11 @@ class PruMerge(OneCut):
             units.append(self.merged(view, score, everything, extra=own.shape[-1] < view.tokens).units[unit])
         return Decision(tuple(units))
 
+    @property
+    def auto(self) -> bool:
+        """Adaptive counts follow from the attention."""
+        return self.adaptive
+
     def chosen(self, score: Tensor, count: int) -> Tensor:
         """The kept patches in the order of emission, (B, count)."""
         return dual.top_k(score, count)
@@ -118,8 +123,11 @@ class PruMerge(OneCut):
         near = others.argsort(dim=-1, descending=True, stable=True)[..., : min(self.neighbours, view.tokens - 1)]
         rows = own + torch.zeros_like(own).scatter(-1, near, 1.0) * score.unsqueeze(1)
         if extra:
-            dropped = score.masked_fill(dual.member_mask(kept, view.tokens), 0.0)
-            anchor = dual.top_k(dropped, 1)  # the position of the most attended of the dropped
+            member = dual.member_mask(kept, view.tokens)
+            dropped = score.masked_fill(member, 0.0)
+            if not self.published:  # tokens that nothing attends to weigh alike, not nothing
+                dropped = torch.where(dropped.sum(dim=-1, keepdim=True) > 0.0, dropped, (~member).float())
+            anchor = dual.top_k(score.masked_fill(member, -torch.inf), 1)  # the most attended of the dropped
             rows, kept = torch.cat((rows, dropped.unsqueeze(1)), dim=1), torch.cat((kept, anchor), dim=-1)
         if not self.published:
             rows = rows / rows.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

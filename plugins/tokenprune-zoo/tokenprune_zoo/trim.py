@@ -65,6 +65,11 @@ class Trim(OneCut):
         likeness = (view.joint_image() @ view.joint_text().unsqueeze(-1)).squeeze(-1)
         return torch.softmax(-likeness if self.negate else likeness, dim=-1)
 
+    @property
+    def auto(self) -> bool:
+        """Adaptive counts follow from the scores."""
+        return self.adaptive
+
     def decide(self, view: View, stop: Stop, state: State) -> Decision:
         """Kept patches in raster order, then the mean row."""
         score = self.score(view)

@@ -69,6 +69,8 @@ class VisionZip(OneCut):
 
     def decide(self, view: View, stop: Stop, state: State) -> Decision:
         """Dominant patches in raster order, then contextual rows in the raster order of their targets."""
+        if view.keep == view.tokens and not self.published:
+            return Decision.keep(view.indices().new_tensor(range(view.tokens)).expand(view.units, -1))
         contextual = self.contextual or math.floor(self.contextual_share * view.keep + 0.5)
         contextual = min(contextual, view.keep - 1)
         dominant_count = max(1, view.keep - contextual - (1 if self.published else 0))

@@ -105,7 +105,7 @@ class VScan(Pruner):
         shallow = self._attention(view, encoder_layer(self.shallow_layer, view.facts, self.relative))
         deep = self._attention(view, None)
         local = int(view.keep * self.local_share)
-        windows = self._windows(view.grid(), shallow.device)
+        windows = self._windows(view.frames(), view.grid(), shallow.device)
         near = self._local(shallow, windows, local)
         far = deep.masked_fill(dual.member_mask(near, view.tokens), -torch.inf)
         count = view.keep - (local if self.published else near.shape[-1])
@@ -123,15 +123,17 @@ class VScan(Pruner):
                 cap += 1
         return dual.capped_top_k(score, windows, cap, local) if local else windows[:0].expand(score.shape[0], 0)
 
-    def _windows(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """Window of each token, (N,)."""
+    def _windows(self, frames: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """Window of each token, (N,); every frame has windows of its own."""
         import torch
 
         rows, columns = (
             (torch.arange(side, device=device) // self.window).clamp_max(max(1, side // self.window) - 1)
             for side in grid
         )
-        return (rows[:, None] * (int(columns[-1]) + 1) + columns[None, :]).flatten()
+        cells = (rows[:, None] * (int(columns[-1]) + 1) + columns[None, :]).flatten()
+        first = torch.arange(frames, device=device)[:, None] * (int(cells.max()) + 1)
+        return (first + cells).flatten()
 
     @staticmethod
     def _attention(view: View, layer: int | None) -> Tensor:
