@@ -113,6 +113,7 @@ def block_makers(host: Host) -> Mapping[str, Callable[[], str]]:
         "third-party-family-spec": lambda: _fenced("python", FAMILY_EXAMPLE / "tokenprune_deepseek_vl" / "__init__.py"),
         "third-party-family": lambda: _fenced("python", FAMILY_EXAMPLE / "tokenprune_deepseek_vl" / "description.py"),
         "recorded-leaderboard": recorded_leaderboard,
+        "all-methods": all_methods,
     }
 
 
@@ -137,6 +138,20 @@ def recording(directory: Path) -> str:
         f"{facts['cpus']} {facts['processor']} cores; Python {facts['python']}, {packages}.\n\n"
         f"{markdown_table(directory)}"
     )
+
+
+def all_methods() -> str:
+    """The ranking of all image methods at the smallest budget of the recorded sweep, with the columns that fit."""
+    recorded = (ROOT / "benchmarks" / "scenes" / "results" / "all-methods.md").read_text(encoding="utf-8")
+    section = recorded.split("5.6% of the visual tokens kept", 1)[1]
+    rows = [
+        [cell.strip() for cell in line.strip().strip("|").split("|")]
+        for line in section.split("\n\n")[1].splitlines()
+        if line.startswith("|")
+    ]
+    wanted = ("#", "pruner", "accuracy %", "interval", "vs random", "same answer %", "layer average")
+    places = [rows[0].index(name) for name in wanted]
+    return "\n".join("| " + " | ".join(row[place] for place in places) + " |" for row in rows)
 
 
 def recorded_leaderboard() -> str:

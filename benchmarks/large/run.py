@@ -41,7 +41,6 @@ REASONS = {
     "cdpruner": "the factor of the determinant, N x K",
     "coverage": "the gains of a greedy step need every pair; the matrix is held up to 1 GiB, else made again by tiles",
     "scope": "the gains of a greedy step need every pair; the matrix is held up to 1 GiB, else made again by tiles",
-    "topv": "the plan of the transport has N x N entries, which every iteration reads",
     "merge": "the merge map, N x K",
 }
 

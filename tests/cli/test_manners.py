@@ -16,7 +16,7 @@ from tokenprune.cli.app import build_app
 from tokenprune.errors import ExitCode, PrerequisiteError
 from tokenprune.plugins import Host, load_host
 
-COMMANDS = ["list", "show", "plugins", "doctor", "sweep", "report", "explain", "calibrate", "lens", "families", "check", "budget"]
+COMMANDS = [
     "list",
     "show",
     "plugins",
@@ -28,6 +28,7 @@ COMMANDS = ["list", "show", "plugins", "doctor", "sweep", "report", "explain", "
     "calibrate",
     "lens",
     "families",
+    "check",
 ]
 HEAVY = {"torch", "transformers", "mlflow", "matplotlib", "plotly", "scipy", "sklearn", "pandas", "ruamel"}
 

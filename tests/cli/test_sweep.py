@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def test_a_failed_cell_gives_code_three_a_reason_and_the_command_that_tries_agai
 
 
 def test_one_line_is_said_for_each_finished_cell_when_nobody_looks_at_a_terminal(swept: tuple[Path, Ran]) -> None:
-    lines = [line for line in swept[1].err.splitlines() if line.startswith("[")]
+    lines = [line for line in swept[1].err.splitlines() if re.match(r"\[ *\d+/", line)]
     assert [line.split()[0] for line in lines] == [f"[{number}/{CELLS}]" for number in range(1, CELLS + 1)]
     assert [line.split()[1] for line in lines] == ["ok", "ok", "ok", "failed", "refused"]
     assert "first/toy@50%" in lines[2]

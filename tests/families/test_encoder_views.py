@@ -313,6 +313,16 @@ def test_generate_sees_the_same(zoo: Zoo, name: str) -> None:
         torch.testing.assert_close(picker.seen[number].features, unit.features)
 
 
+def test_copies_of_a_prompt_share_what_was_seen(zoo: Zoo) -> None:
+    built = zoo("qwen2_vl")
+    inputs = built.inputs(*samples(built))
+    _, record = looking(built, inputs)
+    with torch.no_grad(), pruned(built.model, Looking(), ratio=0.5) as session:
+        built.model.generate(**inputs, max_new_tokens=2, do_sample=False, num_beams=2, num_return_sequences=2)
+    kept = [unit.indices for unit in session.records[0].units]
+    assert sorted(kept) == sorted([unit.indices for unit in record.units] * 2)
+
+
 def test_frames_of_one_sample_are_one_unit(zoo: Zoo) -> None:
     built = zoo("gemma3")
     inputs = built.inputs(Sample(images=2), Sample(images=1, seed=3))

@@ -23,7 +23,8 @@ METHODS = (*VIDEO_METHODS, *IMAGE_METHODS)
 WITH_VIDEOS = [name for name in PRUNED if FAMILIES[name].videos]
 #: What a method asks for that a family cannot give, with the words of the refusal.
 REFUSED = {
-    ("gemma4", "prunevid"): "DynamicSlidingWindowLayer",
+    ("gemma4", "prunevid"): "(?i)sliding",
+    ("gemma4", "dycoke"): "(?i)sliding",
     ("perception_lm", "fastvid"): "timm",
     ("perception_lm", "holitom"): "timm",
 }

@@ -39,13 +39,14 @@ def best_match(similarity: Duplication, rows: Tensor, columns: Tensor) -> tuple[
         columns: Indices of the tokens that are looked at, (B, C).
     """
     places = torch.arange(columns.shape[-1], device=columns.device)
-    largest, position = [], []
+    position = torch.empty_like(rows)
+    largest = torch.empty(rows.shape, device=rows.device)
     for part in tiles(rows.shape[-1], columns.shape[-1]):
         block = similarity.block(rows[:, part], columns)
         best = block.amax(dim=-1, keepdim=True)
-        largest.append(best.squeeze(-1))
-        position.append(torch.where(block == best, places, columns.shape[-1] - 1).amin(dim=-1))
-    return torch.cat(largest, dim=-1), torch.cat(position, dim=-1)
+        largest[:, part] = best.squeeze(-1)
+        position[:, part] = torch.where(block == best, places, columns.shape[-1] - 1).amin(dim=-1)
+    return largest, position
 
 
 def represented(assignment: Tensor, kept: Tensor, mass: Tensor | None = None, *, cap: float = 0.0) -> Tensor:

@@ -284,6 +284,7 @@ def received(run: Run, entered: Entered, found: Projections) -> Tensor:
 
 def _attend(queries: Tensor, keys: Tensor, bias: Tensor | None, scaling: float) -> Tensor:
     """Attention probabilities (n, H, R', R), float32."""
+    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
     logits = (queries.float() * scaling) @ keys.float().transpose(-1, -2)
     return (logits if bias is None else logits + bias).softmax(dim=-1)
 

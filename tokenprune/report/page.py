@@ -69,14 +69,18 @@ def _page(data: SweepData, board: Leaderboard, pairs: Sequence[PairTable]) -> st
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
-def write_report(directory: str | Path) -> Path:
+def write_report(directory: str | Path, board: Leaderboard | None = None) -> Path:
     """Write `report/` into a sweep directory: the page, the tables (Markdown and JSON), all pairs, the figures.
+
+    Args:
+        directory: The sweep directory.
+        board: Its leaderboard, where it was made before.
 
     Returns:
         The path of the page.
     """
     data = read_sweep(directory)
-    board = leaderboard(data)
+    board = board or leaderboard(data)
     pairs = pair_tables(data)
     folder = data.ledger.directory / "report"
     folder.mkdir(exist_ok=True)

@@ -106,6 +106,7 @@ def hard_sections(tables: Sequence[Table]) -> Iterator[Section]:
     )
     notes = [
         "hard: what the unpruned model answers and `downsample` at that budget does not (how many questions)",
+        "`downsample` itself is wrong there by definition",
         *(f"{table.budget}: {table.hard.reason}" for table in tables if table.hard.reason),
     ]
     header = ("pruner", *(f"{table.budget} ({table.hard.questions})" for table in tables))

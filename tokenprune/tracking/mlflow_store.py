@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tokenprune.report import markdown_table, write_report
+from tokenprune.report import leaderboard, markdown_table, write_report
 from tokenprune.report.reading import SweepData, read_sweep
 from tokenprune.sweep.files import read_json, write_json
 from tokenprune.sweep.ledger import Ledger
@@ -92,14 +92,16 @@ class MlflowStore:
             The run's id.
         """
         data = self._data
-        page = write_report(self._directory)
+        board = leaderboard(data)
+        page = write_report(self._directory, board)
+        table = markdown_table(board)
         for run in self._runs.find("summary"):
             self._client.delete_run(run.info.run_id)
         tags = {
             f"{PREFIX}.kind": "summary",
             f"{PREFIX}.sweep": data.header.sweep_id,
             f"{PREFIX}.status": status,
-            "mlflow.note.content": summary_note(markdown_table(data)),
+            "mlflow.note.content": summary_note(table),
         }
         run = self._client.create_run(self.place.experiment_id, run_name=f"summary of {data.header.name}", tags=tags)
         run_id = str(run.info.run_id)
@@ -111,7 +113,7 @@ class MlflowStore:
         for name in ("sweep.json", "env.json"):
             self._client.log_artifact(run_id, str(self._directory / name))
         self._client.set_terminated(run_id, "FAILED" if status == "interrupted" else "FINISHED")
-        text = note(data.header.name, self.place.experiment_id, markdown_table(data), run_id)
+        text = note(data.header.name, self.place.experiment_id, table, run_id)
         self._client.set_experiment_tag(self.place.experiment_id, "mlflow.note.content", text)
         self.announce(run_id)
         return run_id

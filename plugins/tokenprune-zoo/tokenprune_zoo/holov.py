@@ -118,10 +118,10 @@ class HoloV(OneCut):
         directions = features / (length + _GUARD)
         places = torch.arange(len(chunks), device=chunks.device)
         divisor = (size - 1.0).clamp_min(1.0)
-        variances = []
+        variance = features.new_empty(features.shape[:2])
         for part in dual.tiles(len(chunks), len(chunks)):
             same = chunks[part, None] == chunks
             cosine = directions[:, part] @ directions.transpose(-1, -2) * (same & (places[part, None] != places))
             mean = cosine.sum(dim=-1) / divisor[part]
-            variances.append(((cosine - mean.unsqueeze(-1)).square() * same).sum(dim=-1) / divisor[part])
-        return torch.cat(variances, dim=-1)
+            variance[:, part] = ((cosine - mean.unsqueeze(-1)).square() * same).sum(dim=-1) / divisor[part]
+        return variance
