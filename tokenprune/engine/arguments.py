@@ -24,6 +24,11 @@ def shortened(arguments: Mapping[str, Any], length: int, index: Tensor) -> dict[
     }
 
 
+def first_rows(arguments: Mapping[str, Any], length: int, count: int) -> dict[str, Any]:
+    """Arguments of which those along the sequence hold the first rows of the first sample only."""
+    return {name: value[:1, :count] if _along(value, length) else value for name, value in arguments.items()}
+
+
 def others(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that a layer needs beside states, mask, positions and cache; containers are copied."""
     return {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tokenprune.engine.arguments import RotaryCalls, others, shortened
+from tokenprune.engine.arguments import RotaryCalls, first_rows, others, shortened
 from tokenprune.engine.caches import CachedUnit, CacheState, Columns, check_growing, held_columns
 from tokenprune.engine.chunk import Chunk, Counts, Layer, Move, rebase
 from tokenprune.engine.cut import DecoderInput, decide, record, take
@@ -159,7 +159,7 @@ class DecoderHooks:
             running.columns.append(columns)
             running.entered.append(present.rows)
             if chunk is not None and _at(chunk, layer, "mid"):
-                self._split(running, chunk, module, layer, present, kwargs)
+                self._split(running, chunk, module, layer, present, args[1:], kwargs)
             if running.past is None and not running.cut:
                 return None  # nothing was taken out so far: leave every tensor as it came
             return self._rewritten(running, layer, present, past, columns, args, kwargs)
@@ -251,17 +251,24 @@ class DecoderHooks:
         return present
 
     def _split(
-        self, running: Pass, chunk: Chunk, module: nn.Module, layer: int, present: DecoderInput, kwargs: dict[str, Any]
+        self,
+        running: Pass,
+        chunk: Chunk,
+        module: nn.Module,
+        layer: int,
+        present: DecoderInput,
+        rest: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         """Let the coming call of a layer be cut between attention and MLP."""
         halves = Halves(module, self._parts.family.attention, self._parts.family.mlp)
         if layer not in self._whole:
-            start = {name: value for name, value in kwargs.items() if name not in ("past_key_values", "hidden_states")}
-            first = torch.arange(2, device=present.hidden.device)[None]
-            few = {"attention_mask": None, "position_ids": None}
-            start = {**shortened(start, running.length, first), **few}
-            start["position_embeddings"] = gather_embeddings(_first_sample(kwargs["position_embeddings"]), first)
-            halves.check(present.hidden[:1, :2], **start)
+            given = {name: value for name, value in kwargs.items() if name not in ("past_key_values", "hidden_states")}
+            start = first_rows(given, running.length, 2) | {"attention_mask": None, "position_ids": None}
+            few = torch.arange(2, device=present.hidden.device)[None]
+            start["position_embeddings"] = gather_embeddings(_first_sample(kwargs["position_embeddings"]), few)
+            beside = first_rows({str(place): each for place, each in enumerate(rest)}, running.length, 2)
+            halves.check(present.hidden[:1, :2], *beside.values(), **start)
             self._whole.add(layer)
 
         def run(hidden: Tensor, *args: Any, **named: Any) -> Any:

@@ -86,14 +86,20 @@ class Halves:
         with _answering(self._attention, silent):
             return self._forward(residual, *args, **kwargs)
 
-    def check(self, hidden: Tensor, **kwargs: Any) -> None:
+    def check(self, hidden: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compare the halves with the whole layer on given states, without a cache.
 
         Raises:
             IncompatibleError: They differ: the layer is no sum of both halves.
         """
-        whole = _states(self._forward(hidden, **kwargs))
-        halves = _states(self.second(self.first(hidden, **kwargs).residual, **kwargs))
+        try:
+            whole = _states(self._forward(hidden, *args, **kwargs))
+            halves = _states(self.second(self.first(hidden, *args, **kwargs).residual, *args, **kwargs))
+        except (TypeError, ValueError, AttributeError) as error:  # its parts answer otherwise than attention and MLP do
+            raise IncompatibleError(
+                f"`{type(self._layer).__name__}` does not run in halves ({error}): it has no middle to cut at",
+                hint="choose a pruner that cuts entering a layer",
+            ) from error
         if not torch.equal(whole, halves):
             raise IncompatibleError(
                 f"`{type(self._layer).__name__}` is not attention followed by an MLP: it has no middle to cut at",
