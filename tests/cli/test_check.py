@@ -16,12 +16,13 @@ def test_one_line_for_each_law(run: Commands) -> None:
 
 
 def test_a_broken_law_is_told_with_what_was_expected_and_exits_with_one(run: Commands) -> None:
-    ran = run("check", "visionzip", "--group", "choice", "--budget", "25%", "--json")
+    # with everything kept, the published form still moves its contextual rows behind the dominant ones
+    ran = run("check", "visionzip", "--option", "published=true", "--group", "choice", "--budget", "25%", "--json")
     assert ran.code == 1
     document = ran.json()
-    (broken,) = [entry for entry in document["checks"] if entry["status"] == "failed"]
-    assert (broken["check"], document["failed"]) == ("identity", 1)
-    assert broken["expected"] == "all rows, in order, as they are"
+    broken = {entry["check"]: entry for entry in document["checks"] if entry["status"] == "failed"}
+    assert document["failed"] == len(broken)
+    assert broken["identity"]["expected"] == "all rows, in order, as they are"
 
 
 def test_options_reach_the_pruner(run: Commands) -> None:

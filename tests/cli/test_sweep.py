@@ -185,7 +185,7 @@ def test_interrupting_keeps_what_is_finished_and_says_how_to_go_on(tiny_model: P
             time.sleep(0.1)
         time.sleep(0.5)
         os.kill(began.pid, signal.SIGINT)
-        _, err = began.communicate(timeout=60)
+        _, err = began.communicate(timeout=180)
     finally:
         began.kill()
     assert began.returncode == 130, err
