@@ -8,6 +8,7 @@ them. The folder is kept off the environment's own path, so that commands see th
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,9 +27,16 @@ def enable() -> bool:
         if not (EXTRAS / "torchvision").is_dir():
             return False
         sys.path.append(str(EXTRAS))
-    _declare_names()
+    if not _imports_as_it_is():
+        _declare_names()
     importlib.import_module("torchvision")
     return True
+
+
+def _imports_as_it_is() -> bool:
+    """Whether the wheel matches this torch; asked in another process, as names declared twice end the process."""
+    probe = f"import sys; sys.path.append({str(EXTRAS)!r}); import torchvision"
+    return subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False).returncode == 0
 
 
 def _declare_names() -> None:
