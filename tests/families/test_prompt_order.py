@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokenprune.errors import IncompatibleError
@@ -36,6 +36,7 @@ def prompt(
     return ids, groups, order
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(items, max_size=6), st.booleans(), st.booleans())
 def test_units_come_back_in_the_order_of_the_prompt(
     held: list[tuple[int, list[int], int]], splits: bool, two_samples: bool
@@ -47,6 +48,7 @@ def test_units_come_back_in_the_order_of_the_prompt(
     assert found == order * len(rows)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(items, min_size=1, max_size=6), st.data())
 def test_a_placeholder_more_or_less_is_an_error(held: list[tuple[int, list[int], int]], data: st.DataObject) -> None:
     ids, groups, _ = prompt(held, False)
