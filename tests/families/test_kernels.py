@@ -13,7 +13,7 @@ import torch
 
 from tests.engine.pruners import ByContent
 from tests.families.conftest import missing
-from tests.families.test_proofs import PRUNED, chosen, close, gone_by_layer, masked, said, samples
+from tests.families.test_proofs import PRUNED, chosen, close, said, samples
 from tests.families.zoo import FAMILIES, Built, Sample
 from tokenprune.correction import MassCorrected
 from tokenprune.engine import pruned
@@ -21,6 +21,7 @@ from tokenprune.engine.layout import find_images
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.loading import parts_of
 from tokenprune.pruner import PruneRecord
+from tokenprune.testing.conformance.masking import gone_by_layer, masked
 
 Kernels = Callable[[str, str], Built]
 #: Families of every run; the others are slow.
@@ -111,9 +112,9 @@ def assert_equal_to_masked(built: Built, sites: tuple[str, ...], count: int = 4)
     with torch.no_grad():
         with pruned(built.model, chosen(sites), positions="keep") as session:
             prefill, out = built.model(**inputs).logits, said(built, inputs, count)
-        gone = gone_by_layer(built, inputs, session.last)
+        gone = gone_by_layer(parts_of(built.model), inputs, session.last)
         assert gone.any()
-        with masked(built, gone):
+        with masked(parts_of(built.model), gone):
             reference, expected = built.model(**inputs).logits, said(built, inputs, count)
     rows = inputs["attention_mask"].bool() & ~gone[-1]
     close(prefill[rows], reference[rows])
@@ -141,10 +142,10 @@ def test_bfloat16_costs_no_more_than_it_does_without_pruning(
         with pruned(half.model, fixed(sites), positions="keep") as session:
             found = half.model(**rounded).logits.float()
             told = said(half, rounded, 2)
-        gone = gone_by_layer(built, inputs, session.records[0])
-        with masked(half, gone):
+        gone = gone_by_layer(parts_of(built.model), inputs, session.records[0])
+        with masked(parts_of(half.model), gone):
             rough = half.model(**rounded).logits.float()
-        with masked(built, gone):
+        with masked(parts_of(built.model), gone):
             exact = built.model(**inputs).logits
     assert session.records[0].final() == session.records[1].final()
     assert session.records[0].final() < session.records[0].original_visual_tokens
@@ -167,8 +168,8 @@ def test_mass_correction_equals_a_bias_on_the_masked_model(
             prefill, out = built.model(**inputs).logits, said(built, inputs, 4)
         added = weights_by_layer(built, inputs, session.last)
         assert added.amax() > 0
-        gone = gone_by_layer(built, inputs, session.last)
-        with masked(built, gone):
+        gone = gone_by_layer(parts_of(built.model), inputs, session.last)
+        with masked(parts_of(built.model), gone):
             plain = built.model(**inputs).logits
             with weighted(built, added):
                 reference, expected = built.model(**inputs).logits, said(built, inputs, 4)
@@ -192,8 +193,8 @@ def test_flex_attention_equals_the_masked_eager_model(kernels: Kernels, name: st
             pytest.skip(f"the stock model of {name} does not run with `flex_attention` here: {error}"[:300])
         with pruned(flex.model, chosen(sites), positions="keep") as session:
             prefill, out = flex.model(**inputs).logits, said(flex, inputs, 2)
-        gone = gone_by_layer(eager, inputs, session.last)
-        with masked(eager, gone):
+        gone = gone_by_layer(parts_of(eager.model), inputs, session.last)
+        with masked(parts_of(eager.model), gone):
             reference, expected = eager.model(**inputs).logits, said(eager, inputs, 2)
     rows = inputs["attention_mask"].bool() & ~gone[-1]
     close(prefill[rows], reference[rows])

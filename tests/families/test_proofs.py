@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,10 +11,9 @@ import torch
 from tests.engine.pruners import Averaging, ByContent, Ragged
 from tests.families.zoo import FAMILIES, Built, Sample
 from tokenprune.engine import pruned
-from tokenprune.engine.layout import find_images
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.loading import parts_of
-from tokenprune.pruner import PruneRecord
+from tokenprune.testing.conformance.masking import gone_by_layer, masked
 
 Zoo = Callable[[str], Built]
 #: Families whose decoder cannot lose tokens, with the words of the refusal.
@@ -55,60 +53,6 @@ def said(built: Built, inputs: Any, count: int = DECODED, **options: Any) -> Any
     )
 
 
-def gone_by_layer(built: Built, inputs: Any, record: PruneRecord) -> torch.Tensor:
-    """(L + 1, B, S) True where a visual token is gone, from the record alone."""
-    parts = parts_of(built.model)
-    ids = inputs["input_ids"]
-    spans = find_images(parts.is_placeholder(ids), parts.visuals(inputs))
-    slots = {(span.sample, span.image): span.slots for span in spans}
-    gone = torch.zeros(parts.facts.num_layers + 1, *ids.shape, dtype=torch.bool)
-    for unit in record.units:
-        part = slots[unit.sample, unit.image]
-        out = torch.ones(len(part), dtype=torch.bool)
-        out[list(unit.indices)] = False
-        gone[unit.decoder_layer + unit.site.endswith(".mid") :, unit.sample, part[out]] = True
-    return gone
-
-
-@contextlib.contextmanager
-def masked(built: Built, gone: torch.Tensor) -> Iterator[None]:
-    """The unpruned model, cache and all, in which every layer masks the keys that are gone for it."""
-    parts = parts_of(built.model)
-    length = {"seen": 0}
-
-    def count(module: Any, args: Any, kwargs: Any) -> None:
-        cache = kwargs.get("past_key_values")
-        length["seen"] = kwargs["inputs_embeds"].shape[1] + (0 if cache is None else int(cache.get_seq_length()))
-
-    def hook(layer: int) -> Any:
-        def run(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden, mask = args[0], kwargs["attention_mask"]
-            total = length["seen"]
-            if mask is None:
-                mask = torch.ones(hidden.shape[1], total, dtype=torch.bool).tril(total - hidden.shape[1])[None, None]
-            out = torch.zeros(gone.shape[1], total, dtype=torch.bool)
-            out[:, : gone.shape[2]] = gone[layer]
-            out = out[:, None, None, -mask.shape[-1] :]
-            if mask.dtype == torch.bool:
-                mask = mask & ~out
-                mask = mask | (~mask.any(-1, keepdim=True))  # a row that sees nothing is one that nobody reads
-            else:
-                mask = mask.masked_fill(out, torch.finfo(mask.dtype).min)
-            return args, {**kwargs, "attention_mask": mask}
-
-        return run
-
-    handles = [parts.text.register_forward_pre_hook(count, with_kwargs=True)]
-    handles += [
-        module.register_forward_pre_hook(hook(index), with_kwargs=True) for index, module in enumerate(parts.layers)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     scale = max(1.0, expected.abs().max().item())
     torch.testing.assert_close(found, expected, atol=2e-5 * scale, rtol=1e-4)
@@ -143,9 +87,9 @@ def test_pruned_equals_masked(zoo: Zoo, name: str, sites: tuple[str, ...], kind:
         with pruned(built.model, picker, positions="keep") as session:
             prefill = built.model(**inputs).logits
             out = said(built, inputs)
-        gone = gone_by_layer(built, inputs, session.last)
+        gone = gone_by_layer(parts_of(built.model), inputs, session.last)
         assert gone.any()
-        with masked(built, gone):
+        with masked(parts_of(built.model), gone):
             reference = built.model(**inputs).logits
             expected = said(built, inputs)
     rows = inputs["attention_mask"].bool() & ~gone[-1]
@@ -191,7 +135,7 @@ def test_a_second_turn_on_the_same_cache(zoo: Zoo, name: str) -> None:
         with pruned(built.model, chosen(("input", "layer:2")), positions="keep") as session:
             first = built.model(**inputs, use_cache=True)
             second = turn(built, more, first.past_key_values)
-        with masked(built, gone_by_layer(built, inputs, session.last)):
+        with masked(parts_of(built.model), gone_by_layer(parts_of(built.model), inputs, session.last)):
             plain = built.model(**inputs, use_cache=True)
             expected = turn(built, more, plain.past_key_values)
     close(second, expected)
