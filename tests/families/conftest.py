@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from tests.families import torchvision_names
 
 HAS_TORCHVISION = torchvision_names.enable()
 
-from tests.families.zoo import FAMILIES, Built, Family  # noqa: E402 - transformers must not be imported before
+from tests.families.zoo import FAMILIES, Built, Family, Sample  # noqa: E402 - transformers must not be imported before
 
 
 def missing(family: Family) -> str | None:
@@ -25,19 +28,55 @@ def missing(family: Family) -> str | None:
     return None
 
 
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
-    """A function that builds a family by name, once per session."""
-    folder: Path = tmp_path_factory.mktemp("zoo")
-    made: dict[str, Built] = {}
+class PicturesOnly(Built):
+    """A small model whose stock `forward` does not take its own processor's videos: tests that ask for one skip."""
 
-    def build(name: str) -> Built:
+    def inputs(self, *samples: Sample, **how: Any) -> Any:
+        """As ever, without videos."""
+        if any(sample.videos for sample in samples):
+            pytest.skip(f"the stock forward of {self.family.name} in this transformers does not take its videos")
+        return super().inputs(*samples, **how)
+
+
+def forwards_videos(built: Built) -> bool:
+    """Whether the stock model runs on what its processor makes of a video; some releases drop a tensor on the way."""
+    if not built.family.videos:
+        return True
+    try:
+        with torch.no_grad():
+            built.model(**built.inputs(Sample(images=0, videos=1)))
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Built]:
+    """A function that builds a family by name, kernel and precision, once per session."""
+    folder: Path = tmp_path_factory.mktemp("zoo")
+    made: dict[tuple[str, str, torch.dtype], Built] = {}
+    whole: dict[str, bool] = {}
+
+    def build(name: str, kernel: str = "sdpa", dtype: torch.dtype = torch.float32) -> Built:
         family = FAMILIES[name]
         why = missing(family)
         if why is not None:
             pytest.skip(f"{name} {why}")
-        if name not in made:
-            made[name] = family.build(folder)
-        return made[name]
+        if (name, kernel, dtype) not in made:
+            built = family.build(folder, kernel, dtype)
+            if name not in whole:
+                whole[name] = forwards_videos(family.build(folder))
+            if not whole[name]:
+                built = PicturesOnly(built.family, built.path, built.model, built.processor)
+            made[name, kernel, dtype] = built
+        return made[name, kernel, dtype]
 
     return build
+
+
+@pytest.fixture
+def dense_flex() -> Iterator[None]:
+    """`flex_attention` without the compiler: the same mask and bias functions, evaluated for every pair of tokens."""
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+        yield

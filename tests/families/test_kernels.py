@@ -1,215 +1,161 @@
-"""Attention kernels and precisions: pruning gives what masking gives under each kernel that takes the family."""
+"""Attention kernels: pruning gives what masking gives under every kernel that the stock text model takes."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tests.engine.pruners import ByContent
-from tests.families.conftest import missing
-from tests.families.test_proofs import PRUNED, chosen, close, said, samples
-from tests.families.zoo import FAMILIES, Built, Sample
+from tests.engine.pruners import Averaging, ByContent
+from tests.families.proving import (
+    BOTH,
+    PRUNED,
+    Zoo,
+    assert_equal_to_masked,
+    chosen,
+    close,
+    everyone,
+    everywhere,
+    samples,
+)
+from tests.families.zoo import FAMILIES, Sample
 from tokenprune.correction import MassCorrected
 from tokenprune.engine import pruned
-from tokenprune.engine.layout import find_images
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.loading import parts_of
-from tokenprune.pruner import PruneRecord
-from tokenprune.testing.conformance.masking import gone_by_layer, masked
 
-Kernels = Callable[[str, str], Built]
-#: Families of every run; the others are slow.
-FAST = ("llava", "idefics3", "smolvlm")
-SITES = [("input",), ("layer:2",)]
-families = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in PRUNED]
-)
-everywhere = pytest.mark.parametrize("sites", SITES, ids="+".join)
-
-
-@pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    """A function that builds a family with an attention kernel, once per session."""
-    folder: Path = tmp_path_factory.mktemp("kernels")
-    made: dict[tuple[str, str], Built] = {}
-
-    def build(name: str, kernel: str) -> Built:
-        why = missing(FAMILIES[name])
-        if why is not None:
-            pytest.skip(f"{name} {why}")
-        if (name, kernel) not in made:
-            try:
-                made[name, kernel] = FAMILIES[name].build(folder, kernel)
-            except (ValueError, ImportError) as error:
-                pytest.skip(f"{name} cannot be loaded with `{kernel}`: {error}")
-        return made[name, kernel]
-
-    return build
+#: Families whose stock text model takes no `flex_attention`.
+NO_FLEX = ("glm4v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+#: Families whose stock text model takes no flash attention for prompts of more than a chunk.
+NO_FLASH = ("llama4",)
+flexible = pytest.mark.parametrize("name", [name for name in PRUNED if name not in NO_FLEX])
+in_dense_form = pytest.mark.usefixtures("dense_flex")
+#: Means of runs of neighbours with their log sizes, where all visual planes have been added.
+MERGES = Averaging(("layer:3",), weighted=True, reverse=False, ratios=(0.25,))
+kernels = pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 
 
-def fixed(sites: tuple[str, ...]) -> ByContent:
-    """The same choice in every precision."""
-    return dataclasses.replace(chosen(sites), by_content=False)
+@everyone
+def test_pruned_equals_masked_under_eager(zoo: Zoo, name: str) -> None:
+    built = zoo(name, "eager")
+    assert_equal_to_masked(built, built.inputs(*samples(built)), chosen(BOTH))
 
 
-def in_bfloat16(built: Built) -> Built:
-    """The same model as loaded in bfloat16."""
-    from transformers import AutoModelForImageTextToText
-
-    kernel = built.model.config._attn_implementation
-    model = AutoModelForImageTextToText.from_pretrained(built.path, dtype=torch.bfloat16, attn_implementation=kernel)
-    return dataclasses.replace(built, model=model.eval())
-
-
-def weights_by_layer(built: Built, inputs: Any, record: PruneRecord) -> torch.Tensor:
-    """(L, B, S) what is added to the logits of each key, from the record alone."""
-    parts = parts_of(built.model)
-    ids = inputs["input_ids"]
-    spans = find_images(parts.is_placeholder(ids), parts.visuals(inputs))
-    slots = {(span.sample, span.image): span.slots for span in spans}
-    added = torch.zeros(parts.facts.num_layers, *ids.shape)
-    for unit in record.units:
-        places = slots[unit.sample, unit.image][list(unit.indices)]
-        added[unit.decoder_layer :, unit.sample, places] = torch.tensor(unit.log_weights)
-    return added
+@flexible
+@in_dense_form
+def test_pruned_equals_masked_under_flex(zoo: Zoo, name: str) -> None:
+    flex, eager = zoo(name, "flex_attention"), zoo(name, "eager")
+    assert parts_of(flex.model).text.config._attn_implementation == "flex_attention"
+    assert_equal_to_masked(flex, eager.inputs(*samples(eager)), chosen(BOTH), reference=eager)
 
 
-@contextlib.contextmanager
-def weighted(built: Built, added: torch.Tensor) -> Iterator[None]:
-    """Inside `masked`: every layer adds the weights to the logits of the keys of the prompt."""
-
-    def hook(layer: int) -> Any:
-        def run(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            mask = kwargs["attention_mask"]
-            if mask.dtype == torch.bool:
-                mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-            total = torch.zeros(added.shape[1], max(mask.shape[-1], added.shape[2]))
-            total[:, : added.shape[2]] = added[layer]
-            wide = total[:, None, None, -mask.shape[-1] :]
-            lowest = torch.finfo(mask.dtype).min
-            return args, {**kwargs, "attention_mask": torch.where(mask <= lowest, mask, mask + wide)}
-
-        return run
-
-    layers = parts_of(built.model).layers
-    handles = [layer.register_forward_pre_hook(hook(index), with_kwargs=True) for index, layer in enumerate(layers)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+@pytest.mark.parametrize("name", NO_FLEX)
+def test_the_stock_model_takes_no_flex(zoo: Zoo, name: str) -> None:
+    zoo(name)
+    with pytest.raises(ValueError, match="does not support an attention implementation through torch's flex_attention"):
+        zoo(name, "flex_attention")
 
 
-def assert_equal_to_masked(built: Built, sites: tuple[str, ...], count: int = 4) -> None:
-    """Prefill and some decoded tokens of a pruned run are those of the masked one."""
-    inputs = built.inputs(*samples(built))
-    with torch.no_grad():
-        with pruned(built.model, chosen(sites), positions="keep") as session:
-            prefill, out = built.model(**inputs).logits, said(built, inputs, count)
-        gone = gone_by_layer(parts_of(built.model), inputs, session.last)
-        assert gone.any()
-        with masked(parts_of(built.model), gone):
-            reference, expected = built.model(**inputs).logits, said(built, inputs, count)
-    rows = inputs["attention_mask"].bool() & ~gone[-1]
-    close(prefill[rows], reference[rows])
-    for step in range(count):
-        close(out.logits[step], expected.logits[step])
+@everyone
+def test_mass_correction_equals_a_bias_on_the_masked_model(zoo: Zoo, name: str) -> None:
+    built = zoo(name)
+    assert_equal_to_masked(built, built.inputs(*samples(built)), MassCorrected(chosen(BOTH)))
 
 
-@families
-@everywhere
-def test_pruned_equals_masked_under_eager(kernels: Kernels, name: str, sites: tuple[str, ...]) -> None:
-    assert_equal_to_masked(kernels(name, "eager"), sites)
+@flexible
+@in_dense_form
+def test_merges_with_log_sizes_under_flex(zoo: Zoo, name: str) -> None:
+    flex, eager = zoo(name, "flex_attention"), zoo(name, "eager")
+    assert_equal_to_masked(flex, eager.inputs(*samples(eager)), MERGES, reference=eager)
 
 
-@families
-@everywhere
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-def test_bfloat16_costs_no_more_than_it_does_without_pruning(
-    kernels: Kernels, name: str, kernel: str, sites: tuple[str, ...]
-) -> None:
-    built = kernels(name, kernel)
-    half = in_bfloat16(built)
-    inputs = built.inputs(*samples(built))
-    rounded = inputs.to(torch.bfloat16)
-    with torch.no_grad():
-        with pruned(half.model, fixed(sites), positions="keep") as session:
-            found = half.model(**rounded).logits.float()
-            told = said(half, rounded, 2)
-        gone = gone_by_layer(parts_of(built.model), inputs, session.records[0])
-        with masked(parts_of(half.model), gone):
-            rough = half.model(**rounded).logits.float()
-        with masked(parts_of(built.model), gone):
-            exact = built.model(**inputs).logits
-    assert session.records[0].final() == session.records[1].final()
-    assert session.records[0].final() < session.records[0].original_visual_tokens
-    assert all(logits.isfinite().all() for logits in told.logits)
-    rows = inputs["attention_mask"].bool() & ~gone[-1]
-    ours, theirs = (found - exact)[rows].abs().mean(), (rough - exact)[rows].abs().mean()
-    assert ours <= 1.5 * theirs + 1e-3 * exact[rows].abs().mean()
+@pytest.mark.parametrize("name", ["llava", "paligemma"])
+@in_dense_form
+def test_merges_inside_the_encoder_under_flex(zoo: Zoo, name: str, tmp_path: Path) -> None:
+    sdpa, flex = zoo(name), FAMILIES[name].build(tmp_path)
+    flex.model.set_attn_implementation({"vision_config": "flex_attention"})
+    vision = parts_of(flex.model).vision
+    assert vision is not None
+    assert vision.tower.config._attn_implementation == "flex_attention"
+    inputs = sdpa.inputs(Sample(), Sample(seed=1))
+    logits = []
+    for built in (sdpa, flex):
+        with torch.no_grad(), pruned(built.model, Averaging(("tower:1",), weighted=True, ratios=(0.5,))):
+            logits.append(built.model(**inputs).logits[:, -1])
+    close(*logits, 5e-4)
 
 
-@families
-@everywhere
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-def test_mass_correction_equals_a_bias_on_the_masked_model(
-    kernels: Kernels, name: str, kernel: str, sites: tuple[str, ...]
-) -> None:
-    built = kernels(name, kernel)
-    inputs = built.inputs(*samples(built))
-    with torch.no_grad():
-        with pruned(built.model, MassCorrected(chosen(sites)), positions="keep") as session:
-            prefill, out = built.model(**inputs).logits, said(built, inputs, 4)
-        added = weights_by_layer(built, inputs, session.last)
-        assert added.amax() > 0
-        gone = gone_by_layer(parts_of(built.model), inputs, session.last)
-        with masked(parts_of(built.model), gone):
-            plain = built.model(**inputs).logits
-            with weighted(built, added):
-                reference, expected = built.model(**inputs).logits, said(built, inputs, 4)
-    rows = inputs["attention_mask"].bool() & ~gone[-1]
-    assert not torch.allclose(plain[rows], reference[rows], atol=1e-3)
-    close(prefill[rows], reference[rows])
-    for step in range(4):
-        close(out.logits[step], expected.logits[step])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PRUNED)
-@everywhere
-def test_flex_attention_equals_the_masked_eager_model(kernels: Kernels, name: str, sites: tuple[str, ...]) -> None:
-    flex, eager = kernels(name, "flex_attention"), kernels(name, "eager")
-    inputs = eager.inputs(*samples(eager))
-    with torch.no_grad():
-        try:
-            flex.model(**inputs)
-        except Exception as error:  # noqa: BLE001 - whatever stops the stock model is the reason to skip
-            pytest.skip(f"the stock model of {name} does not run with `flex_attention` here: {error}"[:300])
-        with pruned(flex.model, chosen(sites), positions="keep") as session:
-            prefill, out = flex.model(**inputs).logits, said(flex, inputs, 2)
-        gone = gone_by_layer(parts_of(eager.model), inputs, session.last)
-        with masked(parts_of(eager.model), gone):
-            reference, expected = eager.model(**inputs).logits, said(eager, inputs, 2)
-    rows = inputs["attention_mask"].bool() & ~gone[-1]
-    close(prefill[rows], reference[rows])
-    for step in range(2):
-        close(out.logits[step], expected.logits[step])
-
-
-@pytest.mark.parametrize("kernel", ["flex_attention", "flash_attention_2"])
-def test_kernels_without_a_bias_refuse_weights(kernels: Kernels, kernel: str) -> None:
-    built = kernels("llava", "sdpa")
+@everyone
+def test_kernels_without_a_bias_refuse_weights(zoo: Zoo, name: str) -> None:
+    built = zoo(name)
     inputs = built.inputs(Sample(images=1))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(built.model.config.get_text_config(), "_attn_implementation_internal", kernel)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts_of(built.model).text.config, "_attn_implementation_internal", "flash_attention_2")
+        if name in NO_FLASH:
+            with pytest.raises(ValueError, match="Flash attention cannot handle chunked attention"):
+                built.model(**inputs)
+            return
         weigh = MassCorrected(ByContent(("input",)))
-        refused = pytest.raises(IncompatibleError, match=f"`{kernel}` has no bias for single keys")
+        refused = pytest.raises(IncompatibleError, match="`flash_attention_2` has no bias for single keys")
         with refused as caught, pruned(built.model, weigh, ratio=0.5):
             built.model(**inputs)
     assert "sdpa" in str(caught.value.hint)
+
+
+# --- at every site --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@everyone
+@everywhere
+def test_pruned_equals_masked_under_eager_at_every_site(zoo: Zoo, name: str, sites: tuple[str, ...]) -> None:
+    built = zoo(name, "eager")
+    assert_equal_to_masked(built, built.inputs(*samples(built)), chosen(sites))
+
+
+@pytest.mark.slow
+@flexible
+@everywhere
+@in_dense_form
+def test_pruned_equals_masked_under_flex_at_every_site(zoo: Zoo, name: str, sites: tuple[str, ...]) -> None:
+    flex, eager = zoo(name, "flex_attention"), zoo(name, "eager")
+    assert_equal_to_masked(flex, eager.inputs(*samples(eager)), chosen(sites), reference=eager)
+
+
+@pytest.mark.slow
+@everyone
+@kernels
+@everywhere
+def test_mass_correction_at_every_site(zoo: Zoo, name: str, kernel: str, sites: tuple[str, ...]) -> None:
+    built = zoo(name, kernel)
+    assert_equal_to_masked(built, built.inputs(*samples(built)), MassCorrected(chosen(sites)))
+
+
+@pytest.mark.slow
+@flexible
+@everywhere
+@in_dense_form
+def test_mass_correction_under_flex_at_every_site(zoo: Zoo, name: str, sites: tuple[str, ...]) -> None:
+    flex, eager = zoo(name, "flex_attention"), zoo(name, "eager")
+    assert_equal_to_masked(flex, eager.inputs(*samples(eager)), MassCorrected(chosen(sites)), reference=eager)
+
+
+@pytest.mark.slow
+@everyone
+@kernels
+def test_merges_with_log_sizes(zoo: Zoo, name: str, kernel: str) -> None:
+    built = zoo(name, kernel)
+    assert_equal_to_masked(built, built.inputs(*samples(built)), MERGES)
+
+
+@pytest.mark.slow
+def test_compiled_flex_equals_the_masked_eager_model(zoo: Zoo) -> None:
+    """The prefill: torch cannot compile `flex_attention` for single queries on a CPU, whatever model asks."""
+    flex, eager = zoo("llava", "flex_attention"), zoo("llava", "eager")
+    inputs = eager.inputs(*samples(eager))
+    logits = []
+    for built in (flex, eager):
+        with torch.no_grad(), pruned(built.model, chosen(("input",)), positions="keep"):
+            logits.append(built.model(**inputs).logits[:, -1])
+    close(*logits, 1e-4)

@@ -2,60 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 
 from tests.engine.pruners import Averaging, ByContent, Ragged
-from tests.families.zoo import FAMILIES, Built, Sample
+from tests.families.proving import (
+    BOTH,
+    DECODED,
+    PRUNED,
+    REFUSED,
+    SITES,
+    Zoo,
+    assert_equal_to_masked,
+    chosen,
+    close,
+    everyone,
+    everywhere,
+    said,
+    samples,
+)
+from tests.families.zoo import FAMILIES, Sample
 from tokenprune.engine import pruned
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.loading import parts_of
 from tokenprune.testing.conformance.masking import gone_by_layer, masked
 
-Zoo = Callable[[str], Built]
-#: Families whose decoder cannot lose tokens, with the words of the refusal.
-REFUSED = {"mllama": "cross", "qwen3_5": "linear attention", "lfm2_vl": "conv"}
-#: Families whose stock `generate` fails with beams and several pictures.
-NO_BEAMS = {"llama4"}
-PRUNED = [name for name in FAMILIES if name not in REFUSED]
-SITES = [("input",), ("layer:2",), ("layer:1", "layer:3")]
-DECODED = 20
-everyone = pytest.mark.parametrize("name", PRUNED)
-everywhere = pytest.mark.parametrize("sites", SITES, ids="+".join)
-
-
-def samples(built: Built) -> list[Sample]:
-    """Unequal numbers of pictures, also none where the family takes that, and a video where it has them."""
-    found = [Sample(images=2), Sample(images=1, seed=3)]
-    if built.family.unequal and built.family.text_only:
-        found.append(Sample(images=0, seed=4))
-    if built.family.videos and built.family.mixes:
-        found.append(Sample(images=1, videos=1, seed=5))
-    return found
-
-
-def chosen(sites: tuple[str, ...]) -> ByContent:
-    return ByContent(sites, ratios=tuple(0.5**power for power in range(1, len(sites) + 1)))
-
-
-def said(built: Built, inputs: Any, count: int = DECODED, **options: Any) -> Any:
-    return built.model.generate(
-        **inputs,
-        max_new_tokens=count,
-        min_new_tokens=count,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
-        **options,
-    )
-
-
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    scale = max(1.0, expected.abs().max().item())
-    torch.testing.assert_close(found, expected, atol=2e-5 * scale, rtol=1e-4)
+#: Families whose stock `generate` fails with beams: it copies the prompts, but not what the encoder made of them.
+NO_BEAMS = ("llama4",)
+#: Families whose stock processors take videos of one length in a batch.
+ONE_LENGTH = ("internvl", "llava_next_video", "llava_onevision", "perception_lm", "video_llava")
 
 
 @everyone
@@ -81,22 +56,63 @@ def test_keep_all_is_bit_identical(zoo: Zoo, name: str, sites: tuple[str, ...]) 
 @pytest.mark.parametrize("kind", [ByContent, Ragged])
 def test_pruned_equals_masked(zoo: Zoo, name: str, sites: tuple[str, ...], kind: type[ByContent]) -> None:
     built = zoo(name)
+    assert_equal_to_masked(built, built.inputs(*samples(built)), chosen(sites, kind), count=DECODED)
+
+
+COMPACT = [pytest.param(sites, marks=() if len(sites) > 1 else pytest.mark.slow) for sites in [*SITES, BOTH]]
+
+
+@everyone
+@pytest.mark.parametrize("sites", COMPACT, ids="+".join)
+def test_pruned_equals_masked_with_compact_positions(zoo: Zoo, name: str, sites: tuple[str, ...]) -> None:
+    built = zoo(name)
+    assert_equal_to_masked(built, built.inputs(*samples(built)), chosen(sites), positions="compact")
+
+
+with_videos = pytest.mark.parametrize("name", [name for name in PRUNED if FAMILIES[name].videos])
+
+
+@with_videos
+@pytest.mark.parametrize("positions", ["keep", pytest.param("compact", marks=pytest.mark.slow)])
+def test_pruned_equals_masked_on_videos(zoo: Zoo, name: str, positions: str) -> None:
+    built = zoo(name)
+    frames = 4 if name in ONE_LENGTH else 2
+    inputs = built.inputs(Sample(images=0, videos=1), Sample(images=0, videos=1, frames=frames, seed=6))
+    assert_equal_to_masked(built, inputs, chosen(BOTH), positions=positions)
+
+
+@pytest.mark.parametrize("name", ONE_LENGTH)
+def test_the_stock_processor_takes_no_videos_of_several_lengths(zoo: Zoo, name: str) -> None:
+    built = zoo(name)
+    with pytest.raises(ValueError, match="tensor"):
+        built.inputs(Sample(images=0, videos=1), Sample(images=0, videos=1, frames=2))
+
+
+@pytest.mark.parametrize("name", [name for name in PRUNED if name not in NO_BEAMS])
+def test_beams_of_a_pruned_prompt_are_those_of_the_masked_one(zoo: Zoo, name: str) -> None:
+    built = zoo(name)
     inputs = built.inputs(*samples(built))
-    picker = kind(sites, ratios=chosen(sites).ratios)
+    beams = {"num_beams": 3, "output_scores": True}
+    parts = parts_of(built.model)
     with torch.no_grad():
-        with pruned(built.model, picker, positions="keep") as session:
-            prefill = built.model(**inputs).logits
-            out = said(built, inputs)
-        gone = gone_by_layer(parts_of(built.model), inputs, session.last)
-        assert gone.any()
-        with masked(parts_of(built.model), gone):
-            reference = built.model(**inputs).logits
-            expected = said(built, inputs)
-    rows = inputs["attention_mask"].bool() & ~gone[-1]
-    close(prefill[rows], reference[rows])
-    for step in range(DECODED):
-        close(out.logits[step], expected.logits[step])
+        with pruned(built.model, chosen(BOTH), positions="keep") as session:
+            built.model(**inputs)
+            out = said(built, inputs, 5, **beams)
+        gone = gone_by_layer(parts, inputs, session.records[0]).repeat_interleave(3, dim=1)
+        with masked(parts, gone):
+            expected = said(built, inputs, 5, **beams)
+        plain = said(built, inputs, 5, **beams)
     assert torch.equal(out.sequences, expected.sequences)
+    torch.testing.assert_close(out.sequences_scores, expected.sequences_scores, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(out.sequences_scores, plain.sequences_scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NO_BEAMS)
+def test_the_stock_model_fails_with_beams(zoo: Zoo, name: str) -> None:
+    built = zoo(name)
+    for many in ([Sample()], samples(built)):
+        with torch.no_grad(), pytest.raises((ValueError, RuntimeError), match=r"tokens|match|shape"):
+            said(built, built.inputs(*many), 4, num_beams=3)
 
 
 @everyone
@@ -104,7 +120,7 @@ def test_batch_equals_singles(zoo: Zoo, name: str) -> None:
     built = zoo(name)
     many = samples(built)
     for policy in ("keep", "compact"):
-        with pruned(built.model, chosen(("input", "layer:2")), positions=policy) as session:
+        with pruned(built.model, chosen(BOTH), positions=policy) as session:
             together = said(built, built.inputs(*many), 6)
             alone = [said(built, built.inputs(sample), 6) for sample in many]
         for row, single in enumerate(alone):
@@ -124,28 +140,6 @@ def test_merged_rows_are_the_same_in_any_batch(zoo: Zoo, name: str) -> None:
         for row, single in enumerate(alone):
             for step in range(4):
                 close(together.logits[step][row], single.logits[step][0])
-
-
-@everyone
-def test_a_second_turn_on_the_same_cache(zoo: Zoo, name: str) -> None:
-    built = zoo(name)
-    inputs = built.inputs(Sample(images=1, seed=2))
-    more = torch.tensor([[5, 6, 7, 8, 9]])
-    with torch.no_grad():
-        with pruned(built.model, chosen(("input", "layer:2")), positions="keep") as session:
-            first = built.model(**inputs, use_cache=True)
-            second = turn(built, more, first.past_key_values)
-        with masked(parts_of(built.model), gone_by_layer(parts_of(built.model), inputs, session.last)):
-            plain = built.model(**inputs, use_cache=True)
-            expected = turn(built, more, plain.past_key_values)
-    close(second, expected)
-
-
-def turn(built: Built, ids: torch.Tensor, cache: Any) -> torch.Tensor:
-    """Logits of a turn of text after a prompt."""
-    more = {"input_ids": ids}  # no mask: some stock models number the positions of a whole mask
-    logits: torch.Tensor = built.model(**more, past_key_values=cache, use_cache=True).logits
-    return logits
 
 
 @pytest.mark.parametrize("name", REFUSED)

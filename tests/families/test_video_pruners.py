@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.families.test_proofs import PRUNED, close, said
+from tests.families.proving import PRUNED, close, said
 from tests.families.zoo import FAMILIES, Built, Sample
 from tokenprune import load_host, pruned
 from tokenprune.budget import Budget

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.sweep.fixtures import Workshop
+from tests.sweep.fixtures import TOY, Workshop
 from tests.sweep.test_identity import CELL
 from tokenprune.sweep import SweepOutcome, run_sweep
 from tokenprune.sweep.changes import explain_changes
@@ -66,3 +66,29 @@ def test_a_changed_model_gives_new_cells_and_says_why(workshop: Workshop, tmp_pa
     assert isinstance(events[0], SweepStarted)
     assert events[0].changes == changed.changes
     assert go().changes == ()
+
+
+def test_an_upgraded_plugin_gives_new_cells_of_its_pruners_and_says_why(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = workshop.config(pruners=["first", "random"], budgets=[4, 2], efficiency=False, lens=False)
+
+    def go() -> SweepOutcome:
+        return run_sweep(config, directory=tmp_path / "run", host=workshop.host, track=False)
+
+    assert go().done == 5
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("cells/*/result.json")}
+    information = tmp_path / "upgraded" / "tokenprune_toy-2.0.dist-info"
+    shutil.copytree(TOY / "tokenprune_toy-1.0.dist-info", information)
+    metadata = information / "METADATA"
+    metadata.write_text(metadata.read_text(encoding="utf-8").replace("1.0", "2.0"), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(information.parent)
+        upgraded = go()
+    assert upgraded.changes == ("2 cells are new: `tokenprune-toy` went from version 1.0 to 2.0",)
+    assert (upgraded.skipped, upgraded.done) == (3, 5)  # what `random` and `none` did still holds
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list((tmp_path / "run").glob("cells/*/result.json"))) == 7
+    back = go()
+    assert back.changes == ("2 cells are new: `tokenprune-toy` went from version 2.0 to 1.0",)
+    assert back.skipped == 5  # and their results are still there

@@ -14,10 +14,13 @@ import pytest
 from tests.sweep.fixtures import Workshop
 from tokenprune.errors import ConfigError, PrerequisiteError
 from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
-from tokenprune.sweep.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
+from tokenprune.sweep.events import CellEnded, CellFailed, CellProgress, CellStarted, SweepEnded, SweepStarted
 from tokenprune.sweep.mailbox import INBOX, Lines, Pulse, make_box, post
 
 SMALL: dict[str, Any] = {"budgets": [4], "efficiency": False, "lens": False, "overlays": 0}
+
+#: `first` takes long enough for a look at how far it is.
+PRUNERS = [{"name": "first", "options": {"pause": 0.8}, "label": "first"}, "random", "exploding"]
 
 ON_THIS_MACHINE = [
     pytest.param("ray", {"actors": "2"}, id="ray"),
@@ -36,20 +39,22 @@ def answers(ledger: Ledger) -> dict[str, list[tuple[str, float]]]:
 
 @pytest.fixture(scope="module")
 def inline(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> SweepOutcome:
-    config = workshop.config(pruners=["first", "random", "exploding"], **SMALL)
+    config = workshop.config(pruners=PRUNERS, **SMALL)
     place = tmp_path_factory.mktemp("inline") / "run"
     return run_sweep(config, directory=place, host=workshop.host, track=False)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("executor", "options"), ON_THIS_MACHINE)
+@pytest.mark.parametrize(
+    ("executor", "options"), [pytest.param("local", {"workers": "2"}, id="local"), *ON_THIS_MACHINE]
+)
 def test_the_same_as_here(
     workshop: Workshop, inline: SweepOutcome, tmp_path: Path, executor: str, options: dict[str, str]
 ) -> None:
     pytest.importorskip("submitit" if executor == "slurm" else executor)
     events: list[Any] = []
     outcome = run_sweep(
-        workshop.config(pruners=["first", "random", "exploding"], **SMALL),
+        workshop.config(pruners=PRUNERS, **SMALL),
         directory=tmp_path / "run",
         host=workshop.host,
         display=events.append,
@@ -59,8 +64,16 @@ def test_the_same_as_here(
     )
     assert (outcome.done, outcome.failed, outcome.pending) == (3, 1, 0)
     assert answers(Ledger(outcome.directory)) == answers(Ledger(inline.directory))
-    kinds = Counter(type(event) for event in events)
+    kinds = Counter(type(event) for event in events if not isinstance(event, CellProgress))
     assert kinds == {SweepStarted: 1, CellStarted: 4, CellEnded: 3, CellFailed: 1, SweepEnded: 1}
+    told = [event for event in events if isinstance(event, CellProgress) and event.cell.pruner == "first"]
+    assert told
+    for event in told:
+        assert (event.samples, event.kept_tokens) == (8, 4.0)
+        assert 3 <= event.samples_done <= 8
+        assert event.samples_per_s is not None
+        assert event.memory_mib is not None
+        assert event.memory_mib > 50
     pids = {
         (Ledger(outcome.directory).result(event.cell.id) or {})["worker"]["pid"]
         for event in events
@@ -122,6 +135,25 @@ def test_a_killed_job_costs_nothing(workshop: Workshop, tmp_path: Path, executor
     assert attempts[-1] <= 2
 
 
+def test_the_options_of_the_file_count_unless_flags_say_otherwise(workshop: Workshop, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    wrong = {"name": "slurm", "options": {"cluster": "debug", "jobs": 0}}
+    config = workshop.config(**{**SMALL, "pruners": ["first"], "executor": wrong})
+
+    def go(**changes: Any) -> SweepOutcome:
+        return run_sweep(config, directory=tmp_path / "run", host=workshop.host, track=False, **changes)
+
+    with pytest.raises(ConfigError, match="`jobs` must be a whole number of at least 1, got `0`"):
+        go()
+    with pytest.raises(ConfigError, match=r"`jobs` must be .* got `x`"):
+        go(executor="slurm", executor_options={"jobs": "x"})
+    assert go(executor_options={"jobs": "1"}).done == 2  # `cluster: debug` of the file still counts
+    with pytest.raises(ConfigError, match="unknown option `jobs` of executor `inline`"):
+        go(executor="inline", executor_options={"jobs": "1"})
+    assert go(executor="inline").status == "complete"  # another executor has nothing to do with them
+    assert Ledger(tmp_path / "run").header().config["executor"] == wrong
+
+
 @pytest.mark.parametrize(("executor", "package"), [("ray", "ray"), ("slurm", "submitit")])
 def test_a_missing_extra_is_named(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str, package: str
@@ -141,6 +173,7 @@ def test_a_missing_extra_is_named(
         ("slurm", {"cluster": "kubernetes"}, "`cluster` must be one of slurm, local, debug, got `kubernetes`"),
         ("slurm", {"cluster": "local", "cpus": "0"}, "`cpus` must be a whole number of at least 1, got `0`"),
         ("local", {"anything": "1"}, "unknown option `anything` of executor `local`"),
+        ("local", {"workers": "0"}, "`workers` must be a whole number of at least 1, got `0`"),
     ],
 )
 def test_wrong_options_are_told(

@@ -45,8 +45,21 @@ def test_short_forms(tmp_path: Path, workshop: Workshop) -> None:
     assert config.efficiency.enabled
 
 
+def test_an_executor_with_options_and_its_short_form(tmp_path: Path, workshop: Workshop) -> None:
+    def executor(text: str) -> tuple[str, dict[str, object]]:
+        read = load_config(write(tmp_path, GOOD + text, workshop.model), workshop.host)
+        return read.executor.name, read.executor.options
+
+    assert executor("") == ("local", {})
+    assert executor("executor: inline\n") == ("inline", {})
+    assert executor("executor: {name: ray, options: {address: auto, actors: 2}}\n") == (
+        "ray",
+        {"address": "auto", "actors": 2},
+    )
+
+
 def test_resolved_file_reads_back_equal(workshop: Workshop) -> None:
-    config = workshop.config(seeds=[3], positions="compact")
+    config = workshop.config(seeds=[3], positions="compact", executor={"name": "local", "options": {"workers": 2}})
     assert parse_config(Source("again", config.to_json()), workshop.host) == config
 
 
@@ -78,8 +91,20 @@ def test_default_config_compares_baselines_zoo_and_iwp() -> None:
         ("0.5, 64", "25%, 64", ":9:16: budgets.1: the same budget as budgets.0"),
         ("64]", "0]", ":9:21: budgets.2: keep tokens must be a whole number >= 1, got 0"),
         ("tasks: toy", "tasks: toi", ":2:1: tasks.0.name: unknown task `toi`; did you mean `toy`?"),
-        ("models: MODEL", "models: scene", ":1:1: models.0: unknown model `scene`; did you mean `scenes`?"),
+        ("models: MODEL", "models: scene", ":1:1: models.0: unknown model `scene`; did you mean `scenes`"),
         ("lens: false", "executor: locla", ":12:1: executor: unknown executor `locla`; did you mean `local`?"),
+        ("lens: false", "executor: {nam: ray}", ":12:12: executor.nam: unknown key, did you mean `name`?"),
+        ("lens: false", "executor: {name: rai}", ":12:1: executor: unknown executor `rai`; did you mean `ray`?"),
+        (
+            "lens: false",
+            "executor: {name: ray, options: {adress: auto}}",
+            ":12:33: executor.options.adress: unknown option `adress` of executor `ray`, did you mean `address`?",
+        ),
+        (
+            "lens: false",
+            "executor: {name: local, options: {workers: [2]}}",
+            ":12:35: executor.options.workers: option `workers` of executor `local` must be one text or number",
+        ),
         ("lens: false", "lens: {sample: 2}", ":12:8: lens.sample: unknown key, did you mean `samples`?"),
         ("lens: false", "limit: 0", ":12:1: limit: input should be greater than or equal to 1, got 0"),
         ("lens: false", "dtype: double", ":12:1: dtype: input should be 'float32', 'bfloat16' or 'float16'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from tokenprune.sweep.dispatch import (
     Ready,
     Took,
 )
-from tokenprune.sweep.executors import Began, Ended, Report
+from tokenprune.sweep.executors import Began, Ended, Progress, Report
 from tokenprune.sweep.files import StorageError
 from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.plan import Cell
@@ -74,11 +75,11 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def well(worker: str, order: Order) -> Sequence[Message]:
-    return [Finished(worker, "done")]
+    return [Finished(worker, {cell.id: "done" for cell in order.cells})]
 
 
-def run(ledger: Ledger, crew: ScriptedCrew, cells: Sequence[Cell] = CELLS) -> list[Report]:
-    reports = list(Dispatcher(ledger, crew).run(cells))
+def run(ledger: Ledger, crew: ScriptedCrew, cells: Sequence[Cell] = CELLS, share: int = 1) -> list[Report]:
+    reports = list(Dispatcher(ledger, crew, share).run(cells))
     assert crew.dismissed
     return reports
 
@@ -90,6 +91,19 @@ def test_every_cell_once_and_the_reference_first(ledger: Ledger) -> None:
     assert sorted(order.cell.id for _, order in crew.orders) == sorted(cell.id for cell in CELLS)
     assert {report.cell_id for report in reports if isinstance(report, Ended)} == {cell.id for cell in CELLS}
     assert crew.hired == ["one#0", "two#1"]
+
+
+def test_progress_is_passed_on_while_its_cell_runs(ledger: Ledger) -> None:
+    def behave(worker: str, order: Order) -> Sequence[Message]:
+        told = [Progress(order.cell.id, worker, done, 2, 64.0, 3.5, 812.0) for done in (1, 2)]
+        return [told[0], *well(worker, order), told[1]]  # the second comes too late
+
+    reports = run(ledger, ScriptedCrew(behave, places=("one",)))
+    assert len(reports) == 3 * len(CELLS)
+    for began, progress, ended in zip(reports[::3], reports[1::3], reports[2::3], strict=True):
+        assert isinstance(began, Began)
+        assert progress == Progress(began.cell_id, began.worker, 1, 2, 64.0, 3.5, 812.0)
+        assert isinstance(ended, Ended)
 
 
 def test_a_dead_workers_cell_is_tried_by_another_worker(ledger: Ledger) -> None:
@@ -178,3 +192,59 @@ def test_a_full_disk_ends_the_sweep_and_marks_no_cell(ledger: Ledger) -> None:
     assert caught.value.hint == "make room"
     assert crew.dismissed
     assert all(ledger.state(cell.id) == "pending" for cell in CELLS)
+
+
+def test_cells_of_one_company_are_given_together_and_leave_some_for_other_workers(ledger: Ledger) -> None:
+    other = replace(CELL, batch_size=CELL.batch_size + 1, reference=REFERENCE.id)
+    crew = ScriptedCrew(well)
+    reports = run(ledger, crew, [*CELLS, other], share=3)
+    given = [[cell.id for cell in order.cells] for _, order in crew.orders]
+    first, second, third, fourth = (cell.id for cell in CELLS[1:])
+    assert given[:2] == [[REFERENCE.id], [first, second]]
+    assert given[-1] == [other.id]
+    assert [each for ids in given[2:-1] for each in ids] == [third, fourth]
+    assert [report.cell_id for report in reports if isinstance(report, Ended)] == [
+        each for ids in given for each in ids
+    ]
+    alone = ScriptedCrew(well, places=("one",))
+    run(ledger, alone, share=3)
+    assert [len(order.cells) for _, order in alone.orders] == [1, 3, 1]
+
+
+def test_the_cell_that_kills_is_found_among_those_beside_it(ledger: Ledger) -> None:
+    poison = CELLS[3]
+
+    def behave(worker: str, order: Order) -> Sequence[Message]:
+        return [Died(worker, "signal SIGKILL")] if poison in order.cells else well(worker, order)
+
+    crew = ScriptedCrew(behave, places=("one",))
+    reports = run(ledger, crew, share=4)
+    sizes = [len(order.cells) for _, order in crew.orders if poison in order.cells]
+    assert sizes == [4, 2, 1, 1, 1]
+    assert [order.attempt for _, order in crew.orders if poison in order.cells] == [1, 1, 1, 2, 3]
+    ended = {report.cell_id: report.outcome for report in reports if isinstance(report, Ended)}
+    assert ended == {cell.id: "failed" if cell == poison else "done" for cell in CELLS}
+    others = [order for _, order in crew.orders if poison not in order.cells]
+    assert all(order.attempt == 1 for order in others)
+
+
+def test_what_a_dead_worker_had_finished_of_its_cells_is_done(ledger: Ledger) -> None:
+    saved = CELLS[1:3]
+
+    def behave(worker: str, order: Order) -> Sequence[Message]:
+        if len(order.cells) < 4:
+            return well(worker, order)
+        for cell in saved:
+            ledger.begin_cell(cell)
+            ledger.write_result(cell, {"quality": {}})
+        return [Died(worker, "signal SIGKILL")]
+
+    crew = ScriptedCrew(behave, places=("one",))
+    reports = run(ledger, crew, share=4)
+    assert [len(order.cells) for _, order in crew.orders] == [1, 4, 1, 1]
+    assert sorted(report.cell_id for report in reports if isinstance(report, Ended)) == sorted(c.id for c in CELLS)
+
+
+def test_an_order_travels_as_json() -> None:
+    order = Order(CELLS[1], attempt=2, batch_size=4, beside=tuple(CELLS[2:4]))
+    assert Order.from_json(json.loads(json.dumps(order.to_json()))) == order

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tokenprune.sweep import Ledger, SweepOutcome
-from tokenprune.sweep.worker import CellRunner, ran_out_of_memory
+from tokenprune.sweep.asking import Asking, ran_out_of_memory
 
 Run = Callable[..., SweepOutcome]
 SMALL: dict[str, Any] = {"pruners": ["first"], "budgets": [4], "efficiency": False, "lens": False, "batch_size": 8}
@@ -18,19 +18,19 @@ SMALL: dict[str, Any] = {"pruners": ["first"], "budgets": [4], "efficiency": Fal
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     """Room for batches of so many samples; returns the sizes that were tried under a pruner."""
-    whole = CellRunner._ask
+    whole = Asking.ask
 
     def give(room: int) -> list[int]:
         tried: list[int] = []
 
-        def ask(self: CellRunner, cell: Any, pruner: Any, batch: Any, answers: Any, reference: Any) -> None:
-            if cell.reference is not None:
+        def ask(self: Asking, batch: Any, memo: Any = None) -> None:
+            if self.cell.reference is not None:
                 tried.append(len(batch.indices))
                 if len(batch.indices) > room:
                     raise torch.OutOfMemoryError("CUDA out of memory")
-            whole(self, cell, pruner, batch, answers, reference)
+            whole(self, batch, memo)
 
-        monkeypatch.setattr(CellRunner, "_ask", ask)
+        monkeypatch.setattr(Asking, "ask", ask)
         return tried
 
     return give

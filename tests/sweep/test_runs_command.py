@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import resource
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import Commands
+from tests.cli.commands import Commands, Ran, environment
 from tests.sweep.fixtures import FinishedSweep, Workshop
+from tests.sweep.test_crash import without_privileges
 from tokenprune.sweep import Ledger, run_sweep
 
 
@@ -130,3 +135,101 @@ def test_alone_it_explains_itself(run: Commands) -> None:
     ran = run("runs")
     assert ran.code == 0
     assert "status" in ran.out
+
+
+# --- disks that do not take it, and somebody else -------------------------------------------------------------------
+
+
+def restricted(restrict: Callable[[], object], *words: str | Path) -> Ran:
+    """Run a command as a process that may do less."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tokenprune", *map(str, words)],
+        env=environment(COLUMNS="200"),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        preexec_fn=restrict,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def told(ran: Ran) -> list[str]:
+    """The two lines of a mistake that is the user's, or the machine's."""
+    assert (ran.code, ran.out) == (2, ""), ran
+    assert "Traceback" not in ran.err
+    return [line for line in ran.err.splitlines() if line.startswith(("error: ", "hint: "))]
+
+
+@pytest.fixture
+def sweep_file(workshop: Workshop, tmp_path: Path) -> Path:
+    data = workshop.data(pruners=["first"], budgets=[4], efficiency=False, lens=False, overlays=0)
+    path = tmp_path / "sweep.yaml"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return path
+
+
+@pytest.mark.timeout(900)
+def test_a_read_only_directory_is_shown_and_not_written(copy: Path, sweep_file: Path) -> None:
+    everything = [*copy.rglob("*"), copy]
+    for path in everything:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        shown = restricted(without_privileges, "runs", "status", copy, "--json")
+        exported = restricted(without_privileges, "runs", "export", copy)
+        refused = [
+            restricted(without_privileges, *words)
+            for words in (("runs", "retry", copy), ("runs", "replay", copy), ("sweep", sweep_file, "--out", copy))
+        ]
+    finally:
+        for path in reversed(everything):
+            path.chmod(0o755)
+    assert (shown.code, shown.json()["done"]) == (0, 11)
+    assert (exported.code, len(exported.out.splitlines())) == (0, 16)
+    for ran in refused:
+        error, hint = told(ran)
+        assert error == f"error: cannot write `{copy}/lock`: Permission denied"
+        assert hint.startswith("hint: make room or make it writable, then run the same command again")
+
+
+def test_a_full_disk_is_told_in_two_lines_and_the_same_command_continues(sweep_file: Path, tmp_path: Path) -> None:
+    words = ("sweep", sweep_file, "--out", tmp_path / "run", "--quiet", "--json")
+
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    error, hint = told(restricted(small, *words))
+    assert error.startswith(f"error: cannot write `{tmp_path}/run/")
+    assert error.endswith("File too large")
+    assert hint.endswith("every finished cell is kept")
+    again = restricted(lambda: None, *words)
+    assert again.code == 0, again.err
+    assert again.json()["sweep"]["done"] == 2
+
+
+def test_a_second_command_is_told_who_runs_the_sweep(run: Commands, copy: Path, sweep_file: Path) -> None:
+    with Ledger(copy).lock():
+        for words in (("sweep", str(sweep_file), "--out", str(copy)), ("runs", "retry", str(copy))):
+            error, hint = told(run(*words))
+            assert error.startswith("error: another process (pid ")
+            assert error.endswith(f"runs a sweep in `{copy}`")
+            assert hint == "hint: wait for it, or use another directory"
+        assert run("runs", "status", str(copy)).code == 0
+
+
+def test_torn_files_are_cells_to_run_again_and_nothing_else(run: Commands, copy: Path) -> None:
+    ledger = Ledger(copy)
+    torn, headless = [cell for cell in ledger.plan() if ledger.state(cell.id) == "done"][-2:]
+    result = ledger.cell_directory(torn.id) / "result.json"
+    result.write_bytes(result.read_bytes()[:-40])
+    samples = ledger.cell_directory(headless.id) / "samples.jsonl"
+    samples.write_bytes(samples.read_bytes()[:-40])
+    document = run("runs", "status", str(copy), "--json").json()
+    assert {state: document[state] for state in ("done", "failed", "refused", "pending")} == {
+        "done": 10,
+        "failed": 2,
+        "refused": 2,
+        "pending": 1,
+    }
+    rows = run("runs", "export", str(copy), "--samples", "--json").json()["rows"]
+    assert len(rows) == 10 * 8 - 1  # the last line of one is lost

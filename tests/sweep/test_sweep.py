@@ -131,16 +131,16 @@ def test_a_bad_sample_counts_as_wrong(sweep: Run) -> None:
 
 
 def test_without_its_reference_a_cell_fails(sweep: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tokenprune.sweep.worker import CellRunner
+    from tokenprune.sweep.asking import Answers, Asking
 
-    whole = CellRunner._must_have_pruned
+    whole = Asking.finished
 
-    def break_reference(self: CellRunner, cell: Any, answers: Any) -> None:
-        if cell.reference is None:
+    def break_reference(self: Asking) -> Answers:
+        if self.cell.reference is None:
             raise RuntimeError("no reference today")
-        whole(self, cell, answers)
+        return whole(self)
 
-    monkeypatch.setattr(CellRunner, "_must_have_pruned", break_reference)
+    monkeypatch.setattr(Asking, "finished", break_reference)
     outcome = sweep(pruners=["first"], budgets=[4])
     assert (outcome.done, outcome.failed) == (0, 2)
     ledger = Ledger(outcome.directory)

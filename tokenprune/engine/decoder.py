@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from tokenprune.engine.caches import CachedUnit, CacheState, Columns, check_grow
 from tokenprune.engine.chunk import Chunk, Counts, Layer, Move, rebase
 from tokenprune.engine.cut import DecoderInput, decide, record, take
 from tokenprune.engine.halves import Door, Halves
-from tokenprune.engine.masks import build_mask, reach_of, shorten_mask
+from tokenprune.engine.masks import build_mask, is_whole, reach_of, shorten_mask
 from tokenprune.engine.passes import Pass, snapshot
 from tokenprune.engine.planes import VisualPlanes
 from tokenprune.engine.reach import reach_back
@@ -49,7 +50,7 @@ class DecoderHooks:
     def install(self) -> list[RemovableHandle]:
         """Register the hooks."""
         text = self._parts.text
-        if "layer" in self._session.pruner.spec.sites:
+        if "layer" in self._session.pruner.spec.sites or self._session.memo is not None:
             self._doors = tuple(Door(layer) for layer in self._parts.layers)
         self._planes = VisualPlanes(text, self._shortened)
         handles = [
@@ -103,6 +104,10 @@ class DecoderHooks:
             kwargs = {**kwargs, "logits_to_keep": None}
         if past is None:
             return args, kwargs
+        given = mask.values() if isinstance(mask, dict) else (mask,)
+        if chunk is not None and any(is_whole(each) for each in given):
+            self._pass.whole = True  # images that are seen both ways: only the model's own masks say so
+            return args, {**kwargs, "position_ids": position_ids}
         # the layers get masks of their own; a four-dimensional mask makes the text model build none
         placeholder: Any = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=embeddings.device)
         if isinstance(mask, dict):
@@ -158,13 +163,24 @@ class DecoderHooks:
             columns = self._columns(running, chunk, layer, past, present)
             running.columns.append(columns)
             running.entered.append(present.rows)
+            running.counted.append(present.rows)
             if chunk is not None and _at(chunk, layer, "mid"):
                 self._split(running, chunk, module, layer, present, args[1:], kwargs)
             if running.past is None and not running.cut:
+                if chunk is not None and running.seen == 0 and len(chunk.done) < len(chunk.plan):
+                    self._share(layer)
                 return None  # nothing was taken out so far: leave every tensor as it came
             return self._rewritten(running, layer, present, past, columns, args, kwargs)
 
         return hook
+
+    def _share(self, layer: int) -> None:
+        """Let the coming call of a layer that runs unpruned, with a cut after it, be answered from the memo."""
+        memo = self._session.memo
+        shares_cache = self._parts.kv_sources.count(self._parts.kv_sources[layer]) > 1
+        if memo is None or shares_cache or self._doors[layer].redirected:
+            return
+        self._doors[layer].redirect(functools.partial(memo.layer, layer, self._doors[layer].forward))
 
     def _begin(self, running: Pass, kwargs: dict[str, Any]) -> None:
         """Layer 0: now the cache is known, also where the text model has made it itself."""
@@ -196,16 +212,7 @@ class DecoderHooks:
     def _columns(self, running: Pass, chunk: Chunk | None, layer: int, past: Columns, present: DecoderInput) -> Columns:
         """Key columns of a layer after this pass; a layer that reads another one's keys has that one's columns."""
         source = self._parts.kv_sources[layer]
-        if source == layer:
-            return running.extend(past, present, chunk)
-        theirs, ran = running.columns[source], running.entered[source]
-        width = ran.slots.shape[1]
-        held, new = theirs.valid[:, :-width], theirs.valid[:, -width:]
-        if running.past is not None:
-            held = past.valid
-        if ran is not present.rows:
-            new = new & (present.rows.inverse.gather(1, ran.slots.clamp(min=0)) >= 0)
-        return replace(theirs, valid=torch.cat([held, new], dim=1))
+        return running.extend(past, present, chunk) if source == layer else running.shared(past, present, source)
 
     def _stops(
         self, running: Pass, chunk: Chunk, layer: int, present: DecoderInput, kwargs: dict[str, Any]
@@ -326,8 +333,10 @@ class DecoderHooks:
         """Arguments of the layer with hidden states, mask and positions of its own length."""
         given = kwargs.get("position_embeddings")
         if running.compact and given is not None:
-            positions = (running.compact_positions(present) - past.shift[:, None]).clamp(min=0)
-            embeddings = running.remade(present, given, past, lambda: self._rotary.at(given, present.hidden, positions))
+            among = running.counted[self._parts.kv_sources[layer]]
+            positions = (running.compact_positions(present, among) - past.shift[:, None]).clamp(min=0)
+            make = functools.partial(self._rotary.at, given, present.hidden, positions)
+            embeddings = running.remade(present, (given, past, among), make)
         else:
             embeddings = running.embeddings(present, given)
         state = running.past
@@ -353,7 +362,12 @@ class DecoderHooks:
         """The layer's attention mask: cut out of the one that the model made, or built where it made none."""
         reach, config = self._reaches[layer], self._parts.text.config
         width, dtype = present.rows.slots.shape[1], present.hidden.dtype
-        cuttable = isinstance(given, Tensor) and given.ndim == 4 and running.past is None
+        cuttable = is_whole(given) and (running.past is None or running.whole)
+        if running.whole and cuttable and given.shape[-1] != running.seen + running.length:
+            raise IncompatibleError(
+                f"the model masks {given.shape[-1]} places of a conversation of {running.seen + running.length} tokens",
+                hint="pass the images of the new turn with the default dynamic cache and no mask of your own",
+            )
         key = (id(columns), id(given) if cuttable else reach)
         if key not in running.masks:
             mask: Any

@@ -119,14 +119,20 @@ class Door:
     def __init__(self, layer: nn.Module) -> None:
         self._layer = layer
         self._own = vars(layer).get("forward")
-        self._forward: Callable[..., Any] = layer.forward
+        self.forward: Callable[..., Any] = layer.forward
+        """The layer's own."""
         self._run: Callable[..., Any] | None = None
         object.__setattr__(layer, "forward", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's own forward, or what was put in place of this call."""
         run, self._run = self._run, None
-        return (run or self._forward)(*args, **kwargs)
+        return (run or self.forward)(*args, **kwargs)
+
+    @property
+    def redirected(self) -> bool:
+        """Whether the next call goes another way already."""
+        return self._run is not None
 
     def redirect(self, run: Callable[..., Any]) -> None:
         """Let the next call go to `run`."""

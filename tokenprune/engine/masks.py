@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks, causal_mask_function
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from tokenprune.engine.caches import Columns
+from tokenprune.engine.internals import mask_functions
 from tokenprune.errors import IncompatibleError
 
-#: Kernels that take an additive bias for each key.
-BIASED_KERNELS = ("sdpa", "eager")
+#: Kernels that take an additive bias for each key; `flex_attention` does where it is given in place of a block mask.
+BIASED_KERNELS = ("sdpa", "eager", "flex_attention")
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,17 @@ def build_mask(config: Any, columns: Columns, query_length: int, dtype: torch.dt
     kernel = _kernel(config, columns)
     batch, length = columns.valid.shape
     offset = length - query_length
-    function = causal_mask_function
+    masks = mask_functions()
+    function = masks.causal
     if reach.size:
-        if kernel not in (*BIASED_KERNELS, "flex_attention"):
+        if kernel not in BIASED_KERNELS:
             raise IncompatibleError(
                 f"the attention kernel `{kernel}` counts windows in rows, of which some have been taken out",
-                hint="load the model with attention `sdpa` or `eager`",
+                hint="load the model with attention `sdpa`, `eager` or `flex_attention`",
             )
         queries = columns.logical[:, offset:]
-        function = and_masks(function, reach.overlay(queries, columns.logical, columns.start, offset))
-    factory = ALL_MASK_ATTENTION_FUNCTIONS["eager" if columns.log_weights is not None else kernel]
+        function = masks.both(function, reach.overlay(queries, columns.logical, columns.start, offset))
+    factory = masks.factories["eager" if columns.log_weights is not None else kernel]
     mask: Tensor | None = factory(
         batch_size=batch,
         q_length=query_length,
@@ -102,17 +104,32 @@ def build_mask(config: Any, columns: Columns, query_length: int, dtype: torch.dt
     return _weighted(mask, columns.log_weights, dtype)
 
 
-def shorten_mask(config: Any, given: Tensor, rows: Tensor, columns: Columns, dtype: torch.dtype) -> Tensor:
+def is_whole(given: Any) -> bool:
+    """Whether a model has built a mask over rows and columns, so that some of them can be taken."""
+    return isinstance(given, Tensor | BlockMask) and len(given.shape) == 4
+
+
+def shorten_mask(
+    config: Any, given: Tensor | BlockMask, rows: Tensor, columns: Columns, dtype: torch.dtype
+) -> Tensor | BlockMask:
     """Rows and columns of a mask (B or 1, H or 1, S, T) that the model has built for the whole chunk.
 
     Args:
         config: Config of the text model.
-        given: True where a row sees a column, or what is added to the logits.
+        given: True where a row sees a column, or what is added to the logits, or the blocks of `flex_attention`.
         rows: (B, S') slot of each row, -1 for padding.
         columns: Key columns after the cut.
         dtype: Dtype of the hidden states.
+
+    Raises:
+        IncompatibleError: The kernel cannot express the mask.
     """
-    _kernel(config, columns)
+    kernel = _kernel(config, columns)
+    if isinstance(given, BlockMask):
+        if columns.log_weights is None:
+            return _shorten_blocks(kernel, given, rows, columns)
+        batch, heads, length, held = given.shape  # blocks say who sees whom, but not how much
+        given = create_mask(given.mask_mod, batch, heads, length, held, rows.device)
     batch, width = rows.shape
     wide = given.expand(batch, -1, -1, -1)
     heads, length = wide.shape[1], wide.shape[3]
@@ -132,12 +149,31 @@ def shorten_mask(config: Any, given: Tensor, rows: Tensor, columns: Columns, dty
     return shorter
 
 
+def _shorten_blocks(kernel: str, given: BlockMask, rows: Tensor, columns: Columns) -> BlockMask:
+    """Rows and columns of a block mask, as a block mask."""
+    slots, places = rows.clamp(min=0), columns.logical
+    batch, width = rows.shape
+
+    def seen(sample: Any, head: Any, query: Any, key: Any) -> Any:
+        return given.mask_mod(sample, head, slots[sample, query], places[sample, key])
+
+    mask: BlockMask = mask_functions().factories[kernel](
+        batch_size=batch,
+        q_length=width,
+        kv_length=places.shape[1],
+        mask_function=seen,
+        attention_mask=columns.valid,
+        device=rows.device,
+    )
+    return mask
+
+
 def _kernel(config: Any, columns: Columns) -> str:
     kernel: str = config._attn_implementation
     if columns.log_weights is not None and kernel not in BIASED_KERNELS:
         raise IncompatibleError(
             f"the attention kernel `{kernel}` has no bias for single keys, which token weights need",
-            hint="load the model with attention `sdpa` or `eager`, or switch mass correction off",
+            hint="load the model with attention `sdpa`, `eager` or `flex_attention`, or switch mass correction off",
         )
     return kernel
 

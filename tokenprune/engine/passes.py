@@ -32,7 +32,9 @@ class Pass:
         pad_left: Side of the padding.
         start: (B,) slot of each sample's first token.
         cut: Rows were taken out in this pass.
+        whole: The model has built masks over all that the cache would hold unpruned, though it was pruned.
         entered: By layer, the rows that it ran with, while a cut may still reach back to its cache.
+        counted: By layer, the rows among which positions without gaps were counted for its keys.
         columns: Key columns of every layer after this pass.
         queried: States and position embeddings that entered a layer, for views at decoding steps.
         hidden_tokens: By sample, numbers of the visual tokens that this step does not see.
@@ -50,7 +52,9 @@ class Pass:
     pad_left: bool = True
     start: Tensor | None = None
     cut: bool = False
+    whole: bool = False
     entered: list[Rows] = field(default_factory=list)
+    counted: list[Rows] = field(default_factory=list)
     columns: list[Columns] = field(default_factory=list)
     masks: dict[tuple[int, Any], tuple[Any, Columns, Any]] = field(default_factory=dict)
     queried: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
@@ -94,6 +98,23 @@ class Pass:
             self._extended[key] = (past, present.rows, columns)  # kept alive, so that ids stay theirs
         return self._extended[key][2]
 
+    def shared(self, past: Columns, present: DecoderInput, source: int) -> Columns:
+        """Key columns of a layer that reads the keys of the layer `source`: of those, what is still there."""
+        theirs, ran = self.columns[source], self.entered[source]
+        width = ran.slots.shape[1]
+        row = present.rows.inverse.gather(1, ran.slots.clamp(min=0))  # its rows now, and what they weigh now
+        new = theirs.valid[:, -width:] & (row >= 0)
+        weights = present.log_weights
+        if weights is not None:
+            weights = weights.gather(1, row.clamp(min=0)).masked_fill(~new, 0.0)
+        held = replace(
+            past,
+            valid=theirs.valid[:, :-width] if self.past is None else past.valid,
+            token=theirs.token[:, :-width],
+            logical=theirs.logical[:, :-width],
+        )
+        return held.extend(new, weights, theirs.shift, theirs.token[:, -width:], theirs.logical[:, -width:])
+
     def _removed(self, present: DecoderInput) -> Tensor:
         """How many positions the last token of every sample has moved down in this pass, (B,)."""
         valid = present.rows.valid
@@ -102,14 +123,21 @@ class Pass:
         last = present.rows.slots.amax(dim=1, keepdim=True)
         return original.gather(1, last)[:, 0] - new
 
-    def compact_positions(self, present: DecoderInput) -> Tensor:
-        """Position ids (B, S') without gaps, from the first row's own position on."""
-        valid = present.rows.valid
+    def compact_positions(self, present: DecoderInput, among: Rows | None = None) -> Tensor:
+        """Position ids (B, S') without gaps, from the first row's own position on.
+
+        Args:
+            present: The rows.
+            among: Rows that hold them all, among which is counted: those of the layer whose keys are read.
+        """
+        valid, among = present.rows.valid, among or present.rows
         original = positions_at(self.position_ids.to(valid.device), present.positions())
         if not self.cut:
             return original
         first = original.masked_fill(~valid, torch.iinfo(torch.long).max).amin(dim=1, keepdim=True)
-        return torch.where(valid, first + valid.long().cumsum(dim=1) - 1, original)
+        rank = among.valid.long().cumsum(dim=1) - 1
+        place = among.inverse.gather(1, present.rows.slots.clamp(min=0)).clamp(min=0)
+        return torch.where(valid, first + rank.gather(1, place), original)
 
     def embeddings(self, present: DecoderInput, given: Any) -> Any:
         """The layer's position embeddings for the rows that are left, at their original positions."""
@@ -121,11 +149,11 @@ class Pass:
             self._embeddings[key] = (present.rows, given, shorter)
         return self._embeddings[key][2]
 
-    def remade(self, present: DecoderInput, given: Any, past: Columns, make: Callable[[], Any]) -> Any:
-        """Position embeddings that were made anew for the rows, once for all layers of equal rows and past."""
-        key = (id(present.rows), id(given), id(past))
+    def remade(self, present: DecoderInput, given: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """Position embeddings that were made anew for the rows, once for all layers to which the same is given."""
+        key = (id(present.rows), *map(id, given))
         if key not in self._embeddings:
-            self._embeddings[key] = (present.rows, (given, past), make())
+            self._embeddings[key] = (present.rows, given, make())
         return self._embeddings[key][2]
 
 

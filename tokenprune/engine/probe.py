@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
+from tokenprune.engine.internals import attention_interface
 from tokenprune.errors import IncompatibleError
 
 PROBE = "tokenprune_probe"
@@ -50,9 +50,6 @@ def _take(
     raise _Taken(Projections(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling))
 
 
-AttentionInterface.register(PROBE, _take)
-
-
 @torch.no_grad()
 def project(layer: nn.Module, hidden: Tensor, **kwargs: Any) -> Projections:
     """Projections that a layer would compute from hidden states (B, S, D).
@@ -71,6 +68,7 @@ def project(layer: nn.Module, hidden: Tensor, **kwargs: Any) -> Projections:
         if (config := getattr(module, "config", None)) is not None and hasattr(config, "_attn_implementation_internal")
     }
     before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    attention_interface().register(PROBE, _take)
     try:
         for config in configs.values():
             config._attn_implementation_internal = PROBE

@@ -16,14 +16,16 @@ from tokenprune.budget import Budget
 from tokenprune.engine.caches import CacheBook
 from tokenprune.engine.chunk import Chunk, Unit, Vision, open_chunk
 from tokenprune.engine.decoder import DecoderHooks
+from tokenprune.engine.internals import check_internals
 from tokenprune.engine.layout import ImageSpan
-from tokenprune.engine.look import Look, LookHooks, looks
+from tokenprune.engine.look import Look, LookHooks, Run, looks
+from tokenprune.engine.memo import MemoMethods, PrefillMemo
 from tokenprune.engine.tower import TowerHooks
 from tokenprune.errors import BudgetError, IncompatibleError, NothingPrunedError
 from tokenprune.models.family import Parts
 from tokenprune.models.joint import JointSpace
 from tokenprune.models.loading import parts_of
-from tokenprune.plugins import load_host
+from tokenprune.plugins import Host, load_host
 from tokenprune.pruner import PositionPolicy, Pruner, PruneRecord, Stop
 from tokenprune.record import StepRecord
 
@@ -47,6 +49,7 @@ class Session:
         positions: PositionPolicy | None = None,
         joint: JointSpace | None = None,
         frames: bool = False,
+        memo: PrefillMemo | None = None,
     ) -> None:
         self.parts = parts
         self.pruner = pruner
@@ -54,6 +57,7 @@ class Session:
         self.positions: PositionPolicy = positions or pruner.positions
         self.joint = joint
         self.frames = frames
+        self.memo = memo
         self.steps: list[StepRecord] = []
         self.records: list[PruneRecord] = []
         self.caches = CacheBook()
@@ -202,6 +206,10 @@ class Session:
             return Look()
         return Look(self.parts.look.about.rows(self.parts.model.config, inputs, self.parts.visuals(inputs)))
 
+    def seen_runs(self) -> list[Run] | None:
+        """What was seen of the encoder in this pass; `None` where the pruner does not look."""
+        return self.chunk.vision.look.runs if self.chunk is not None and looks(self.pruner) else None
+
     def _adopt(self, inputs: Mapping[str, Any]) -> Chunk | None:
         """The chunk of a call; what `generate` ran ahead is taken over, for the prompt or for several copies of it."""
         ahead, self._ahead = self._ahead, None
@@ -265,7 +273,7 @@ def _of_prefill(stops: Sequence[Stop]) -> tuple[Stop, ...]:
     return tuple(stop for stop in stops if stop.site.kind != "decode")
 
 
-def resolve_pruner(pruner: str | Pruner | None) -> Pruner:
+def resolve_pruner(pruner: str | Pruner | None, host: Host) -> Pruner:
     """A pruner by name (with its defaults), as it is, or `none`.
 
     Raises:
@@ -273,7 +281,7 @@ def resolve_pruner(pruner: str | Pruner | None) -> Pruner:
     """
     if isinstance(pruner, Pruner):
         return pruner
-    built: Pruner = load_host().pruners.get(pruner or "none").build()
+    built: Pruner = host.pruners.get(pruner or "none").build()
     return built
 
 
@@ -306,6 +314,8 @@ def pruned(
     positions: PositionPolicy | None = None,
     joint: JointSpace | None = None,
     frames: bool = False,
+    memo: PrefillMemo | None = None,
+    host: Host | None = None,
 ) -> Iterator[Session]:
     """Prune the visual tokens of a stock model inside the block; the model is restored bit for bit afterwards.
 
@@ -319,6 +329,8 @@ def pruned(
         joint: Joint image-text space, for pruners that need one.
         frames: The images of each sample are the frames of one video: from the LLM input on, pruners see them as one
             unit. A budget in tokens counts the whole video; before the decoder each frame gets its share.
+        memo: Shares the encoder and the layers before the first cut with other sessions on the same inputs.
+        host: Plugins; the installed ones are loaded where it is not given.
 
     Raises:
         IncompatibleError: The model is not described, already pruned, or lacks what the pruner needs.
@@ -326,8 +338,10 @@ def pruned(
 
     A KV cache that was filled inside the block belongs to it: go on with it inside, not after.
     """
-    parts = parts_of(model)
-    chosen = resolve_pruner(pruner)
+    host = host or load_host()
+    parts = parts_of(model, host)
+    check_internals(parts)
+    chosen = resolve_pruner(pruner, host)
     if getattr(model, _MARK, None) is not None:
         raise IncompatibleError("this model is already being pruned", hint="leave the other `with pruned(...)` first")
     if "joint" in chosen.needs and joint is None:
@@ -336,11 +350,13 @@ def pruned(
             hint="pass `joint=` (see `tokenprune.models.JointSpace`), or choose a pruner without the need `joint`",
         )
     session = Session(
-        parts, chosen, resolve_budget(budget, ratio, tokens), positions=positions, joint=joint, frames=frames
+        parts, chosen, resolve_budget(budget, ratio, tokens), positions=positions, joint=joint, frames=frames, memo=memo
     )
-    sides: list[TowerHooks | LookHooks | DecoderHooks] = [DecoderHooks(session)]
+    sides: list[TowerHooks | LookHooks | DecoderHooks | MemoMethods] = [DecoderHooks(session)]
     if parts.vision is not None:
-        sides.append(TowerHooks(parts, parts.vision, chosen, joint, lambda: session.chunk))
+        sides.append(TowerHooks(parts, parts.vision, chosen, joint, lambda: session.chunk, memo))
+    elif memo is not None:
+        sides.append(MemoMethods(parts.base, memo, session.seen_runs))
     if parts.look is not None and looks(chosen):
         sides.append(LookHooks(parts.look, lambda: session.chunk))
     handles: list[RemovableHandle] = []

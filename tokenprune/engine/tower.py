@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from tokenprune.engine.chunk import Chunk, TowerRows, Unit, VisionCut
 from tokenprune.engine.cut import decide
 from tokenprune.engine.halves import Door, Halves
 from tokenprune.engine.masks import BIASED_KERNELS
+from tokenprune.engine.memo import PrefillMemo
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.family import Parts, TowerParts
 from tokenprune.models.joint import JointSpace
@@ -31,12 +32,15 @@ class TowerHooks:
         pruner: Pruner,
         joint: JointSpace | None,
         chunk: Callable[[], Chunk | None],
+        memo: PrefillMemo | None = None,
     ) -> None:
         self._parts = parts
         self._vision = vision
         self._pruner = pruner
         self._joint = joint
         self._chunk = chunk
+        self._memo = memo
+        self._door: Door | None = None
         self._rows: TowerRows | None = None
         """Rows that enter the next encoder layer, once something was cut inside the tower."""
         self._places: list[Tensor] | None = None
@@ -50,6 +54,9 @@ class TowerHooks:
         while self._doors:
             self._doors[-1].remove()
             self._doors = self._doors[:-1]
+        if self._door is not None:
+            self._door.remove()
+            self._door = None
 
     def install(self) -> list[RemovableHandle]:
         """Register the hooks."""
@@ -58,9 +65,12 @@ class TowerHooks:
             self._vision.projector.register_forward_pre_hook(self._before_projector, with_kwargs=True),
             self._vision.projector.register_forward_hook(self._after_projector),
         ]
+        if self._memo is not None:
+            self._door = Door(self._vision.tower)
         if "tower" in self._pruner.spec.sites:
             self._doors = tuple(Door(layer) for layer in self._vision.layers)
-        if "encoder_attention" in self._pruner.needs or "tower" in self._pruner.spec.sites:
+        looked_into = "encoder_attention" in self._pruner.needs or "tower" in self._pruner.spec.sites
+        if looked_into or self._memo is not None:  # others that share the memo may look
             for index, layer in enumerate(self._vision.layers):
                 handles.append(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
         return handles
@@ -72,7 +82,10 @@ class TowerHooks:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         chunk, self._rows, self._places = self._chunk(), None, None
         stop = _stop_at(chunk, "pixels")
-        if chunk is None or stop is None:
+        if chunk is None:
+            return None
+        if stop is None:
+            self._share(chunk)
             return None
         started = time.perf_counter()
         selections, decision = self._decide(chunk, stop)
@@ -92,6 +105,21 @@ class TowerHooks:
         if args:
             return (smaller, *args[1:]), {**kwargs, **self._vision.about.resize}
         return args, {**kwargs, "pixel_values": smaller, **self._vision.about.resize}
+
+    def _share(self, chunk: Chunk) -> None:
+        """Let the coming call of a tower that runs whole be answered from the memo."""
+        coming = chunk.next_stop()
+        if self._memo is None or self._door is None or (coming is not None and coming.site.kind == "tower"):
+            return
+        memo, forward = self._memo, self._door.forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            output, entered = memo.tower(forward, lambda: _states(chunk.vision.tower), *args, **kwargs)
+            for index, hidden in entered.items():
+                chunk.vision.tower.setdefault(index, self._entering(chunk, hidden))
+            return output
+
+        self._door.redirect(run)
 
     # --- inside the encoder -------------------------------------------------------------------------------------
 
@@ -138,8 +166,10 @@ class TowerHooks:
                 raise IncompatibleError(
                     f"the attention kernel `{kernel}` of the vision encoder has no bias for single keys, which rows of "
                     "several sizes need",
-                    hint="load the model with attention `sdpa` or `eager`",
+                    hint="load the model with attention `sdpa`, `eager` or `flex_attention`",
                 )
+            if kernel == "flex_attention":  # it looks a bias up by its query, too
+                bias = bias.expand(-1, -1, rows.hidden.shape[1], -1)
             if rest:
                 rest[0] = bias.to(rows.hidden.dtype)
             else:
@@ -270,6 +300,11 @@ def shortened(rows: TowerRows, selections: Sequence[tuple[Unit, Kept]], first: i
         places[unit.indices[anchors]] = torch.arange(first, end, device=hidden.device)
         row_of.append(places)
     return TowerRows(short, None if min(counts) == max(counts) else valid, weights if weighted else None, tuple(row_of))
+
+
+def _states(tower: Mapping[int, TowerRows]) -> Mapping[int, Tensor]:
+    """The states that entered each encoder layer."""
+    return {index: rows.hidden for index, rows in tower.items()}
 
 
 def _stop_at(chunk: Chunk | None, kind: str, layer: int = 0, point: str = "in") -> Stop | None:

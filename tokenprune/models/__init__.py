@@ -38,11 +38,18 @@ def register_families(register: Callable[[FamilySpec], None]) -> None:
 
 @hookimpl
 def register_models(register: Callable[[ModelSpec], None]) -> None:
-    """The shipped model."""
+    """The shipped models."""
     register(
         ModelSpec(
             name="scenes",
             target="tokenprune/models/scenes",
             summary="the shipped small LLaVA, trained on the task `scenes`",
+        )
+    )
+    register(
+        ModelSpec(
+            name="scenes-video",
+            target="tokenprune/models/scenes-video",
+            summary="the same trained on for videos of four frames, the task `scenes-video`",
         )
     )

@@ -9,6 +9,7 @@ from typing import Any
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.family import RowsOf, Visual
 from tokenprune.models.rows import EncoderRows, Tile, equal_tiles
+from tokenprune.models.supported import unknown_internal
 
 #: The images, tiles or frames that one picture or one video stands for in the prompt.
 Group = Sequence[Visual]
@@ -16,9 +17,22 @@ Group = Sequence[Visual]
 HINT = "make the inputs with the checkpoint's own processor"
 
 
+def encoder_depth(config: Any) -> int:
+    """Layers of the vision encoder.
+
+    Raises:
+        IncompatibleError: Its config says so under no known name.
+    """
+    vision = config.vision_config
+    for name in ("num_hidden_layers", "depth"):  # some configs have only the one, some only the other
+        if getattr(vision, name, None) is not None:
+            return int(getattr(vision, name))
+    raise unknown_internal(f"`{type(vision).__name__}` has neither `num_hidden_layers` nor `depth`")
+
+
 def last_layer(config: Any) -> int:
     """The last encoder layer (0-based) is read."""
-    return int(config.vision_config.num_hidden_layers) - 1
+    return encoder_depth(config) - 1
 
 
 def named_layer(config: Any) -> int:
@@ -26,7 +40,7 @@ def named_layer(config: Any) -> int:
     layers = config.vision_feature_layer
     layers = [layers] if isinstance(layers, int) else list(layers)
     # hidden_states[0] are the embeddings, so hidden_states[i] is the output of layer i - 1
-    count = config.vision_config.num_hidden_layers + 1
+    count = encoder_depth(config) + 1
     return int(max(layer % count for layer in layers)) - 1
 
 

@@ -16,15 +16,15 @@ from tokenprune.models.family import EncoderLook, Family, Visual
 from tokenprune.models.layouts import Group, in_prompt_order, named_layer, patches_per_side, tensor
 from tokenprune.models.llava import cls_row, refuse_cls_tokens
 from tokenprune.models.rows import EncoderRows, Tile, TokenRows, cells, film, resized, starts_of
+from tokenprune.models.supported import internal
+
+_MODEL = "transformers.models.llava_next.modeling_llava_next"
 
 
 def fine_grid(config: Any, size: Sequence[int]) -> tuple[int, int]:
     """Rows and columns of the stitched tiles of a picture of a size (height, width), by the model's own arithmetic."""
-    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
-
-    side = patches_per_side(config)
-    tiles = get_anyres_image_grid_shape(tuple(size), config.image_grid_pinpoints, config.vision_config.image_size)
-    _, rows, columns = unpad_image(torch.empty(0, tiles[0] * side, tiles[1] * side), tuple(size)).shape
+    side, tiles = patches_per_side(config), tiles_of(config, size)
+    _, rows, columns = _unpadded(torch.empty(0, tiles[0] * side, tiles[1] * side), size).shape
     return int(rows), int(columns)
 
 
@@ -66,9 +66,8 @@ def tiled(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list
 
 def tiles_of(config: Any, size: Sequence[int]) -> tuple[int, int]:
     """Rows and columns of tiles that the model makes of a picture of a size (height, width)."""
-    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
-
-    high, wide = get_anyres_image_grid_shape(tuple(size), config.image_grid_pinpoints, config.vision_config.image_size)
+    grid_shape = internal(_MODEL, "get_anyres_image_grid_shape")
+    high, wide = grid_shape(tuple(size), config.image_grid_pinpoints, config.vision_config.image_size)
     return int(high), int(wide)
 
 
@@ -77,12 +76,15 @@ def stitched(tile: Tile, tiles: tuple[int, int], size: Sequence[int]) -> Tensor:
 
     Counted from the first row of the first tile.
     """
-    from transformers.models.llava_next.modeling_llava_next import unpad_image
-
     high, wide = tiles
     numbers = torch.arange(high * wide)[:, None] * tile.rows + tile.first + torch.arange(tile.side**2)
     whole = numbers.view(high, wide, tile.side, tile.side).transpose(1, 2).reshape(high * tile.side, wide * tile.side)
-    cropped: Tensor = unpad_image(whole[None], tuple(size))[0]
+    return _unpadded(whole[None], size)[0]
+
+
+def _unpadded(tiles: Tensor, size: Sequence[int]) -> Tensor:
+    """Stitched tiles (C, rows, columns), cropped to the aspect of a picture of a size (height, width)."""
+    cropped: Tensor = internal(_MODEL, "unpad_image")(tiles, tuple(size))
     return cropped
 
 

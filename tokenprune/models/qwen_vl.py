@@ -16,6 +16,7 @@ from tokenprune.models.family import EncoderLook, Family, RowsOf, Visual
 from tokenprune.models.layouts import Group, in_prompt_order, last_layer
 from tokenprune.models.reasons import LINEAR_ATTENTION, everywhere
 from tokenprune.models.rows import EncoderRows, TokenRows
+from tokenprune.models.supported import internal
 
 
 def packed(inputs: Mapping[str, Any], kind: str, pixels: str, merge: int) -> list[Group]:
@@ -62,11 +63,9 @@ def in_order(config: Any, grids: Tensor) -> Tensor:
 
 def in_windows(config: Any, grids: Tensor) -> Tensor:
     """Places (all images) of tokens in an encoder that puts the patches of each window side by side."""
-    from transformers.vision_utils import get_vision_window_index
-
-    vision = config.vision_config
+    vision, window_index = config.vision_config, internal("transformers.vision_utils", "get_vision_window_index")
     order: Tensor
-    order, _ = get_vision_window_index(grids, vision.spatial_merge_size, vision.window_size, vision.patch_size)
+    order, _ = window_index(grids, vision.spatial_merge_size, vision.window_size, vision.patch_size)
     return order.argsort()
 
 

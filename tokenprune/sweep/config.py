@@ -8,13 +8,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from tokenprune.budget import Account, Budget
 from tokenprune.errors import BudgetError, ConfigError, TokenPruneError, UnknownNameError
 from tokenprune.plugins import Host
+from tokenprune.registry import load_target
 from tokenprune.sweep.calibrated import with_calibrated
 from tokenprune.sweep.entries import expand_entries
+from tokenprune.sweep.executors import check_option
 from tokenprune.sweep.identity import canonical
 from tokenprune.sweep.source import Location, Source, read_yaml
 
@@ -50,6 +53,13 @@ class PrunerEntry(_Section):
         return f"{self.name}[{options}]" if options else self.name
 
 
+class ExecutorEntry(_Section):
+    """How cells are run: an executor by name, with its options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
 class BudgetEntry(_Section):
     """One budget: a ratio (`0.25`, `25%`) or a number of tokens (`64`)."""
 
@@ -69,12 +79,33 @@ class LensConfig(_Section):
 
 
 class EfficiencyConfig(_Section):
-    """Latency, memory and FLOPs of the first sample, alone on the device."""
+    """Time, memory, FLOPs and energy of the first sample, alone on the device (`tokenprune.metrics.efficiency`)."""
 
     enabled: bool = True
     warmup: int = Field(default=1, ge=0)
     repeats: int = Field(default=5, ge=1)
     new_tokens: int = Field(default=8, ge=1)
+    max_repeats: int | None = Field(default=None, ge=1)
+    tolerance: float = Field(default=0.05, gt=0.0, allow_inf_nan=False)
+    threads: int | None = Field(default=None, ge=1)
+    busy: Literal["mark", "refuse"] = "mark"
+    floor: bool = True
+
+    @field_validator("max_repeats")
+    @classmethod
+    def _at_least_the_least(cls, value: int | None, info: ValidationInfo) -> int | None:
+        least = info.data.get("repeats", 1)
+        if value is not None and value < least:
+            raise PydanticCustomError("max_repeats", "fewer than the {least} that `repeats` asks for", {"least": least})
+        return value
+
+    def settings(self) -> dict[str, Any]:
+        """What a cell's identity sees: the first three keys always, the others, which came later, where they are set.
+
+        So the cells of a file that does not know the later keys keep their ids.
+        """
+        first = {"warmup", "repeats", "new_tokens"}
+        return {**self.model_dump(include=first), **self.model_dump(exclude={"enabled", *first}, exclude_defaults=True)}
 
 
 class SweepConfig(_Section):
@@ -92,11 +123,12 @@ class SweepConfig(_Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: str = "sdpa"
     positions: Literal["keep", "compact"] | None = None
-    executor: str = "local"
+    executor: ExecutorEntry = ExecutorEntry(name="local")
     device: tuple[str, ...] = Field(default=("auto",), min_length=1)
     lens: LensConfig = LensConfig()
     efficiency: EfficiencyConfig = EfficiencyConfig()
     overlays: int = Field(default=2, ge=0)
+    share: int = Field(default=12, ge=1)
     out: str | None = None
 
     @field_validator("models", "seeds", "device", mode="before")
@@ -109,6 +141,11 @@ class SweepConfig(_Section):
     def _names(cls, value: Any) -> Any:
         items = [value] if isinstance(value, str | Mapping) else value
         return [{"name": item} if isinstance(item, str) else item for item in items] if _is_list(items) else items
+
+    @field_validator("executor", mode="before")
+    @classmethod
+    def _executor(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("budgets", mode="before")
     @classmethod
@@ -230,6 +267,7 @@ def _fields_at(location: Location) -> list[str]:
         "tasks": TaskEntry,
         "pruners": PrunerEntry,
         "budgets": BudgetEntry,
+        "executor": ExecutorEntry,
         "lens": LensConfig,
         "efficiency": EfficiencyConfig,
     }
@@ -293,5 +331,9 @@ def _unknown_names(config: SweepConfig, host: Host) -> list[tuple[Location, str]
                 (("pruners", index), f"`{entry.title}` is `{other}` with other words; leave one of them out")
             )
         same.setdefault(point, index)
-    attempt(("executor",), host.executors.get, config.executor)
+    executor = attempt(("executor",), host.executors.get, config.executor.name)
+    if executor is not None and config.executor.options:
+        make = attempt(("executor",), load_target, executor.target)
+        for option, value in config.executor.options.items() if make is not None else ():
+            attempt(("executor", "options", option), check_option, executor.name, make, option, value)
     return problems

@@ -50,6 +50,33 @@ class CellStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class CellProgress:
+    """How far a running cell is, about once a second. Displays are told; trackers are not.
+
+    Args:
+        directory: The sweep directory.
+        sweep_id: The sweep's id.
+        cell: The cell.
+        worker: Who runs it.
+        samples_done: Samples asked so far.
+        samples: Samples of the cell.
+        kept_tokens: Visual tokens that stay of a sample, the mean so far; `None` where that is not known.
+        samples_per_s: Samples of the worker per second, also of cells that it runs beside this one, or `None`.
+        memory_mib: What the worker holds of its device's memory, or `None`.
+    """
+
+    directory: Path
+    sweep_id: str
+    cell: Cell
+    worker: str
+    samples_done: int
+    samples: int
+    kept_tokens: float | None = None
+    samples_per_s: float | None = None
+    memory_mib: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CellEnded:
     """A cell is complete: `result` is what `result.json` holds."""
 
@@ -79,7 +106,10 @@ class CellFailed:
 
 @dataclass(frozen=True, slots=True)
 class SweepEnded:
-    """The sweep ended; counts are of the whole plan, not only of this invocation."""
+    """The sweep ended; counts are of the whole plan, not only of this invocation.
+
+    `tracking_s` of its `seconds` went into the hooks of trackers so far, most of them beside the work.
+    """
 
     directory: Path
     sweep_id: str
@@ -89,6 +119,11 @@ class SweepEnded:
     refused: int
     pending: int
     seconds: float
+    tracking_s: float = 0.0
 
 
-Event = SweepStarted | CellStarted | CellEnded | CellFailed | SweepEnded
+Tracked = SweepStarted | CellStarted | CellEnded | CellFailed | SweepEnded
+"""What trackers are told: a hook each."""
+
+Event = Tracked | CellProgress
+"""What displays are told."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from tokenprune.errors import ConfigError
 from tokenprune.hookspecs import hookimpl
 from tokenprune.registry import ExecutorSpec
 
@@ -25,6 +28,30 @@ class Began:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a worker is with a running cell; told about once a second, for displays.
+
+    Args:
+        cell_id: The cell.
+        worker: Who runs it.
+        done: Samples asked so far.
+        total: Samples of the cell.
+        kept: Visual tokens that stay of a sample, the mean so far; `None` where that is not known yet.
+        samples_per_s: Samples of this and the cells beside it per second, once the first batch is behind; before that,
+            with what the start took.
+        memory_mib: Of the worker: what it has allocated on its GPU, else what it holds of the machine's memory.
+    """
+
+    cell_id: str
+    worker: str
+    done: int
+    total: int
+    kept: float | None = None
+    samples_per_s: float | None = None
+    memory_mib: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """A cell has its result or its error in the sweep directory."""
 
@@ -32,7 +59,7 @@ class Ended:
     outcome: Outcome
 
 
-Report = Began | Ended
+Report = Began | Progress | Ended
 
 
 class Executor(Protocol):
@@ -44,7 +71,7 @@ class Executor(Protocol):
     """
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
-        """Run the cells; yields as they begin and end. Closing the iterator stops all workers."""
+        """Run the cells; yields as they begin, advance and end. Closing the iterator stops all workers."""
         ...
 
 
@@ -55,7 +82,7 @@ def register_executors(register: Callable[[ExecutorSpec], None]) -> None:
         ExecutorSpec(
             name="local",
             target="tokenprune.sweep.pool:LocalPool",
-            summary="long-lived worker processes on this machine, one per device; a dead one is replaced",
+            summary="long-lived worker processes on this machine, one per GPU or as many as asked for on the CPU",
         )
     )
     register(
@@ -76,7 +103,7 @@ def register_executors(register: Callable[[ExecutorSpec], None]) -> None:
         ExecutorSpec(
             name="inline",
             target="tokenprune.sweep.inline:Inline",
-            summary="in this process, one cell after another (for debugging)",
+            summary="in this process (for debugging)",
         )
     )
 
@@ -84,3 +111,30 @@ def register_executors(register: Callable[[ExecutorSpec], None]) -> None:
 def ready(cell: Cell, waiting: Mapping[str, Cell]) -> bool:
     """True where the cell's reference is not among the cells that still have to end."""
     return cell.reference is None or cell.reference not in waiting
+
+
+def check_option(executor: str, make: Callable[..., Any], option: str, value: object) -> None:
+    """Make sure that an executor knows an option, and that its value is a single one.
+
+    Args:
+        executor: Its name, for the message.
+        make: Its class; the options are the keyword-only arguments.
+        option: Name of the option.
+        value: Its value.
+
+    Raises:
+        ConfigError: The option is not known, or the value is a list or a mapping.
+    """
+    parameters = inspect.signature(make).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    if option not in known:
+        close = difflib.get_close_matches(option, known, n=1)
+        raise ConfigError(
+            f"unknown option `{option}` of executor `{executor}`" + "".join(f", did you mean `{it}`?" for it in close),
+            hint=f"its options: {', '.join(known) or 'none'}",
+        )
+    if not isinstance(value, str | int | float):
+        raise ConfigError(
+            f"option `{option}` of executor `{executor}` must be one text or number, got {value!r}",
+            hint="leave it out for the default",
+        )

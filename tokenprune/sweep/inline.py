@@ -1,4 +1,4 @@
-"""The executor `inline`: every cell in this process."""
+"""The executor `inline`: all cells in this process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from tokenprune.plugins import Host
 from tokenprune.sweep.bench import Bench
 from tokenprune.sweep.config import SweepConfig
+from tokenprune.sweep.dispatch import Order, companies
 from tokenprune.sweep.executors import Began, Report
 from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.plan import Cell
@@ -14,13 +15,14 @@ from tokenprune.sweep.worker import CellRunner
 
 
 class Inline:
-    """Run the cells one after another, on the first device of the sweep."""
+    """Runs the cells on the first device of the sweep."""
 
     def __init__(self, ledger: Ledger, config: SweepConfig, host: Host) -> None:
+        self._share = config.share
         self._runner = CellRunner(ledger, Bench(host, config.device[0]), overlays=config.overlays)
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
-        """Run the cells in order (references come first in every plan)."""
-        for cell in cells:
-            yield Began(cell.id, "inline")
-            yield self._runner.run(cell)
+        """Run the cells, company by company (references come first in every plan)."""
+        for group in companies(cells, self._share):
+            yield from (Began(cell.id, "inline") for cell in group)
+            yield from self._runner.run_together([Order(cell) for cell in group])

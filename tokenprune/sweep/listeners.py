@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from queue import SimpleQueue
 
 from tokenprune.plugins import Host
-from tokenprune.sweep.events import CellEnded, CellFailed, CellStarted, Event, SweepEnded, SweepStarted
+from tokenprune.sweep.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted, Tracked
 
 _HOOKS: Mapping[type, str] = {
     SweepStarted: "on_sweep_start",
@@ -30,8 +31,12 @@ class Listeners:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._events: SimpleQueue[tuple[Event, threading.Event]] = SimpleQueue()
+        self._events: SimpleQueue[tuple[Tracked, threading.Event]] = SimpleQueue()
         self._problems: list[str] = []
+        self.seconds = 0.0
+        """Time that went into the hooks so far, most of it beside the work."""
+        self.waited = 0.0
+        """Time that the sweep waited for them."""
         # a daemon: whoever interrupts the wait for a lost server leaves at once
         threading.Thread(target=self._serve, name="tokenprune-listeners", daemon=True).start()
 
@@ -40,19 +45,23 @@ class Listeners:
         """What went wrong in plugins so far, one line each, every line once."""
         return tuple(dict.fromkeys(self._problems))
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: Tracked) -> None:
         """Call the event's hook in every plugin; returns at once, but for the first and the last event of a sweep."""
         told = threading.Event()
+        began = time.perf_counter()
         self._events.put((event, told))
         if isinstance(event, SweepStarted | SweepEnded):
             told.wait()
+        self.waited += time.perf_counter() - began
 
     def _serve(self) -> None:
         while True:
             event, told = self._events.get()
+            began = time.perf_counter()
             try:
                 self._problems += self._host.emit(_HOOKS[type(event)], event)
             finally:
+                self.seconds += time.perf_counter() - began
                 told.set()
             if isinstance(event, SweepEnded):
                 return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tokenprune.sweep.plan import Cell
 from tokenprune.sweep.remote import Worker
 
 LISTEN_S = 1.0
-"""Seconds after which an unanswered wait is looked at again."""
+"""Seconds after which an unanswered wait is looked at again, and a busy actor is asked how far it is."""
 
 START_S = 900.0
 """Seconds that the cluster gets to find room for an actor."""
@@ -59,15 +59,16 @@ class RayExecutor:
     def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
         """Run the cells; see `tokenprune.sweep.executors.Executor`."""
         crew = RayCrew(self._ray, self._ledger, self._config, self._address, self._actors)
-        return Dispatcher(self._ledger, crew).run(cells)
+        return Dispatcher(self._ledger, crew, self._config.share).run(cells)
 
 
 class Actor:
-    """One worker in a process of Ray's."""
+    """One worker in a process of Ray's; it runs a cell in one thread and says how far it is in another."""
 
     def __init__(self, directory: str, device: str, overlays: int, token: str) -> None:
         self._make = (Path(directory), device, overlays, token)
         self._worker: Worker | None = None
+        self._latest: Mapping[str, Any] | None = None
 
     def hello(self) -> str:
         """Make the worker and say where it is."""
@@ -77,17 +78,27 @@ class Actor:
     def serve(self, order: dict[str, Any]) -> dict[str, Any]:
         """Run one cell to its end and say how it went."""
         assert self._worker is not None  # noqa: S101 - nobody is given an order before it said hello
-        return self._worker.serve(Order.from_json(order))
+        return self._worker.serve(Order.from_json(order), self._note)
+
+    def progress(self) -> Mapping[str, Any] | None:
+        """How far the running cell is; `None` where there is nothing new."""
+        latest, self._latest = self._latest, None
+        return latest
+
+    def _note(self, report: Mapping[str, Any]) -> None:
+        self._latest = report
 
 
 @dataclass
 class _Hired:
-    """An actor and the answer that is waited for: to `hello`, then to each `serve`."""
+    """An actor and the answers that are waited for: to `hello`, then to each `serve`, and beside it to `progress`."""
 
     handle: Any
     answer: Any
     ready: bool = False
     since: float = field(default_factory=time.monotonic)
+    question: Any = None
+    asked: float = field(default_factory=time.monotonic)
 
 
 class RayCrew:
@@ -128,6 +139,7 @@ class RayCrew:
             self._ledger.token,
         )
         options = {"num_cpus": 1, "num_gpus": int(self._gpus), "max_restarts": 0, "max_task_retries": 0}
+        options["max_concurrency"] = 2  # a cell, and the question how far it is
         handle = self._ray.remote(Actor).options(**options).remote(*place)
         self._hired[name] = _Hired(handle, handle.hello.remote())
         return name
@@ -147,14 +159,18 @@ class RayCrew:
         began, self._began = self._began, []
         yield from began
         waiting = {hired.answer: name for name, hired in self._hired.items() if hired.answer is not None}
+        questions = self._ask()
+        everything = [*waiting, *questions]
         try:
-            done = self._ray.wait(list(waiting), num_returns=1, timeout=LISTEN_S)[0] if waiting else []
-            answers = [self._answer(waiting[answer]) for answer in done]
+            done = self._ray.wait(everything, num_returns=1, timeout=LISTEN_S)[0] if everything else []
+            heard = [self._heard(questions[question]) for question in done if question in questions]
+            answers = [self._answer(waiting[answer]) for answer in done if answer in waiting]
         except self._ray.exceptions.RaySystemError as error:
             raise PrerequisiteError(
                 f"the Ray cluster is gone: {_first_line(error)}",
                 hint="every finished cell is kept; run the same command again when it is back",
             ) from error
+        yield from filter(None, heard)
         yield from answers
         for name, hired in list(self._hired.items()):
             if not hired.ready and time.monotonic() - hired.since > START_S:
@@ -167,6 +183,25 @@ class RayCrew:
         self._hired.clear()
         if self._own:
             self._ray.shutdown()
+
+    def _ask(self) -> dict[Any, str]:
+        """Ask busy actors how far they are, a moment after the last time; all such questions that are open."""
+        now = time.monotonic()
+        for hired in self._hired.values():
+            busy = hired.ready and hired.answer is not None
+            if busy and hired.question is None and now - hired.asked >= LISTEN_S:
+                hired.question, hired.asked = hired.handle.progress.remote(), now
+        return {hired.question: name for name, hired in self._hired.items() if hired.question is not None}
+
+    def _heard(self, name: str) -> Message | None:
+        """What an actor said of its progress; a dead one says nothing, and its other answer tells why."""
+        hired = self._hired[name]
+        question, hired.question = hired.question, None
+        try:
+            report = self._ray.get(question)
+        except (self._ray.exceptions.RayTaskError, self._ray.exceptions.RayActorError):
+            return None
+        return message_of(name, report) if report is not None else None
 
     def _answer(self, name: str) -> Message:
         hired = self._hired[name]

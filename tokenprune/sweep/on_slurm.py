@@ -6,6 +6,7 @@ needs to be reachable. A job that waits in the queue holds no cell back: only a 
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sys
@@ -91,7 +92,7 @@ class SlurmExecutor:
     def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
         """Run the cells; see `tokenprune.sweep.executors.Executor`."""
         crew = JobCrew(self._submitter, self._ledger, self._config, self._jobs, threads=self._threads)
-        return Dispatcher(self._ledger, crew).run(cells)
+        return Dispatcher(self._ledger, crew, self._config.share).run(cells)
 
 
 def serve_mailbox(box: str, directory: str, device: str, overlays: int, token: str) -> None:
@@ -101,7 +102,8 @@ def serve_mailbox(box: str, directory: str, device: str, overlays: int, token: s
     folder = Path(box)
     worker = Worker(directory, device, overlays, token)
     inbox, pulse = Lines(folder / INBOX), Pulse(folder.parent / PULSE)
-    post(folder / OUTBOX, {"report": "ready"})
+    say = functools.partial(post, folder / OUTBOX)
+    say({"report": "ready"})
     while not pulse.silent():
         try:
             lines = inbox.new()
@@ -110,8 +112,8 @@ def serve_mailbox(box: str, directory: str, device: str, overlays: int, token: s
         for line in lines:
             if line == STOP:
                 return
-            post(folder / OUTBOX, {"report": "began"})
-            post(folder / OUTBOX, worker.serve(Order.from_json(line)))
+            say({"report": "began"})
+            say(worker.serve(Order.from_json(line), say))
         time.sleep(POLL_S)
 
 

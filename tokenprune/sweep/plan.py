@@ -12,7 +12,7 @@ from typing import Any
 from tokenprune.budget import Account, Budget
 from tokenprune.errors import ConfigError, PrerequisiteError, TokenPruneError
 from tokenprune.plugins import Host
-from tokenprune.sweep.config import REFERENCE, EfficiencyConfig, LensConfig, PrunerEntry, SweepConfig, TaskEntry
+from tokenprune.sweep.config import REFERENCE, LensConfig, PrunerEntry, SweepConfig, TaskEntry
 from tokenprune.sweep.identity import cell_id, directory_digest
 
 
@@ -245,14 +245,14 @@ def _cell(
         positions=config.positions if budget is not None else None,
         batch_size=config.batch_size,
         max_new_tokens=subject.max_new_tokens,
-        lens=_switch(config.lens) if budget is not None else {},
-        efficiency=_switch(config.efficiency),
+        lens=_lens(config.lens) if budget is not None else {},
+        efficiency=config.efficiency.settings() if config.efficiency.enabled else {},
         reference=reference,
     )
 
 
-def _switch(section: LensConfig | EfficiencyConfig) -> dict[str, Any]:
-    """The settings of a measurement, or nothing where it is off (so that unused settings change no id)."""
+def _lens(section: LensConfig) -> dict[str, Any]:
+    """The settings of the lens, or nothing where it is off (so that unused settings change no id)."""
     return section.model_dump(exclude={"enabled"}) if section.enabled else {}
 
 

@@ -1,7 +1,8 @@
-"""The executor `local`: one long-lived worker process per device, replaced where it dies."""
+"""The executor `local`: long-lived worker processes, one per GPU or as many as asked for, replaced where they die."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import selectors
@@ -13,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tokenprune.errors import ConfigError
 from tokenprune.plugins import Host
 from tokenprune.sweep.config import SweepConfig
 from tokenprune.sweep.dispatch import Died, Dispatcher, Message, Order, message_of
@@ -28,37 +30,77 @@ GRACE_S = 5.0
 """Seconds that a worker gets to leave before it is killed."""
 
 
+_VMSTAT = Path("/proc/vmstat")
+
+
 class LocalPool:
     """Worker processes on this machine.
 
-    A worker keeps its model between cells. Each device runs one cell at a time, so measurements are alone on it.
-    Workers load plugins from the installed entry points, like any other process.
+    A worker keeps its model between cells and runs one at a time: with one worker per device, measurements are alone on
+    it. Workers load plugins from the installed entry points, like any other process.
+
+    Args:
+        ledger: The sweep directory.
+        config: The sweep; its devices, with all GPUs for `auto`, get a worker each.
+        host: Not used: workers load plugins themselves.
+        workers: How many, in place of one per device; they take the devices in turns.
+
+    Raises:
+        ConfigError: `workers` is not a number of workers.
     """
 
-    def __init__(self, ledger: Ledger, config: SweepConfig, host: Host) -> None:
+    def __init__(self, ledger: Ledger, config: SweepConfig, host: Host, *, workers: int | str = "") -> None:
         del host  # a worker makes its own: plugins do not travel between processes
+        if workers != "" and (not str(workers).isdigit() or int(workers) < 1):
+            raise ConfigError(
+                f"`workers` must be a whole number of at least 1, got `{workers}`",
+                hint="leave it out for one per device",
+            )
         self._ledger = ledger
         self._config = config
+        self._workers = int(workers) if workers != "" else None
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
         """Run the cells; see `tokenprune.sweep.executors.Executor`."""
-        crew = ProcessCrew(self._ledger, self._config.device, self._config.overlays)
-        return Dispatcher(self._ledger, crew).run(cells)
+        devices = worker_devices(self._config.device, self._workers)
+        crew = ProcessCrew(self._ledger, devices, self._config.overlays)
+        return Dispatcher(self._ledger, crew, self._config.share).run(cells)
+
+
+def worker_devices(listed: Sequence[str], workers: int | None = None) -> tuple[str, ...]:
+    """The device of every worker.
+
+    Args:
+        listed: Devices of the sweep; `auto` stands for all GPUs of this machine, or for its CPU where it has none.
+        workers: How many workers; without it one per device.
+    """
+    devices = [found for device in listed for found in (_all_gpus() or ["cpu"] if device == "auto" else [device])]
+    return tuple(itertools.islice(itertools.cycle(devices), workers or len(devices)))
+
+
+def _all_gpus() -> list[str]:
+    import torch  # asked for its count it asks the driver, and makes no context on any GPU
+
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
 @dataclass
 class _Worker:
-    """One process, its log, and the part of a line that it has sent so far."""
+    """One process, its log, and the part of a line that it has sent so far.
+
+    `killed_before` is how many processes the kernel had killed for want of memory when this one was started.
+    """
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
     log_start: int
+    killed_before: int
     buffer: bytes = field(default=b"")
 
 
 class ProcessCrew:
-    """Processes that read orders on standard input and answer on standard output."""
+    """Processes that read orders on standard input and answer on standard output; those on the CPU share cores."""
 
     def __init__(self, ledger: Ledger, devices: Sequence[str], overlays: int) -> None:
         self._ledger = ledger
@@ -68,7 +110,7 @@ class ProcessCrew:
         self._selector = selectors.DefaultSelector()
 
     def slots(self) -> Sequence[str]:
-        """One per device of the sweep; a device that is listed twice has two."""
+        """One per listed device; a device that is listed twice has two."""
         return tuple(self._devices)
 
     def hire(self, slot: str) -> str:
@@ -87,11 +129,11 @@ class ProcessCrew:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # the same modules as here
+                env=self._environment(),
                 start_new_session=True,  # Ctrl-C in a terminal goes to the parent only, which then stops the workers
                 pass_fds=() if lock is None else (lock,),  # the directory stays locked until the last worker is gone
             )
-        worker = _Worker(f"{device}#{process.pid}", process, log, start)
+        worker = _Worker(f"{device}#{process.pid}", process, log, start, oom_kills())
         self._workers[worker.name] = worker
         self._selector.register(_pipe(worker), selectors.EVENT_READ, worker)
         return worker.name
@@ -115,13 +157,30 @@ class ProcessCrew:
                 self._selector.unregister(key.fd)
                 del self._workers[worker.name]
                 _stop([worker])
-                yield Died(worker.name, _cause(worker.process.returncode), _tail(worker.log, worker.log_start))
+                yield _death(worker)
 
     def dismiss(self) -> None:
         """Close the workers' inputs, which ends them."""
         _stop(list(self._workers.values()))
         self._workers.clear()
         self._selector.close()
+
+    def _environment(self) -> dict[str, str]:
+        """The same modules as here, and a fair share of the cores for each worker that computes on them."""
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        sharing = sum(1 for device in self._devices.values() if device == "cpu")
+        if sharing > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // sharing)))
+        return environment
+
+
+def oom_kills() -> int:
+    """Processes of this machine that the kernel has killed for want of memory; 0 where it does not tell."""
+    try:
+        lines = _VMSTAT.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def _messages(worker: _Worker, data: bytes) -> Iterator[Message]:
@@ -135,6 +194,13 @@ def _pipe(worker: _Worker) -> int:
     stream = worker.process.stdout
     assert stream is not None  # noqa: S101 - it was opened as a pipe
     return stream.fileno()
+
+
+def _death(worker: _Worker) -> Died:
+    code, log = worker.process.returncode, _tail(worker.log, worker.log_start)
+    if code == -signal.SIGKILL and oom_kills() > worker.killed_before:
+        return Died(worker.name, "the kernel's killer, out of memory", log, out_of_memory=True)
+    return Died(worker.name, _cause(code), log)
 
 
 def _cause(code: int) -> str:

@@ -6,17 +6,20 @@ output at the start. Whatever libraries print goes to standard error instead.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import queue
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from tokenprune.sweep.dispatch import Order
 from tokenprune.sweep.files import StorageError
+from tokenprune.sweep.progress import Meter
 
 
 class Worker:
@@ -36,15 +39,25 @@ class Worker:
         from tokenprune.sweep.ledger import Ledger
         from tokenprune.sweep.worker import CellRunner
 
-        self._runner = CellRunner(Ledger(directory, token=token), Bench(load_host(), device), overlays=overlays)
+        self._bench = Bench(load_host(), device)
+        self._runner = CellRunner(Ledger(directory, token=token), self._bench, overlays=overlays)
 
-    def serve(self, order: Order) -> dict[str, Any]:
-        """Run one cell to its end and say how it went: `ended` with the outcome, or `disk` where it takes no more."""
+    def serve(self, order: Order, say: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+        """Run the cells of an order to their ends and say how it went.
+
+        Args:
+            order: The cells.
+            say: Takes the reports `progress` while they run.
+
+        Returns:
+            The report `ended` with the outcomes, or `disk` where it takes no more.
+        """
+        meter = Meter(self._bench.device, say)
         try:
-            ended = self._runner.run(order.cell, attempt=order.attempt, batch_size=order.batch_size)
+            ended = list(self._runner.run_together(order.singles(), lambda cell, *how: meter(cell.id, *how)))
         except StorageError as error:
-            return {"report": "disk", "id": order.cell.id, "message": error.message, "hint": error.hint}
-        return {"report": "ended", "id": ended.cell_id, "outcome": ended.outcome}
+            return {"report": "disk", "message": error.message, "hint": error.hint}
+        return {"report": "ended", "outcomes": {each.cell_id: each.outcome for each in ended}}
 
 
 def main(arguments: list[str]) -> int:
@@ -56,11 +69,12 @@ def main(arguments: list[str]) -> int:
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin, lines), daemon=True).start()
     worker = Worker(directory, device, int(overlays), token)
-    _say(reports, {"report": "ready"})
+    say = functools.partial(_say, reports)
+    say({"report": "ready"})
     while True:
         order = Order.from_json(json.loads(lines.get()))
-        _say(reports, {"report": "began", "id": order.cell.id})
-        _say(reports, worker.serve(order))
+        say({"report": "began"})
+        say(worker.serve(order, say))
 
 
 def _read(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
@@ -70,7 +84,7 @@ def _read(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
     os._exit(0)
 
 
-def _say(stream: IO[str], report: dict[str, Any]) -> None:
+def _say(stream: IO[str], report: Mapping[str, Any]) -> None:
     stream.write(json.dumps(report) + "\n")
     stream.flush()
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-import inspect
 import json
 import time
 from collections import Counter
@@ -14,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from tokenprune.errors import ConfigError, PrerequisiteError
+from tokenprune.errors import PrerequisiteError
 from tokenprune.plugins import Host, load_host
 from tokenprune.registry import load_target
 from tokenprune.sweep.changes import explain_changes
@@ -22,14 +20,16 @@ from tokenprune.sweep.config import SweepConfig
 from tokenprune.sweep.events import (
     CellEnded,
     CellFailed,
+    CellProgress,
     CellStarted,
     Event,
     FailedOutcome,
     SweepEnded,
     SweepStarted,
     SweepStatus,
+    Tracked,
 )
-from tokenprune.sweep.executors import Began, Ended, Executor
+from tokenprune.sweep.executors import Began, Ended, Executor, Progress, check_option
 from tokenprune.sweep.files import StorageError
 from tokenprune.sweep.ledger import Header, Ledger
 from tokenprune.sweep.listeners import Listeners
@@ -55,6 +55,8 @@ class SweepOutcome:
         pending: Cells that were not begun or not finished (only after an interruption).
         skipped: Cells that were finished before this invocation.
         seconds: Wall time of this invocation.
+        tracking_s: Time that trackers took, most of it in a thread beside the work.
+        tracking_wait_s: Time that the sweep waited for trackers, at its start and at its end.
         tracking: What the trackers said about where their view is (`uri`, `experiment_id`, `experiment`, ...).
         problems: What went wrong in trackers and other plugins, one line each.
         changes: Why cells that were planned before are new ones now, a sentence each.
@@ -69,6 +71,8 @@ class SweepOutcome:
     pending: int
     skipped: int
     seconds: float
+    tracking_s: float = 0.0
+    tracking_wait_s: float = 0.0
     tracking: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
@@ -101,6 +105,8 @@ class SweepOutcome:
             "pending": self.pending,
             "skipped": self.skipped,
             "seconds": self.seconds,
+            "tracking_s": self.tracking_s,
+            "tracking_wait_s": self.tracking_wait_s,
             "tracking": dict(self.tracking),
             "problems": list(self.problems),
             "changes": list(self.changes),
@@ -127,7 +133,7 @@ def run_sweep(
         host: Plugins; loaded where not given. Worker processes always load the installed ones themselves.
         display: Called with every event, in this process.
         executor: Name of an executor, in place of the config's.
-        executor_options: Options of the executor.
+        executor_options: Options of the executor, over those that the config has for it.
         retry_failed: Run cells again that failed before.
         retry_refused: Run cells again that their pruner refused before.
         track: Call the life-cycle hooks of plugins (the trackers).
@@ -141,11 +147,12 @@ def run_sweep(
     """
     host = host or load_host()
     ledger = Ledger(directory)
-    name = executor or config.executor
+    name = executor or config.executor.name
+    options = {**(config.executor.options if name == config.executor.name else {}), **(executor_options or {})}
     redo = {"pending"} | ({"failed"} if retry_failed else set()) | ({"refused"} if retry_refused else set())
     with ledger.lock():
         cells = plan_cells(config, host)
-        make = _executor(name, host, executor_options or {})
+        make = _executor(name, host, options)
         changes = explain_changes(ledger.planned_rows(), cells)
         header = ledger.open_sweep(config.to_json(), cells)
         run = _Run(ledger, header, cells, host, display, track)
@@ -155,18 +162,8 @@ def run_sweep(
 def _executor(name: str, host: Host, options: Mapping[str, Any]) -> Callable[[Ledger, SweepConfig, Host], Executor]:
     """The executor's class with its options, checked before anything starts."""
     make = load_target(host.executors.get(name).target)
-    known = [
-        parameter.name
-        for parameter in inspect.signature(make).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
-    for option in options:
-        if option not in known:
-            close = difflib.get_close_matches(option, known, n=1)
-            raise ConfigError(
-                f"unknown option `{option}` of executor `{name}`" + "".join(f", did you mean `{it}`?" for it in close),
-                hint=f"its options: {', '.join(known) or 'none'}",
-            )
+    for option, value in options.items():
+        check_option(name, make, option, value)
     return functools.partial(make, **options)
 
 
@@ -196,23 +193,16 @@ class _Run:
         for cell in todo:
             self._states[cell.id] = "pending"
         self._open = {cell.id for cell in todo}
-        self._emit(
-            SweepStarted(
-                directory=self._ledger.directory,
-                sweep_id=self._header.sweep_id,
-                name=self._header.name,
-                config=self._header.config,
-                cells=tuple(self._cells.values()),
-                finished={key: state for key, state in self._states.items() if state != "pending"},
-                changes=changes,
-            )
-        )
+        # a missing extra, or an option out of range, is told before anything begins
+        executor = make() if todo else None
         stopped: BaseException | None = None
         try:
-            if todo:
-                self._work(make(), todo)
+            self._emit(self._start(changes))
+            if executor is not None:
+                self._work(executor, todo)
         except (KeyboardInterrupt, StorageError, PrerequisiteError) as error:
             stopped = error
+            self._collect()
         count = Counter(self._states.values())
         status: SweepStatus = "failures" if count["failed"] else "complete"
         ended = SweepEnded(
@@ -224,6 +214,7 @@ class _Run:
             refused=count["refused"],
             pending=count["pending"],
             seconds=time.perf_counter() - started,
+            tracking_s=self._listeners.seconds if self._listeners is not None else 0.0,
         )
         self._emit(ended)
         if stopped is not None and not isinstance(stopped, KeyboardInterrupt):
@@ -238,8 +229,21 @@ class _Run:
             pending=ended.pending,
             skipped=len(self._cells) - len(todo),
             seconds=time.perf_counter() - started,
+            tracking_s=self._listeners.seconds if self._listeners is not None else 0.0,
+            tracking_wait_s=self._listeners.waited if self._listeners is not None else 0.0,
             tracking=self._tracking(),
             problems=self._listeners.problems if self._listeners is not None else (),
+            changes=changes,
+        )
+
+    def _start(self, changes: tuple[str, ...]) -> SweepStarted:
+        return SweepStarted(
+            directory=self._ledger.directory,
+            sweep_id=self._header.sweep_id,
+            name=self._header.name,
+            config=self._header.config,
+            cells=tuple(self._cells.values()),
+            finished={key: state for key, state in self._states.items() if state != "pending"},
             changes=changes,
         )
 
@@ -259,8 +263,27 @@ class _Run:
                             report.attempt,
                         )
                     )
+                elif isinstance(report, Progress):
+                    self._advance(cell, report)
                 else:
                     self._end(cell, report)
+
+    def _advance(self, cell: Cell, report: Progress) -> None:
+        """Tell the display alone: trackers record what happened, not what goes on."""
+        if self._display is not None:
+            self._display(
+                CellProgress(
+                    self._ledger.directory,
+                    self._header.sweep_id,
+                    cell,
+                    report.worker,
+                    report.done,
+                    report.total,
+                    report.kept,
+                    report.samples_per_s,
+                    report.memory_mib,
+                )
+            )
 
     def _end(self, cell: Cell, report: Ended) -> None:
         """Take a finished cell from disk: what is not there does not count, whatever the worker says."""
@@ -287,10 +310,16 @@ class _Run:
             self._states[cell.id] = outcome
             self._emit(CellFailed(*place, outcome, error, *count))
 
+    def _collect(self) -> None:
+        """Take from disk what workers completed while the sweep was being stopped."""
+        for cell in self._cells.values():
+            if cell.id in self._open and self._ledger.result(cell.id) is not None:
+                self._end(cell, Ended(cell.id, "done"))
+
     def _finished(self) -> int:
         return len(self._cells) - len(self._open)
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: Tracked) -> None:
         """Tell the display first (it is what the user sees), then the trackers."""
         if self._display is not None:
             self._display(event)

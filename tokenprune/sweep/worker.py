@@ -1,31 +1,35 @@
-"""Run one cell: ask every question under its pruner, score, compare, measure, and write the result last."""
+"""Run cells: ask every question under their pruners, score, compare, measure, and write the results last.
+
+Cells of one model and task run together, batch by batch: a batch is prepared and encoded once, and the decoder layers
+before a cut run once for all pruners that cut no earlier (`tokenprune.engine.PrefillMemo`). Answers are those of cells
+that run by themselves.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenprune.engine import Session, pruned
-from tokenprune.errors import BudgetError, IncompatibleError, NothingPrunedError, TokenPruneError
+from tokenprune.engine import PrefillMemo
+from tokenprune.errors import BudgetError, IncompatibleError, TokenPruneError
 from tokenprune.metrics.accounts import token_accounts
-from tokenprune.metrics.distribution import FirstToken, kl_divergence, log_probs_at, top_classes
+from tokenprune.metrics.distribution import FirstToken, kl_divergence
 from tokenprune.metrics.efficiency import measure_cost
-from tokenprune.metrics.lens import KeptTokens, kept_tokens, lens_errors
+from tokenprune.metrics.lens import lens_errors
 from tokenprune.metrics.quality import compare, summarise
-from tokenprune.pruner import PositionPolicy, Pruner, PruneRecord
-from tokenprune.sweep.bench import Batch, Bench, picture_digest
+from tokenprune.pruner import Pruner
+from tokenprune.sweep.asking import Answers, Asking, ran_out_of_memory
+from tokenprune.sweep.bench import Batch, Bench
 from tokenprune.sweep.dispatch import Order
 from tokenprune.sweep.executors import Ended, Outcome
 from tokenprune.sweep.files import StorageError, is_full, storage_error, write_json, write_jsonl
@@ -35,24 +39,36 @@ from tokenprune.sweep.pictures import save_overlays
 from tokenprune.sweep.plan import Cell
 
 FIRST_TOKEN_FILE = "first_token.npz"
-GIVE_UP_AFTER = 8
-"""A cell fails where not one of its first samples ran; later failures are counted as wrong answers."""
+
+Progress = Callable[[Cell, int, int, float | None], None]
+"""Told after every batch of a cell: samples asked so far, samples in all, visual tokens that stay (mean)."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Answers:
-    """What a cell's questions gave so far, in task order."""
+class _Job:
+    """One cell that is running.
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    classes: list[NDArray[np.int32]] = field(default_factory=list)
-    log_probs: list[NDArray[np.float32]] = field(default_factory=list)
-    kept: dict[int, KeptTokens] = field(default_factory=dict)
-    first_error: Exception | None = None
+    Args:
+        order: The cell, and how it is run.
+        asking: Its questions, once it was opened.
+        started: When.
+        seconds: What it took so far, without the cells beside it.
+        error: What made it fail, as `error.json` holds it.
+        starved: There was too little memory, and it may do with more of it to itself, or with smaller batches.
+    """
 
-    def ran(self) -> int:
-        return sum(1 for row in self.rows if not row["error"])
+    order: Order
+    started: datetime
+    asking: Asking | None = None
+    seconds: float = 0.0
+    error: dict[str, Any] | None = None
+    starved: bool = False
+
+    @property
+    def runs(self) -> bool:
+        return self.error is None and not self.starved
 
 
 class CellRunner:
@@ -69,192 +85,130 @@ class CellRunner:
         self.bench = bench
         self.overlays = overlays
 
-    def run(self, cell: Cell, *, attempt: int = 1, batch_size: int | None = None) -> Ended:
-        """Run one cell to its end; whatever happens in it is recorded and never raised (Ctrl-C is).
+    def run(self, cell: Cell) -> Ended:
+        """Run one cell to its end; see `run_together`."""
+        (ended,) = self.run_together([Order(cell)])
+        return ended
 
-        A cell that runs out of memory is tried once more with smaller batches, and its result says so.
+    def run_together(self, orders: Sequence[Order], progress: Progress | None = None) -> Iterator[Ended]:
+        """Run cells of one `company` to their ends, batch by batch; yields as they end.
+
+        Whatever happens in a cell is recorded and never raised (Ctrl-C is). A cell that runs out of memory is run
+        once more by itself, and then with smaller batches, and its result says so.
 
         Args:
-            cell: The cell.
-            attempt: Which attempt this is, for the record.
-            batch_size: Samples per batch in place of the cell's own.
+            orders: The cells, all of one model, task and batch size.
+            progress: Told how far they are.
 
         Raises:
-            StorageError: The disk takes no more: no matter of this cell.
+            StorageError: The disk takes no more: no matter of a cell.
             LeaseLostError: Another invocation has taken the directory over.
         """
-        self.ledger.begin_cell(cell)
-        order = Order(cell, attempt, batch_size)
+        jobs = [_Job(order, datetime.now(UTC)) for order in orders]
+        for job in jobs:
+            self.ledger.begin_cell(job.order.cell)
+            self._step(job, self._open, len(jobs))
+        for batch in self._batches(jobs):
+            memo = PrefillMemo() if sum(job.runs for job in jobs) > 1 else None
+            for job in jobs:
+                if job.runs:
+                    self._step(job, functools.partial(_ask, batch=batch, memo=memo), len(jobs))
+                if job.runs and progress is not None:
+                    answers = _opened(job).answers
+                    progress(job.order.cell, len(answers.rows), job.order.cell.samples, answers.mean_kept())
+        for job in jobs:
+            if job.runs:
+                self._step(job, self._close, len(jobs))
+            if job.error is not None:
+                yield self._fail(job, job.error)
+            elif not job.starved:
+                yield Ended(job.order.cell.id, "done")
+        for job in jobs:
+            if job.starved:
+                yield from self.run_together([self._again(job, len(jobs))], progress)
+
+    def _step(self, job: _Job, step: Callable[[_Job], None], beside: int) -> None:
+        """One step of a cell; its errors end this cell alone."""
+        clock = time.perf_counter()
         try:
-            result = self._try(order)
-            if result is None:
-                order = Order(cell, attempt + 1, order.smaller())
-                _log.warning("%s ran out of memory, once more with %d samples a batch", cell.name, order.batch_size)
-                self.bench.release()
-                result = self._result(order)
+            step(job)
         except (StorageError, LeaseLostError):
             raise
         except Exception as error:  # the boundary of a cell: a broken one is a recorded failure
             if isinstance(error, OSError) and is_full(error):
-                raise storage_error(error, self.ledger.cell_directory(cell.id)) from error
-            outcome: Outcome = "refused" if isinstance(error, BudgetError | IncompatibleError) else "failed"
-            _log.error("%s %s: %s", cell.name, outcome, error)
-            self.ledger.write_error(cell, {**describe_error(error, outcome), **_how(order)})
-            return Ended(cell.id, outcome)
-        self.ledger.write_result(cell, {**result, **_how(order)})
-        return Ended(cell.id, "done")
+                raise storage_error(error, self.ledger.cell_directory(job.order.cell.id)) from error
+            if ran_out_of_memory(error) and (beside > 1 or job.order.smaller() is not None):
+                job.starved, job.asking = True, None  # nothing is kept of the error: its traceback holds the memory
+            else:
+                outcome: Outcome = "refused" if isinstance(error, BudgetError | IncompatibleError) else "failed"
+                job.error = describe_error(error, outcome)
+        job.seconds += time.perf_counter() - clock
 
-    def _try(self, order: Order) -> dict[str, Any] | None:
-        """The cell's result, or `None` where there was too little memory and smaller batches may do.
+    def _again(self, job: _Job, beside: int) -> Order:
+        """How a cell that ran out of memory is run once more: by itself, or with smaller batches."""
+        self.bench.release()
+        if beside > 1:
+            _log.warning("%s ran out of memory beside others, once more by itself", job.order.cell.name)
+            return job.order
+        order = Order(job.order.cell, job.order.attempt + 1, job.order.smaller())
+        _log.warning("%s ran out of memory, once more with %d samples a batch", order.cell.name, order.batch_size)
+        return order
 
-        It returns instead of raising, because a traceback holds on to the memory.
-        """
-        try:
-            return self._result(order)
-        except Exception as error:
-            if order.smaller() is None or not ran_out_of_memory(error):
-                raise
-            return None
+    def _fail(self, job: _Job, error: Mapping[str, Any]) -> Ended:
+        _log.error("%s %s: %s", job.order.cell.name, error["outcome"], error["message"])
+        self.ledger.write_error(job.order.cell, {**error, **_how(job.order)})
+        return Ended(job.order.cell.id, error["outcome"])
 
-    def _result(self, order: Order) -> dict[str, Any]:
-        cell = order.cell
-        started, clock = datetime.now(UTC), time.perf_counter()
-        torch.manual_seed(cell.seed)
+    # --- one cell -------------------------------------------------------------------------------------------------
+
+    def _batches(self, jobs: Sequence[_Job]) -> Iterator[Batch]:
+        first = next((job for job in jobs if job.runs), None)
+        if first is not None:
+            yield from self.bench.batches(first.order.cell, first.order.batch_size)
+
+    def _open(self, job: _Job) -> None:
+        """Everything that a cell's questions need, or the error that it fails with."""
+        cell = job.order.cell
         reference = self._reference(cell)
-        loaded = self.bench.model(cell)
-        pruner = cast(Pruner, self.bench.host.pruners.get(cell.pruner).build(_options(cell)))
-        answers = self._ask_all(order, pruner, reference)
-        self._must_have_pruned(cell, answers)
+        loaded, task = self.bench.model(cell), self.bench.task(cell)
+        self.bench.batches(cell, job.order.batch_size)
+        job.asking = Asking(
+            cell,
+            cast(Pruner, self.bench.host.pruners.get(cell.pruner).build(dict(cell.options))),
+            loaded,
+            task,
+            self.bench.host,
+            lambda index: self.bench.prepare(loaded, task, [index]),
+            reference,
+            keep=max(self.overlays, int(cell.lens.get("samples", 0))),
+        )
+
+    def _close(self, job: _Job) -> None:
+        """What is made of a cell's answers; its result is written last."""
+        clock = time.perf_counter()
+        cell, asking = job.order.cell, _opened(job)
+        answers = asking.finished()
         folder = self.ledger.cell_directory(cell.id)
-        against = self._compare(cell, answers, reference)
+        against = self._compare(cell, answers, asking.reference)
         lens = self._lens(cell, answers) if cell.lens else None
-        cost = self._cost(order, pruner) if cell.efficiency else None
+        cost = self._cost(job.order, asking) if cell.efficiency else None
         if cell.reference is None:
             FirstToken(np.stack(answers.classes), np.stack(answers.log_probs)).save(folder / FIRST_TOKEN_FILE)
         write_jsonl(folder / "samples.jsonl", answers.rows)
         if self.overlays:
-            write_json(folder / "overlays.json", self._overlays(order, answers))
-        return {
+            write_json(folder / "overlays.json", self._overlays(job.order, answers))
+        result = {
             "quality": summarise(answers.rows),
             "against_none": against,
             "tokens": token_accounts(answers.rows),
             "lens": lens,
             "cost": cost,
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": time.perf_counter() - clock,
+            "started": job.started.isoformat(timespec="seconds"),
+            "seconds": job.seconds + time.perf_counter() - clock,
             "worker": {"pid": os.getpid(), "device": self.bench.device},
-            "family": loaded.family,
+            "family": self.bench.model(cell).family,
         }
-
-    # --- questions ------------------------------------------------------------------------------------------------
-
-    def _ask_all(self, order: Order, pruner: Pruner, reference: FirstToken | None) -> _Answers:
-        answers, cell = _Answers(), order.cell
-        for batch in self.bench.batches(cell, order.batch_size):
-            try:
-                self._ask(cell, pruner, batch, answers, reference)
-            except TokenPruneError:
-                raise  # not a matter of one sample: the pruner refuses, or did not prune
-            except Exception as error:
-                if ran_out_of_memory(error):
-                    raise  # nor is this: the cell may do with smaller batches, and is not measured without them
-                _log.warning("a batch failed (%s), asking its questions one by one", error)
-                self._ask_one_by_one(cell, pruner, batch, answers, reference)
-        if not answers.ran():
-            assert answers.first_error is not None  # noqa: S101 - every sample failed, so there is one
-            raise answers.first_error
-        return answers
-
-    def _ask_one_by_one(
-        self, cell: Cell, pruner: Pruner, batch: Batch, answers: _Answers, reference: FirstToken | None
-    ) -> None:
-        loaded, task = self.bench.model(cell), self.bench.task(cell)
-        for index in batch.indices:
-            single = self.bench.prepare(loaded, task, [index])
-            try:
-                self._ask(cell, pruner, single, answers, reference)
-            except TokenPruneError:
-                raise
-            except Exception as error:
-                if ran_out_of_memory(error):
-                    raise
-                answers.first_error = answers.first_error or error
-                self._note_failure(single, answers, reference, error)
-                if not answers.ran() and len(answers.rows) >= GIVE_UP_AFTER:
-                    raise
-
-    def _ask(self, cell: Cell, pruner: Pruner, batch: Batch, answers: _Answers, reference: FirstToken | None) -> None:
-        loaded, task = self.bench.model(cell), self.bench.task(cell)
-        with self._session(cell, pruner) as session:
-            made = loaded.model.generate(
-                **batch.inputs,
-                do_sample=False,
-                max_new_tokens=cell.max_new_tokens,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-        record = session.last
-        new = made.sequences[:, batch.inputs["input_ids"].shape[1] :]
-        texts = loaded.processor.batch_decode(new, skip_special_tokens=True)
-        first = made.logits[0]
-        ids = top_classes(first) if reference is None else torch.from_numpy(reference.ids[list(batch.indices)]).long()
-        log_probs = log_probs_at(first, ids).cpu().numpy()
-        rows = []
-        for place, (index, sample, text) in enumerate(zip(batch.indices, batch.samples, texts, strict=True)):
-            prediction = str(text).strip()
-            rows.append(
-                {
-                    **_identify(index, sample),
-                    "prediction": prediction,
-                    "score": float(task.score(prediction, sample)),
-                    "error": None,
-                    **_account_row(record, place),
-                }
-            )
-        # Nothing is kept of a batch before all of it worked: a retry must not count a sample twice.
-        answers.rows += rows
-        answers.classes += list(ids.cpu().numpy().astype(np.int32))
-        answers.log_probs += list(log_probs.astype(np.float32))
-        wanted = max(self.overlays, int(cell.lens.get("samples", 0)))
-        for place, index in enumerate(batch.indices):
-            if index < wanted:
-                answers.kept[index] = kept_tokens(record, place)
-
-    def _note_failure(self, batch: Batch, answers: _Answers, reference: FirstToken | None, error: Exception) -> None:
-        (index,), (sample,) = batch.indices, batch.samples
-        answers.rows.append(
-            {**_identify(index, sample), "prediction": "", "score": 0.0, "error": f"{type(error).__name__}: {error}"}
-        )
-        like = reference.ids[index] if reference is not None else (answers.classes or [np.zeros(1, np.int32)])[0]
-        answers.classes.append(np.zeros_like(like))
-        answers.log_probs.append(np.full(like.shape, np.nan, dtype=np.float32))
-
-    def _session(self, cell: Cell, pruner: Pruner) -> AbstractContextManager[Session]:
-        loaded = self.bench.model(cell)
-        positions = cast(PositionPolicy | None, cell.positions)
-        frames = self.bench.host.tasks.get(cell.task).video
-        return pruned(loaded.model, pruner, cell.budget, positions=positions, joint=loaded.joint, frames=frames)
-
-    # --- what is made of the answers ------------------------------------------------------------------------------
-
-    def _must_have_pruned(self, cell: Cell, answers: _Answers) -> None:
-        for row in answers.rows:
-            if row["error"]:
-                continue
-            asked = cell.budget.count(row["original_tokens"])
-            if cell.reference is None:
-                if row["layer_average_tokens"] != row["original_tokens"]:
-                    raise NothingPrunedError(
-                        f"the unpruned cell ran sample `{row['id']}` with {row['layer_average_tokens']} of "
-                        f"{row['original_tokens']} visual tokens",
-                        hint="this is an error of the engine; please report it",
-                    )
-            elif asked < row["original_tokens"] and row["layer_average_tokens"] >= row["original_tokens"]:
-                raise NothingPrunedError(
-                    f"`{cell.label}` was asked to keep {asked} of {row['original_tokens']} visual tokens of sample "
-                    f"`{row['id']}` and kept all",
-                    hint="this is an error of the pruner or of the engine; please report it",
-                )
+        self.ledger.write_result(cell, {**result, **_how(job.order)})
 
     def _reference(self, cell: Cell) -> FirstToken | None:
         """First-token distributions of the unpruned cell; for the unpruned cell itself there is none."""
@@ -267,7 +221,7 @@ class CellRunner:
             )
         return FirstToken.load(self.ledger.cell_directory(cell.reference) / FIRST_TOKEN_FILE)
 
-    def _compare(self, cell: Cell, answers: _Answers, reference: FirstToken | None) -> dict[str, float | None] | None:
+    def _compare(self, cell: Cell, answers: Answers, reference: FirstToken | None) -> dict[str, float | None] | None:
         if cell.reference is None or reference is None:
             return None
         divergence = kl_divergence(reference.log_probs, np.stack(answers.log_probs))
@@ -279,24 +233,24 @@ class CellRunner:
             "kl": sum(known) / len(known) if known else None,
         }
 
-    def _lens(self, cell: Cell, answers: _Answers) -> dict[str, Any]:
+    def _lens(self, cell: Cell, answers: Answers) -> dict[str, Any]:
         layers = self.bench.captures(cell)
         count = min(int(cell.lens["samples"]), cell.samples)
         return lens_errors(layers, [answers.kept.get(index) for index in range(count)])
 
-    def _overlays(self, order: Order, answers: _Answers) -> dict[str, Any]:
+    def _overlays(self, order: Order, answers: Answers) -> dict[str, Any]:
         cell = order.cell
         first = self.bench.batches(cell, order.batch_size)[0]
         drawn = {index: kept for index, kept in answers.kept.items() if index < min(self.overlays, len(first.indices))}
         grids = self.bench.grids(cell, first)
         return save_overlays(self.ledger.directory, cell, first.samples, grids, drawn, answers.rows)
 
-    def _cost(self, order: Order, pruner: Pruner) -> dict[str, Any]:
+    def _cost(self, order: Order, asking: Asking) -> dict[str, Any]:
         cell = order.cell
         loaded = self.bench.model(cell)
         first = self.bench.batches(cell, order.batch_size)[0]
         sample: Mapping[str, Tensor] = self.bench.encode(loaded, first.samples[:1])
-        return measure_cost(loaded.model, sample, lambda: self._session(cell, pruner), **cell.efficiency).to_json()
+        return measure_cost(loaded.model, sample, asking.session, **cell.efficiency).to_json()
 
 
 def describe_error(error: BaseException, outcome: Outcome) -> dict[str, Any]:
@@ -311,38 +265,15 @@ def describe_error(error: BaseException, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def ran_out_of_memory(error: BaseException) -> bool:
-    """True for the errors by which torch, numpy and Python say that there is no memory, on any device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's allocator of the CPU
+def _ask(job: _Job, batch: Batch, memo: PrefillMemo | None) -> None:
+    _opened(job).ask(batch, memo)
+
+
+def _opened(job: _Job) -> Asking:
+    assert job.asking is not None  # noqa: S101 - a job that runs was opened
+    return job.asking
 
 
 def _how(order: Order) -> dict[str, int]:
     """How often the cell was tried, and with how many samples per batch at last."""
     return {"attempts": order.attempt, "batch_size": order.batch_size or order.cell.batch_size}
-
-
-def _options(cell: Cell) -> dict[str, Any]:
-    return dict(cell.options)
-
-
-def _identify(index: int, sample: Any) -> dict[str, Any]:
-    return {
-        "index": index,
-        "id": sample.id,
-        "family": sample.family,
-        "question": sample.question,
-        "answer": sample.answer,
-        "pictures": picture_digest(sample),
-    }
-
-
-def _account_row(record: PruneRecord, place: int) -> dict[str, float]:
-    return {
-        "original_tokens": record.original_visual_tokens[place],
-        "entering_tokens": record.entering()[place],
-        "layer_average_tokens": record.layer_average()[place],
-        "kv_tokens": record.kv_tokens()[place],
-        "final_tokens": record.final()[place],
-    }

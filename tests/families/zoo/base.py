@@ -59,7 +59,7 @@ class Family:
         packages: Further packages that it needs.
         text_only: Whether its processor takes a batch without any picture.
         unequal: Whether it takes prompts with and without pictures in one batch.
-        nested: Whether pictures are passed as a list per prompt.
+        nested: Whether pictures and videos are passed as a list per prompt.
         pads_images: Whether the stock model's answer is the same when other prompts of the batch have more pictures.
         mixes: Whether one batch may hold pictures and videos.
         sizes: Height and width of its pictures, in the order in which prompts use them.
@@ -89,8 +89,17 @@ class Family:
         """Whether prompts may hold videos."""
         return self.video is not None
 
-    def build(self, folder: Path, attention: str = "sdpa") -> Built:
-        """Make the model, save it with its processor to a folder, and load both as a user does."""
+    def build(self, folder: Path, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Built:
+        """Make the model, save it with its processor to a folder, and load both as a user does.
+
+        Args:
+            folder: Where families are saved, a folder each.
+            attention: Kernel of the model; `flex_attention` of its text model only.
+            dtype: Precision of the weights.
+
+        Raises:
+            ValueError: The stock model does not take the kernel.
+        """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         path = folder / self.name
@@ -102,9 +111,8 @@ class Family:
             _quiet_generation(parts)
             parts.model.save_pretrained(path)
             parts.processor.save_pretrained(path)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=torch.float32, attn_implementation=attention
-        ).eval()
+        kernel = {"text_config": attention} if attention == "flex_attention" else attention
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=kernel).eval()
         processor = AutoProcessor.from_pretrained(path)
         processor.tokenizer.padding_side = "left"
         return Built(self, path, model, processor)
@@ -139,17 +147,19 @@ class Built:
         pieces += map(str, generator.choice(_WORDS, 5 + sample.seed % 3))
         return " ".join(pieces)
 
-    def inputs(self, *samples: Sample) -> Any:
-        """A left-padded batch that the processor makes of samples; one picture each where none are given."""
+    def inputs(self, *samples: Sample, padding: str = "left") -> Any:
+        """A padded batch that the processor makes of samples; one picture each where none are given."""
         samples = samples or (Sample(),)
+        self.processor.tokenizer.padding_side = padding
         sizes = self.family.sizes
         pictures = [[picture(sample.seed, index, sizes) for index in range(sample.images)] for sample in samples]
-        videos = [film(sample.seed, index, sample.frames) for sample in samples for index in range(sample.videos)]
+        films = [[film(sample.seed, index, sample.frames) for index in range(sample.videos)] for sample in samples]
+        videos = [one for many in films for one in many]
         asked: dict[str, Any] = {"text": [self.prompt(sample) for sample in samples]}
         if any(pictures):
             asked["images"] = pictures if self.family.nested else [one for many in pictures for one in many]
         if videos:
-            asked["videos"] = videos
+            asked["videos"] = films if self.family.nested else videos
             # the frames are given, so none are sampled; two a second, for processors that write the time in the prompt
             times = [
                 {"fps": FPS, "total_num_frames": len(one), "frames_indices": list(range(len(one)))} for one in videos

@@ -31,4 +31,4 @@ def _make() -> Parts:
     return Parts(PaliGemmaForConditionalGeneration(config), processor)
 
 
-FAMILY = Family("paligemma", "paligemma", _make, text_only=False, unequal=False)
+FAMILY = Family("paligemma", "paligemma", _make, text_only=False)

@@ -1,0 +1,17 @@
+"""Run one cell of a planned sweep: `python -m benchmarks.sharing.one_cell DIRECTORY CELL_ID`."""
+
+from __future__ import annotations
+
+import sys
+
+from tokenprune.plugins import load_host
+from tokenprune.sweep import Ledger
+from tokenprune.sweep.bench import Bench
+from tokenprune.sweep.worker import CellRunner
+
+if __name__ == "__main__":
+    directory, cell_id = sys.argv[1:]
+    ledger = Ledger(directory)
+    (cell,) = (cell for cell in ledger.plan() if cell.id == cell_id)
+    ended = CellRunner(ledger, Bench(load_host(), "cpu")).run(cell)
+    print(cell.name, ended.outcome)

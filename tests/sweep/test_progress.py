@@ -1,0 +1,87 @@
+"""What a worker says of a running cell: how often, how fast, how much memory; and that it never harms the cell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenprune.sweep.dispatch import message_of
+from tokenprune.sweep.executors import Progress
+from tokenprune.sweep.files import StorageError
+from tokenprune.sweep.progress import Meter, memory_mib
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock; change its only entry."""
+    time = [500.0]
+    monkeypatch.setattr("tokenprune.sweep.progress.time.monotonic", lambda: time[0])
+    return time
+
+
+def test_at_most_about_one_report_a_second_and_always_the_last(now: list[float]) -> None:
+    said: list[Mapping[str, Any]] = []
+    meter = Meter("cpu", said.append)
+    for batch in range(1, 101):
+        now[0] += 0.1
+        meter("cell", batch, 100, 64.0)
+    assert [report["done"] for report in said] == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 100]
+
+
+def test_the_rate_leaves_the_start_out_once_it_can(now: list[float]) -> None:
+    said: list[Mapping[str, Any]] = []
+    meter = Meter("cpu", said.append)
+    now[0] += 10.0  # the model was loaded
+    meter("cell", 20, 100)
+    now[0] += 2.0
+    meter("cell", 40, 100)
+    now[0] += 2.0
+    meter("cell", 60, 100)
+    assert [report["samples_per_s"] for report in said] == [2.0, 10.0, 10.0]
+
+
+def test_cells_that_run_together_share_the_reports_and_add_to_the_rate(now: list[float]) -> None:
+    said: list[Mapping[str, Any]] = []
+    meter = Meter("cpu", said.append)
+    for batch in range(1, 5):
+        for cell in ("one", "two"):
+            now[0] += 1.0 if cell == "one" else 0.5
+            meter(cell, 10 * batch, 40)
+    assert [(report["cell_id"], report["done"]) for report in said] == [
+        *(("one", 10), ("one", 20), ("one", 30), ("one", 40), ("two", 40))
+    ]
+    assert said[-1]["samples_per_s"] == pytest.approx(70 / 5.0)
+
+
+def test_a_report_travels_as_json_to_the_message(now: list[float]) -> None:
+    said: list[Mapping[str, Any]] = []
+    now[0] += 1.0
+    Meter("cpu", said.append)("cell", 8, 16, 64.5)
+    message = message_of("cpu#1", json.loads(json.dumps(said[0])))
+    assert isinstance(message, Progress)
+    assert (message.cell_id, message.worker, message.done, message.total) == ("cell", "cpu#1", 8, 16)
+    assert message.kept == 64.5
+    assert message.memory_mib is not None
+    assert 10 < message.memory_mib < 100_000
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), StorageError("full")])
+def test_a_report_that_cannot_be_sent_is_no_matter_of_the_cell(error: Exception) -> None:
+    def fail(report: Mapping[str, Any]) -> None:
+        raise error
+
+    Meter("cpu", fail)("cell", 1, 2)
+
+
+def test_memory_follows_what_the_process_holds() -> None:
+    before = memory_mib("cpu")
+    held = np.ones(8 << 20)  # 64 MiB
+    after = memory_mib("cpu")
+    assert before is not None
+    assert after is not None
+    assert held.nbytes >> 20 == 64
+    assert 60 < after - before < 100

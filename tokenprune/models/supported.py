@@ -1,0 +1,54 @@
+"""The releases of transformers that this one was tested with, and what is said where transformers is not as known."""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import Any
+
+from packaging.version import Version
+
+from tokenprune.errors import IncompatibleError
+
+#: Oldest and newest release of transformers with which the families' proofs and the matrix ran (`make range`).
+TESTED = ("5.20.0", "5.23.0")
+
+
+def tested_range() -> str:
+    """The releases of transformers that were tested, as one phrase."""
+    return f"{TESTED[0]} to {TESTED[1]}"
+
+
+def is_tested(version: str) -> bool:
+    """Whether a release of transformers lies in the range that was tested."""
+    return Version(TESTED[0]) <= Version(version) <= Version(TESTED[1])
+
+
+def unknown_internal(found: str, *, otherwise: str = "") -> IncompatibleError:
+    """The error for a part of transformers that is not as the engine knows it; names what is installed and tested.
+
+    Args:
+        found: What is missing or different, as a clause.
+        otherwise: What else may help, as a clause.
+    """
+    hint = f"install a tested release (`pip install transformers=={TESTED[1]}`); `tokenprune doctor` examines it"
+    return IncompatibleError(
+        f"{found}; transformers {metadata.version('transformers')} is installed, tested is {tested_range()}",
+        hint=f"{hint}; or {otherwise}" if otherwise else hint,
+    )
+
+
+def internal(module: str, name: str) -> Any:
+    """A part of transformers that is no public interface.
+
+    Args:
+        module: Name of the module.
+        name: Name in the module.
+
+    Raises:
+        IncompatibleError: The installed transformers has no such part.
+    """
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise unknown_internal(f"transformers has no `{module}.{name}`") from error
