@@ -79,13 +79,9 @@ class RandomPruning(ScoredPruner):
 
     def score(self, view: View) -> Tensor:
         """Uniform numbers from a generator of each unit's own."""
-        import torch
+        from tokenprune.composition.selectors import drawn
 
-        rows = []
-        for fingerprint in view.fingerprints():
-            generator = torch.Generator().manual_seed((fingerprint ^ (self.seed * 0x9E3779B97F4A7C15)) % 2**63)
-            rows.append(torch.rand(view.original_tokens, generator=generator))
-        return torch.stack(rows).to(view.indices().device).gather(1, view.indices())
+        return drawn(view, self.seed)
 
 
 @pruner(

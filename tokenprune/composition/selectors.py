@@ -122,13 +122,13 @@ def _stride(magnitude: Tensor, duplication: Duplication | None, keep: int, optio
     return places.to(magnitude.device).expand(magnitude.shape[0], -1)
 
 
-def _draw(view: View, options: Options) -> Tensor:
-    """Uniform numbers from each unit's content and the seed, the same for a token wherever the unit stands."""
+def drawn(view: View, seed: int) -> Tensor:
+    """Uniform numbers (B, N) from each unit's content and a seed, the same for a token wherever the unit stands."""
     import torch
 
     rows = []
     for fingerprint in view.fingerprints():
-        generator = torch.Generator().manual_seed((fingerprint ^ (options.seed * 0x9E3779B97F4A7C15)) % 2**63)
+        generator = torch.Generator().manual_seed((fingerprint ^ (seed * 0x9E3779B97F4A7C15)) % 2**63)
         rows.append(torch.rand(view.original_tokens, generator=generator))
     return torch.stack(rows).to(view.indices().device).gather(1, view.indices())
 
@@ -234,7 +234,7 @@ SELECTORS = by_name(
             needs=("fingerprint",),
             reads=("seed",),
             pick=_top_k,
-            score=_draw,
+            score=lambda view, options: drawn(view, options.seed),
         ),
     )
 )

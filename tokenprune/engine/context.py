@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -9,10 +11,38 @@ from tokenprune.dual.tiling import tiles
 from tokenprune.engine.chunk import Chunk, Layer, TowerRows
 from tokenprune.engine.look import EncoderViews
 from tokenprune.engine.probe import Projections, project, without_rotation
-from tokenprune.errors import IncompatibleError
+from tokenprune.errors import IncompatibleError, UndeclaredNeedError
 from tokenprune.models.family import TowerParts
 from tokenprune.models.joint import JointSpace
 from tokenprune.pruner import Pruner, Site
+
+
+def check_declared(name: str, needs: Collection[str], need: str) -> None:
+    """Make sure that a pruner declares what it uses.
+
+    Raises:
+        UndeclaredNeedError: It does not.
+    """
+    if need not in needs:
+        raise UndeclaredNeedError(
+            f"pruner `{name}` uses `{need}`, which its spec does not declare",
+            hint=f"add {need!r} to `needs` in its `@pruner(...)`",
+        )
+
+
+def known_grid(name: str, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """A token grid that a pruner asks for.
+
+    Raises:
+        IncompatibleError: It is not known.
+    """
+    if grid is None:
+        raise IncompatibleError(
+            f"`{name}` needs the token grid, which is not known for this image",
+            hint="describe the family in a plugin (hook `register_families`), or choose a pruner without the need "
+            "`geometry`",
+        )
+    return grid
 
 
 class SiteContext:

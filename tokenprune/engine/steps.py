@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from tokenprune.engine.caches import CachedUnit, CacheState, Columns
+from tokenprune.engine.context import check_declared, known_grid
 from tokenprune.engine.cut import DecoderInput, check_kept
 from tokenprune.engine.passes import Pass
 from tokenprune.engine.probe import project
-from tokenprune.errors import IncompatibleError, NothingPrunedError, UndeclaredNeedError
+from tokenprune.errors import IncompatibleError, NothingPrunedError
 from tokenprune.pruner import ModelFacts, Rows, Site, Stop, View
 from tokenprune.record import StepRecord
 
@@ -74,13 +75,7 @@ class StepView:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of one frame."""
         self._declared("geometry")
-        grid = self._cached[0].grid
-        if grid is None:
-            raise IncompatibleError(
-                f"`{self._name}` needs the token grid, which is not known for this image",
-                hint="choose a pruner without the need `geometry`",
-            )
-        return grid
+        return known_grid(self._name, self._cached[0].grid)
 
     def frames(self) -> int:
         """Frames of the unit."""
@@ -94,11 +89,7 @@ class StepView:
         return torch.stack([cell // columns, cell % columns], dim=-1).float()
 
     def _declared(self, need: str) -> None:
-        if need not in self._needs:
-            raise UndeclaredNeedError(
-                f"pruner `{self._name}` uses `{need}`, which its spec does not declare",
-                hint=f"add {need!r} to `needs` in its `@pruner(...)`",
-            )
+        check_declared(self._name, self._needs, need)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(View, name):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tokenprune.dual.tiling import tiles
 from tokenprune.engine.chunk import Layer, Unit
-from tokenprune.engine.context import SiteContext
+from tokenprune.engine.context import SiteContext, check_declared, known_grid
 from tokenprune.engine.halves import Middle
 from tokenprune.engine.rows import gather_rows, pack_slots
-from tokenprune.errors import IncompatibleError, UndeclaredNeedError
+from tokenprune.errors import IncompatibleError
 from tokenprune.models.joint import JointSpace
 from tokenprune.pruner import ModelFacts, Rows, Site
 from tokenprune.view import Heads, Support
@@ -41,11 +41,7 @@ class EngineView:
         self._text: tuple[Tensor, Tensor] | None = None
 
     def _need(self, need: str) -> None:
-        if need not in self._context.needs:
-            raise UndeclaredNeedError(
-                f"pruner `{self._context.spec.name}` uses `{need}`, which its spec does not declare",
-                hint=f"add {need!r} to `needs` in its `@pruner(...)`",
-            )
+        check_declared(self._context.spec.name, self._context.needs, need)
 
     # --- hidden states ------------------------------------------------------------------------------------------
 
@@ -284,14 +280,7 @@ class EngineView:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the unit's original token grid."""
         self._need("geometry")
-        grid = self._units[0].span.grid  # the engine groups units by their grid
-        if grid is None:
-            raise IncompatibleError(
-                f"`{self._context.spec.name}` needs the token grid, which is not known for this image",
-                hint="describe the family in a plugin (hook `register_families`), or choose a pruner without the need "
-                "`geometry`",
-            )
-        return grid
+        return known_grid(self._context.spec.name, self._units[0].span.grid)  # the engine groups units by their grid
 
     def frames(self) -> int:
         """Frames of the unit, 1 for an image."""
