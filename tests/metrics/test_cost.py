@@ -1,5 +1,10 @@
+"""What one cell costs: the parts of a run add up, the floor lies beside it, and the answer says how sure it is."""
+
 from __future__ import annotations
 
+import gc
+import inspect
+import json
 from typing import Any
 
 import pytest
@@ -9,11 +14,22 @@ from tests.sweep.fixtures import Workshop
 from tests.sweep.tiny import TOKENS
 from tokenprune import Budget
 from tokenprune.engine import pruned
-from tokenprune.metrics.efficiency import MIB, Spread, _peak_memory, cache_bytes, measure_cost
-from tokenprune.metrics.flops import count_flops
+from tokenprune.engine.stages import Moments
+from tokenprune.errors import IncompatibleError
+from tokenprune.metrics import efficiency
+from tokenprune.metrics.busy import Busy
+from tokenprune.metrics.efficiency import Cost, Refusal, measure_cost
+from tokenprune.metrics.flops import Counted, count_flops
+from tokenprune.metrics.memory import MIB, cache_bytes, peak_memory
+from tokenprune.metrics.runs import Subject, Times
+from tokenprune.metrics.timing import HostClock, clock_of, no_collection, pinned_threads
 from tokenprune.models import LoadedModel, load_model
 from tokenprune.sweep.bench import Bench
+from tokenprune.sweep.config import EfficiencyConfig
 from tokenprune.sweep.plan import plan_cells
+
+QUICK = {"warmup": 0, "repeats": 2, "new_tokens": 2, "max_repeats": 2}
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -23,28 +39,234 @@ def loaded(workshop: Workshop) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def inputs(workshop: Workshop) -> Any:
+    return prepared(workshop, [0])
+
+
+def prepared(workshop: Workshop, indices: list[int]) -> Any:
     cell = plan_cells(workshop.config(), workshop.host)[0]
     bench = Bench(workshop.host, "cpu")
-    return bench.prepare(bench.model(cell), bench.task(cell), [0]).inputs
+    return bench.prepare(bench.model(cell), bench.task(cell), indices).inputs
 
 
-def test_spread_is_median_and_quartiles() -> None:
-    assert Spread.of([4.0, 1.0, 3.0, 2.0]) == Spread(2.5, 1.75, 3.25, 4)
+def measured(loaded: LoadedModel, inputs: Any, pruner: Any = "grid", tokens: int = 4, **changes: Any) -> Cost:
+    budget = Budget(tokens=tokens)
+    found = measure_cost(loaded.model, inputs, lambda: pruned(loaded.model, pruner, budget), **{**QUICK, **changes})
+    assert isinstance(found, Cost)
+    return found
 
 
-def test_flops_of_known_products() -> None:
-    left, right = torch.randn(3, 5), torch.randn(5, 7)
-    assert count_flops(lambda: left @ right) == 2 * 3 * 5 * 7
+@pytest.fixture(scope="module")
+def whole(loaded: LoadedModel, inputs: Any) -> Cost:
+    return measured(loaded, inputs, None, TOKENS)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_on_a_cpu_is_counted(masked: bool) -> None:
-    batch, heads, rows, columns, width = 2, 3, 8, 10, 16
-    query = torch.randn(batch, heads, rows, width)
-    key, value = torch.randn(2, batch, heads, columns, width)
-    mask = torch.zeros(rows, columns) if masked else None
-    counted = count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(query, key, value, mask))
-    assert counted == 2 * (2 * batch * heads * rows * columns * width)
+@pytest.fixture(scope="module")
+def quarter(loaded: LoadedModel, inputs: Any) -> Cost:
+    return measured(loaded, inputs)
+
+
+def test_parts_of_a_run_lie_inside_each_other(whole: Cost, quarter: Cost) -> None:
+    for cost in (whole, quarter):
+        for found in (cost, cost.floor):
+            assert found is not None
+            assert found.encoder_ms is not None
+            assert 0 < found.encoder_ms.median < found.prefill_ms.median < found.first_token_ms.median
+            assert found.first_token_ms.median < found.total_ms.median
+            assert found.decode_ms_per_token.median > 0
+            assert {found.prefill_ms.repeats, found.total_ms.repeats} == {2}
+        assert 0 < cost.overhead_ms.median < cost.prefill_ms.median
+        assert 0 < cost.overhead_share.median < 1
+        assert cost.over_floor is not None
+        assert cost.over_floor.repeats == 2
+
+
+def test_what_can_be_counted_is_exact(loaded: LoadedModel, inputs: Any, whole: Cost, quarter: Cost) -> None:
+    text = inputs["input_ids"].shape[1] - TOKENS
+    config = loaded.model.config.text_config
+    row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    assert whole.kv_mib == (text + TOKENS) * row / MIB
+    assert quarter.kv_mib == (text + 4) * row / MIB
+    assert quarter.prefill_tflops < whole.prefill_tflops
+    assert quarter.floor is not None
+    assert whole.floor is not None
+    assert (whole.floor.tokens, quarter.floor.tokens) == (TOKENS, 4)
+    # `grid` multiplies no matrices, so it does exactly the floor's work
+    assert quarter.floor.prefill_tflops == quarter.prefill_tflops
+    assert quarter.floor.kv_mib == quarter.kv_mib
+    assert whole.floor.prefill_tflops == whole.prefill_tflops
+    assert quarter.floor.peak_mem_mib < whole.floor.peak_mem_mib
+
+
+def test_a_deep_cut_has_the_floor_of_its_layer_average(loaded: LoadedModel, inputs: Any, workshop: Workshop) -> None:
+    pruner = workshop.host.pruners.get("fastv").build({"layer": 2})
+    cost = measured(loaded, inputs, pruner, 3)
+    assert cost.floor is not None
+    assert cost.floor.tokens == 10  # (16 + 16 + 3 + 3) / 4 = 9.5, rounded up
+    assert cost.floor.kv_mib > measured(loaded, inputs, "grid", 3).kv_mib
+
+
+def test_the_answer_says_how_it_was_measured(quarter: Cost) -> None:
+    assert (quarter.device, quarter.clock, quarter.attention) == ("cpu", "perf_counter", "sdpa")
+    assert quarter.threads == torch.get_num_threads()
+    assert quarter.new_tokens == 2
+    assert quarter.kernels == ("scaled_dot_product_flash_attention_for_cpu",)
+    assert quarter.energy_j is None  # and not 0
+    assert "no driver tells about the device `cpu`" in quarter.unmeasured["energy_j"]
+    data = json.loads(json.dumps(quarter.to_json(), allow_nan=False))
+    assert data["prefill_ms"]["repeats"] == 2
+    assert data["floor"]["prefill_ms"]["q1"] <= data["floor"]["prefill_ms"]["q3"]
+    assert data["energy_j"] is None
+    assert {"busy", "before", "during", "limit"} <= set(data["busy"])
+
+
+def test_repeats_go_on_until_the_medians_are_known(loaded: LoadedModel, inputs: Any) -> None:
+    soon = measured(loaded, inputs, repeats=3, max_repeats=8, tolerance=1e9)
+    assert (soon.precision.repeats, soon.precision.met) == (3, True)
+    never = measured(loaded, inputs, repeats=3, max_repeats=5, tolerance=1e-12)
+    assert (never.precision.repeats, never.precision.met) == (5, False)
+    assert never.precision.uncertainty is not None
+    assert never.precision.uncertainty > 1e-12
+    assert never.prefill_ms.repeats == never.overhead_ms.repeats == 5
+    assert never.floor is not None
+    assert never.floor.prefill_ms.repeats == 5
+    assert measured(loaded, inputs, repeats=1, max_repeats=None, tolerance=1e-12).precision.repeats == 2
+
+
+def test_without_a_floor(loaded: LoadedModel, inputs: Any) -> None:
+    cost = measured(loaded, inputs, floor=False)
+    assert (cost.floor, cost.over_floor, cost.unmeasured["floor"]) == (None, None, "switched off")
+
+
+def test_several_samples_have_a_cost_but_no_floor(loaded: LoadedModel, workshop: Workshop) -> None:
+    cost = measured(loaded, prepared(workshop, [0, 1]))
+    assert cost.floor is None
+    assert "only one prompt at a time" in cost.unmeasured["floor"]
+
+
+def test_a_floor_that_cannot_run_leaves_the_cost(
+    loaded: LoadedModel, inputs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("sizes do not match\nmore")
+
+    monkeypatch.setattr(efficiency, "shorter_prompt", broken)
+    cost = measured(loaded, inputs)
+    assert (cost.floor, cost.over_floor) == (None, None)
+    assert cost.unmeasured["floor"] == "RuntimeError: sizes do not match"
+    assert cost.prefill_ms.repeats == 2
+
+
+def test_attention_that_torch_does_not_count_is_said(
+    loaded: LoadedModel, inputs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "prefill_tflops" not in measured(loaded, inputs).unmeasured
+    monkeypatch.setattr(efficiency, "_attention", lambda turns: "flash_attention_2")
+    assert "prefill_tflops" not in measured(loaded, inputs).unmeasured  # a fused kernel was counted
+    monkeypatch.setattr("tokenprune.metrics.runs.count", lambda run: Counted(7, ()))
+    assert "cannot count the attention of `flash_attention_2`" in measured(loaded, inputs).unmeasured["prefill_tflops"]
+
+
+@pytest.mark.parametrize(("mode", "moment"), [("mark", "before"), ("refuse", "before"), ("refuse", "after")])
+def test_a_busy_device(
+    loaded: LoadedModel, inputs: Any, monkeypatch: pytest.MonkeyPatch, mode: Any, moment: str
+) -> None:
+    quiet, loud = Busy(False, {"cpu": 0.0}, {}), Busy(True, {"cpu": 0.0}, {"cpu": 0.7})
+
+    class Watch:
+        def __init__(self, *args: Any) -> None:
+            pass
+
+        def before(self) -> Busy:
+            return loud if moment == "before" else quiet
+
+        def after(self) -> Busy:
+            return loud
+
+    monkeypatch.setattr(efficiency, "Watch", Watch)
+    found = measure_cost(loaded.model, inputs, lambda: pruned(loaded.model, "grid", 0.5), **QUICK, busy=mode)
+    if mode == "mark":
+        assert isinstance(found, Cost)
+        assert found.busy == loud
+    else:
+        assert isinstance(found, Refusal)
+        data = found.to_json()
+        assert data["error"] == "the device is busy: other work had 70 % of the CPU during it"
+        assert "\n" not in data["error"] + data["hint"]
+        assert data["busy"]["busy"] is True
+
+
+def test_the_options_of_a_sweep_file_are_those_of_the_measurement() -> None:
+    parameters = inspect.signature(measure_cost).parameters
+    options = {name: each.default for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
+    config = EfficiencyConfig().model_dump(exclude={"enabled"})
+    assert list(options) == list(config)
+    given = {name: value for name, value in options.items() if value is not inspect.Parameter.empty}
+    assert given == {name: config[name] for name in given}
+
+
+def test_parts_are_told_apart_by_their_moments() -> None:
+    class Model:
+        """Encodes for 5 ms, prefills to 30 ms, gives the first token at 34 ms and one every 10 ms."""
+
+        def generate(self, **arguments: Any) -> None:
+            assert arguments["max_new_tokens"] == arguments["min_new_tokens"] == 3
+            assert arguments["do_sample"] is False
+            assert not gc.isenabled()
+            moments.encoder += [(0.001, 0.004), (0.004, 0.006)]
+            moments.forward += [(0.007, 0.030), (0.034, 0.043), (0.044, 0.053)]
+
+    class Clock(HostClock):
+        def __init__(self) -> None:
+            super().__init__(CPU)
+            self.reads = iter([0.0, 0.054])
+
+        def mark(self) -> float:
+            return next(self.reads)
+
+    moments: Moments[float] = Moments([(9.0, 9.0)], [(9.0, 9.0)])  # of a run before
+    times = Times()
+    Subject(Model(), {}, 2, Clock()).time(moments, times)
+    assert gc.isenabled()
+    assert times.encoder == [pytest.approx(5.0)]
+    assert (times.prefill, times.first_token) == ([pytest.approx(30.0)], [pytest.approx(34.0)])
+    assert (times.decode, times.total) == ([pytest.approx(10.0)], [pytest.approx(54.0)])
+
+
+def test_a_model_that_runs_otherwise_is_refused() -> None:
+    class Model:
+        def generate(self, **arguments: Any) -> None:
+            moments.forward.append((0.0, 1.0))
+
+    moments: Moments[float] = Moments()
+    with pytest.raises(IncompatibleError, match="ran the model 1 times for 3 tokens"):
+        Subject(Model(), {}, 2, HostClock(CPU)).time(moments, Times())
+
+
+def test_threads_are_held_and_given_back() -> None:
+    before = torch.get_num_threads()
+    with pinned_threads(before + 1) as held:
+        assert held == torch.get_num_threads() == before + 1
+    with pytest.raises(ZeroDivisionError), pinned_threads(before + 2):
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == before
+    with pinned_threads(None) as held:
+        assert held == before
+
+
+def test_garbage_waits() -> None:
+    with no_collection():
+        assert not gc.isenabled()
+        with no_collection():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_the_clock_of_a_cpu_is_monotonic() -> None:
+    clock = clock_of(CPU)
+    first, second = clock.mark(), clock.mark()
+    assert clock.between(first, second) >= 0.0
+    assert clock.between(1.0, 1.25) == 250.0
 
 
 def test_sdpa_and_eager_count_the_same(workshop: Workshop, loaded: LoadedModel, inputs: Any) -> None:
@@ -57,36 +279,17 @@ def test_sdpa_and_eager_count_the_same(workshop: Workshop, loaded: LoadedModel, 
 
 
 def test_peak_memory_of_known_allocations() -> None:
-    class Result:
-        past_key_values = None
-
-    def run() -> Result:
+    def run() -> str:
         first = torch.ones(256, 1024)  # 1 MiB
         second = first + 1  # 2 MiB held
         del first
         third = second + 1  # 2 MiB again
         del second, third
-        return Result()
+        return "made"
 
-    peak, _ = _peak_memory(torch.device("cpu"), run)
+    peak, made = peak_memory(CPU, run)
     assert 2 * MIB <= peak < 2.1 * MIB
-
-
-def test_cost_of_a_cell(loaded: LoadedModel, inputs: Any) -> None:
-    model = loaded.model
-    settings = {"warmup": 0, "repeats": 2, "new_tokens": 2}
-    whole = measure_cost(model, inputs, lambda: pruned(model, None, Budget(ratio=1.0)), **settings)
-    half = measure_cost(model, inputs, lambda: pruned(model, "grid", Budget(tokens=4)), **settings)
-    assert whole.prefill_ms.repeats == 2
-    assert whole.device == "cpu"
-    text = inputs["input_ids"].shape[1] - TOKENS
-    config = model.config.text_config
-    row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
-    assert whole.kv_mib == (text + TOKENS) * row / MIB
-    assert half.kv_mib == (text + 4) * row / MIB
-    assert half.prefill_tflops < whole.prefill_tflops
-    assert 0 < half.overhead_ms.median < half.prefill_ms.median
-    assert whole.to_json()["prefill_ms"]["repeats"] == 2
+    assert made == "made"
 
 
 def test_cache_bytes_counts_keys_and_values() -> None:
@@ -101,14 +304,13 @@ def test_cache_bytes_counts_keys_and_values() -> None:
 
 
 def test_nothing_is_left_in_the_model(loaded: LoadedModel, inputs: Any) -> None:
-    before = {name: len(module._forward_pre_hooks) for name, module in loaded.model.named_modules()}
-    measure_cost(
-        loaded.model,
-        inputs,
-        lambda: pruned(loaded.model, "random", Budget(tokens=4)),
-        warmup=0,
-        repeats=1,
-        new_tokens=1,
-    )
-    assert {name: len(module._forward_pre_hooks) for name, module in loaded.model.named_modules()} == before
+    def state() -> Any:
+        return {
+            name: (len(module._forward_pre_hooks), len(module._forward_hooks), set(vars(module)))
+            for name, module in loaded.model.named_modules()
+        }
+
+    before = state()
+    measured(loaded, inputs, "random")
+    assert state() == before
     assert not loaded.model.training

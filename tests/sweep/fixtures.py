@@ -37,7 +37,7 @@ class Workshop:
             "batch_size": 3,
             "executor": "inline",
             "device": "cpu",
-            "efficiency": {"repeats": 2, "warmup": 0, "new_tokens": 2},
+            "efficiency": {"repeats": 2, "max_repeats": 2, "warmup": 0, "new_tokens": 2},
             **changes,
         }
 

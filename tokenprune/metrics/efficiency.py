@@ -1,72 +1,128 @@
-"""What a cell costs: time, memory and FLOPs of one sample, alone on the device."""
+"""What a cell costs: one sample, alone on the device, beside the unpruned model on a prompt of the kept length."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tokenprune.engine import Session
-from tokenprune.metrics.flops import count_flops
+from tokenprune.engine.shorter import shorter_prompt
+from tokenprune.engine.stages import Moments, moments_of
+from tokenprune.errors import PrerequisiteError, TokenPruneError
+from tokenprune.metrics.busy import Busy, OnBusy, Watch
+from tokenprune.metrics.nvml import Gpu, gpu_of
+from tokenprune.metrics.runs import Figures, Subject, Times
+from tokenprune.metrics.spread import Precision, Spread
+from tokenprune.metrics.timing import clock_of, pinned_threads
+from tokenprune.models.family import Parts
+from tokenprune.record import PruneRecord
 
-MIB = 1024.0 * 1024.0
+__all__ = ["Cost", "Floor", "Refusal", "Spread", "measure_cost"]
+
+TOLERANCE = 0.05
+_COUNTED = ("sdpa", "eager")
+"""Attention implementations of which torch counts everything, fused or not."""
+
+MORE_REPEATS = 2
+"""Where nothing else is asked for, so many times the least number of repeats are the most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Median and quartiles of repeated measurements."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floor(Figures):
+    """The stock model on a prompt that already has the kept length: what pruning would cost if choosing were free.
 
-    median: float
-    q1: float
-    q3: float
-    repeats: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Summary of at least one value (quartiles by linear interpolation)."""
-        q1, median, q3 = np.percentile(np.asarray(values, dtype=np.float64), [25, 50, 75])
-        return cls(float(median), float(q1), float(q3), len(values))
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Cost of one sample.
+    In it: the whole vision tower and projector, as in a prompt of full length, then the stock decoder with its own
+    masks and kernels on the prompt's text and `tokens` visual tokens, in the prefill and in the decoding steps. Not in
+    it: any hook of the engine, any view, any decision. A method that cuts inside or before the vision tower may come
+    out below it.
 
     Args:
-        prefill_ms: From the prepared inputs to the first answer token: vision encoder, projector, pruner, decoder.
-        decode_ms_per_token: Each further token, from runs that differ only in their length.
-        total_ms: Prefill and `new_tokens` further tokens.
-        overhead_ms: Part of the prefill that went into the pruner's views and decisions.
-        peak_mem_mib: Peak memory of tensors allocated during one prefill, above what was held at its start; from
-            the CUDA allocator on GPUs, from the profiler's allocation events on CPUs (so without the interpreter,
-            without weights, and without work space that libraries allocate by themselves).
-        kv_mib: Bytes in the cache after the prefill, of all layers and all tokens.
-        prefill_tflops: See `tokenprune.metrics.flops.count_flops`.
-        new_tokens: Further tokens of the decode measurement.
-        device: Where it ran.
-        threads: CPU threads that torch used.
+        tokens: Visual tokens: as many as the pruned sample keeps on average over the decoder layers, rounded. The
+            work of a layer grows with its tokens all but linearly, so a deep cut is compared with a decoder that does
+            its work evenly; what attention's square adds to the uneven one counts as overhead.
     """
 
-    prefill_ms: Spread
-    decode_ms_per_token: Spread
-    total_ms: Spread
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost(Figures):
+    """Cost of one sample under a pruner.
+
+    Args:
+        overhead_ms: Part of the prefill that went into the pruner's views and decisions.
+        overhead_share: The same as a share of the prefill, run by run.
+        over_floor: Prefill divided by the floor's prefill, run by run: both take turns, so drift meets both.
+        floor: The unpruned model on a prompt of the kept length; `None` where it cannot be had.
+        new_tokens: Tokens after the first in a run.
+        device: Where it ran.
+        threads: CPU threads of torch, held fixed.
+        attention: Attention implementation of the decoder, as transformers names it.
+        clock: What the times were taken with.
+        precision: How many repeats, and how well the medians are known.
+        busy: Other work on the device.
+        unmeasured: By figure, why it is not known, or not all of it.
+    """
+
     overhead_ms: Spread
-    peak_mem_mib: float
-    kv_mib: float
-    prefill_tflops: float
+    overhead_share: Spread
+    over_floor: Spread | None
+    floor: Floor | None
     new_tokens: int
     device: str
     threads: int
+    attention: str
+    clock: str
+    precision: Precision
+    busy: Busy
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A cost that was not measured because the device had other work.
+
+    Args:
+        busy: What was found.
+    """
+
+    busy: Busy
+
+    def to_json(self) -> dict[str, Any]:
+        """The error in one line, with a hint and the figures, as plain JSON types."""
+        return {
+            "error": f"the device is busy: {self.busy.explain()}",
+            "hint": "measure on a quiet device, or set `efficiency: {busy: mark}`",
+            "busy": asdict(self.busy),
+        }
+
+
+@dataclass
+class _Turns:
+    """What the repeats gave so far."""
+
+    pruned: Times = field(default_factory=Times)
+    floor: Times = field(default_factory=Times)
+    overhead: list[float] = field(default_factory=list)
+    unmeasured: dict[str, str] = field(default_factory=dict)
+    parts: Parts | None = None
+    record: PruneRecord | None = None
+
+    def precision(self, tolerance: float) -> Precision:
+        """How well the medians of prefill and whole run are known, the floor's prefill among them."""
+        watched = [self.pruned.prefill, self.pruned.total, self.floor.prefill]
+        return Precision.of([values for values in watched if values], tolerance)
 
 
 def measure_cost(
@@ -77,102 +133,129 @@ def measure_cost(
     warmup: int,
     repeats: int,
     new_tokens: int,
-) -> Cost:
-    """Measure one prepared batch (normally of one sample).
+    max_repeats: int | None = None,
+    tolerance: float = TOLERANCE,
+    threads: int | None = None,
+    busy: OnBusy = "mark",
+    floor: bool = True,
+) -> Cost | Refusal:
+    """Measure one prepared sample; nothing else of this process should run meanwhile.
+
+    Pruned run and floor take turns, each after an untimed run to its first token, until the medians are known well
+    enough: at least `repeats` turns, at most `max_repeats`.
 
     Args:
         model: A stock model with `generate`.
-        inputs: Tensors of the processor, on the model's device.
-        session: Makes the pruning context; entered once, outside the timed region.
-        warmup: Untimed runs before.
-        repeats: Timed runs; short and long ones take turns, so that drift of the machine meets both.
-        new_tokens: Tokens after the first in the long runs.
+        inputs: Tensors of the processor for one sample, on the model's device.
+        session: Makes the pruning context; entered once for each repeat, outside the timed region.
+        warmup: Untimed runs of full length before.
+        repeats: Timed runs, at least.
+        new_tokens: Tokens after the first in each run.
+        max_repeats: Timed runs, at most; `None` for twice the least number.
+        tolerance: Relative uncertainty of a median (half-width of its notch) that is good enough.
+        threads: CPU threads of torch; `None` leaves what it has.
+        busy: What to do where the device has other work: `mark` the cost, or `refuse` to measure.
+        floor: Whether to measure the floor, too.
     """
     device = next(model.parameters()).device
-    short: list[float] = []
-    long: list[float] = []
-    overhead: list[float] = []
-    with session() as running:
-
-        def run(further: int) -> float:
-            _synchronise(device)
-            started = time.perf_counter()
-            _generate(model, inputs, 1 + further)
-            _synchronise(device)
-            return 1000.0 * (time.perf_counter() - started)
-
-        for _ in range(warmup):
-            run(new_tokens)
-        for _ in range(repeats):
-            short.append(run(0))
-            overhead.append(float(running.last.decide_ms))
-            long.append(run(new_tokens))
-        flops = count_flops(lambda: _generate(model, inputs, 1))
-        peak, cache = _peak_memory(device, lambda: _generate(model, inputs, 1))
-    per_token = [(both - first) / new_tokens for first, both in zip(short, long, strict=True)]
+    gpu, silence = gpu_of(device)
+    watch = Watch(device, gpu, silence)
+    subject = Subject(model, inputs, new_tokens, clock_of(device))
+    most = max(repeats, MORE_REPEATS * repeats if max_repeats is None else max_repeats)
+    with pinned_threads(threads) as held:
+        seen = watch.before()
+        if busy == "refuse" and seen.busy:
+            return Refusal(seen)
+        turns = _Turns(unmeasured={} if floor else {"floor": "switched off"})
+        for turn in range(most):
+            _take_turns(subject, session, turns, warmup if turn == 0 else 0)
+            if turn + 1 >= repeats and turns.precision(tolerance).met:
+                break
+        with session():
+            figures = _figures(subject, turns.pruned, gpu, turns.unmeasured)
+        lowest = None
+        if turns.floor.prefill:
+            with _at_floor(turns, subject) as tokens:
+                lowest = Floor(**_figures(subject, turns.floor, gpu, {}), tokens=tokens)
+        seen = watch.after()
+    if busy == "refuse" and seen.busy:
+        return Refusal(seen)
+    if gpu is None:
+        turns.unmeasured["energy_j"] = silence
+    if not turns.pruned.encoder:
+        turns.unmeasured["encoder_ms"] = "the model has no `get_image_features` that could be watched"
+    attention = _attention(turns)
+    if attention not in _COUNTED and not figures["kernels"]:
+        turns.unmeasured["prefill_tflops"] = f"torch cannot count the attention of `{attention}`; the rest is counted"
+    pairs = list(zip(turns.pruned.prefill, turns.floor.prefill, strict=True)) if turns.floor.prefill else []
+    shares = [part / whole for part, whole in zip(turns.overhead, turns.pruned.prefill, strict=True)]
     return Cost(
-        prefill_ms=Spread.of(short),
-        decode_ms_per_token=Spread.of(per_token),
-        total_ms=Spread.of(long),
-        overhead_ms=Spread.of(overhead),
-        peak_mem_mib=peak / MIB,
-        kv_mib=cache_bytes(cache) / MIB,
-        prefill_tflops=flops / 1e12,
+        **figures,
+        overhead_ms=Spread.of(turns.overhead),
+        overhead_share=Spread.of(shares),
+        over_floor=Spread.of([ours / least for ours, least in pairs]) if pairs else None,
+        floor=lowest,
         new_tokens=new_tokens,
         device=_device_name(device),
-        threads=torch.get_num_threads(),
+        threads=held,
+        attention=attention,
+        clock=subject.clock.name,
+        precision=turns.precision(tolerance),
+        busy=seen,
+        unmeasured=turns.unmeasured,
     )
 
 
-def cache_bytes(cache: Any) -> int:
-    """Bytes of the keys and values of a transformers cache, over all layers."""
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for layer in cache.layers
-        for tensor in (layer.keys, layer.values)
-        if tensor is not None
-    )
+def _take_turns(
+    subject: Subject, session: Callable[[], AbstractContextManager[Session]], turns: _Turns, warmup: int
+) -> None:
+    """One timed run under the pruner, and one of the floor."""
+    with session() as running, moments_of(running.parts, subject.clock.mark) as moments:
+        _time(subject, moments, turns.pruned, warmup)
+        turns.overhead.append(float(running.last.decide_ms))
+        turns.parts, turns.record = running.parts, running.last
+    if "floor" in turns.unmeasured:
+        return
+    try:
+        with _at_floor(turns, subject), moments_of(running.parts, subject.clock.mark) as moments:
+            _time(subject, moments, turns.floor, warmup)
+    except torch.OutOfMemoryError:
+        raise
+    except (TokenPruneError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # a stock model that does not run on a shorter prompt says nothing about the pruner
+        first = str(error).strip().split("\n", 1)[0]
+        turns.unmeasured["floor"] = first if isinstance(error, TokenPruneError) else f"{type(error).__name__}: {first}"
+        turns.floor = Times()
 
 
-def _generate(model: Any, inputs: Mapping[str, Tensor], tokens: int) -> Any:
-    """Greedy generation of exactly `tokens` tokens."""
-    return model.generate(
-        **inputs,
-        do_sample=False,
-        min_new_tokens=tokens,
-        max_new_tokens=tokens,
-        return_dict_in_generate=True,
-    )
+def _time(subject: Subject, moments: Moments[Any], times: Times, warmup: int) -> None:
+    for _ in range(warmup):
+        subject.whole()
+    subject.first()  # a session plans at its first run, and caches of kernels are those of this length
+    subject.time(moments, times)
 
 
-def _peak_memory(device: torch.device, run: Callable[[], Any]) -> tuple[int, Any]:
-    """Peak of tensor memory during one call above its start, in bytes, and the cache that the call leaves."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        held = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        cache = run().past_key_values
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - held, cache
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        cache = run().past_key_values
-    events = [
-        (event.start_ns(), event.nbytes())
-        for event in recorded.profiler.kineto_results.events()
-        if event.name() == "[memory]"
-    ]
-    held = peak = 0
-    for _, size in sorted(events, key=lambda event: event[0]):
-        held += size
-        peak = max(peak, held)
-    return peak, cache
+@contextlib.contextmanager
+def _at_floor(turns: _Turns, subject: Subject) -> Iterator[int]:
+    """The stock model on a prompt of the kept length, and its visual tokens."""
+    assert turns.parts is not None  # noqa: S101 - a pruned run came first
+    assert turns.record is not None  # noqa: S101
+    tokens = math.floor(turns.record.layer_average()[0] + 0.5)
+    with shorter_prompt(turns.parts, subject.inputs, tokens):
+        yield tokens
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _figures(subject: Subject, times: Times, gpu: Gpu | None, unmeasured: dict[str, str]) -> dict[str, Any]:
+    try:
+        return subject.figures(times, gpu)
+    except PrerequisiteError as error:  # a GPU without a counter of energy
+        unmeasured["energy_j"] = error.message
+        return subject.figures(times, None)
+
+
+def _attention(turns: _Turns) -> str:
+    assert turns.parts is not None  # noqa: S101
+    return str(getattr(turns.parts.text.config, "_attn_implementation", ""))
 
 
 def _device_name(device: torch.device) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tokenprune.report.reading import SweepData
 from tokenprune.report.rows import Row, Table
-from tokenprune.report.sections import Section, sections_of
+from tokenprune.report.sections import Section, busy_mark, busy_notes, sections_of
 from tokenprune.report.tables import Leaderboard, leaderboard
-from tokenprune.report.text import NOTHING, contrast, ends, number, percent, points
+from tokenprune.report.text import NOTHING, contrast, ends, number, percent, points, quartiles
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("#", lambda row: NOTHING if row.rank is None else str(row.rank)),
@@ -27,8 +27,10 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("dual error", lambda row: number(row.dual_error, 3)),
     ("final tokens", lambda row: number((row.tokens or {}).get("final"), 0)),
     ("layer average", lambda row: number((row.tokens or {}).get("layer_average"), 0)),
-    ("prefill ms", lambda row: number(row.prefill_ms, 1)),
-    ("pruner ms", lambda row: number(row.overhead_ms, 1)),
+    ("prefill ms", lambda row: number(row.prefill_ms, 1) + busy_mark(row)),
+    ("quartiles", lambda row: quartiles(row.prefill_ms_quartiles, 1)),
+    ("x floor", lambda row: number(row.over_floor, 2)),
+    ("pruner %", lambda row: percent(row.overhead_share)),
     ("GFLOPs", lambda row: number(row.prefill_gflops, 2)),
 )
 
@@ -39,7 +41,9 @@ LEGEND = (
     "as wrong. Retention: accuracy divided by the unpruned accuracy. Hard: accuracy on the questions that the unpruned "
     "model answers and `downsample`, at this budget, does not. Same answer (loyalty): equal to the unpruned answer. "
     "KL (nats): first answer token against the unpruned model. Errors: relative norms, mean over layers, of the "
-    "attention output and of the implicit weight. Prefill: median of one sample with vision encoder and pruner. "
+    "attention output and of the implicit weight. Prefill: median of one sample with vision encoder and pruner, and "
+    "its quartiles. x floor: that, divided by the prefill of the unpruned model on a prompt of the kept length (as "
+    "many visual tokens as the layer average). Pruner: share of the prefill in the pruner's own views and decisions. "
     f"{NOTHING}: not measured or not defined."
 )
 
@@ -86,8 +90,9 @@ def title_of(table: Table) -> str:
 
 
 def notes_of(table: Table) -> list[str]:
-    """What is to be said below one table: cells without a result, and the hard subset."""
+    """What is to be said below one table: cells without a result, a busy device, and the hard subset."""
     lines = [f"{row.label}: {row.outcome}: {row.reason}".rstrip(": ") for row in table.rows if row.outcome != "done"]
+    lines += busy_notes(table.rows)
     hard = table.hard
     if hard.questions:
         return [*lines, f"hard: {hard.questions} questions"]

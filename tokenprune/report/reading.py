@@ -7,15 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenprune.report.colours import REFERENCE_COLOUR, pruner_colours
 from tokenprune.sweep.config import REFERENCE
 from tokenprune.sweep.ledger import CellState, Header, Ledger
 from tokenprune.sweep.plan import Cell
-
-PALETTE = (
-    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#3b4cc0",
-    "#b40426", "#006d2c", "#fd8d3c", "#54278f", "#a6761d", "#66a61e", "#e7298a", "#1b9e77", "#7570b3", "#d95f02",
-)  # fmt: skip
-REFERENCE_COLOUR = "#444444"
 
 
 @dataclass(frozen=True)
@@ -42,8 +37,7 @@ class SweepData:
 
     def colours(self) -> dict[str, str]:
         """One colour per pruner label, in the order of the plan, the unpruned model in grey."""
-        labels = list(dict.fromkeys(entry.cell.label for entry in self.cells if entry.cell.pruner != REFERENCE))
-        colours = {label: PALETTE[place % len(PALETTE)] for place, label in enumerate(labels)}
+        colours = pruner_colours(entry.cell.label for entry in self.cells if entry.cell.pruner != REFERENCE)
         reference = {entry.cell.label: REFERENCE_COLOUR for entry in self.cells if entry.cell.pruner == REFERENCE}
         return {**reference, **colours}
 

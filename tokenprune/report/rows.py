@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenprune.report.costs import CostSummary, Quartiles, summarise_costs
 from tokenprune.report.hard import DOWNSAMPLE, HardSubset
 from tokenprune.report.paired import CONTROL, Comparison
 from tokenprune.report.reading import Finished
@@ -50,6 +51,12 @@ class Row:
         retention: Accuracy divided by the unpruned accuracy, drawn together.
         agreement: Share of questions with the unpruned model's answer (loyalty).
         hard: Accuracy on the hard subset (see `tokenprune.report.hard`).
+        prefill_ms: Median over the repeats, and over the seeds; so are all figures of cost.
+        over_floor: Prefill divided by that of the unpruned model on a prompt of the kept length.
+        overhead_share: Share of the prefill that the pruner's views and decisions take.
+        busy: Share of the device that other work had, where it is too large to believe the cost; else 0, and `None`
+            where it is not known.
+        cost: Everything that was measured of the cost.
     """
 
     rank: int | None
@@ -81,6 +88,15 @@ class Row:
     peak_mem_mib: float | None = None
     kv_mib: float | None = None
     prefill_gflops: float | None = None
+    encoder_ms: float | None = None
+    first_token_ms: float | None = None
+    floor_prefill_ms: float | None = None
+    over_floor: float | None = None
+    over_floor_quartiles: tuple[float, float] | None = None
+    overhead_share: float | None = None
+    overhead_share_quartiles: tuple[float, float] | None = None
+    busy: float | None = None
+    cost: CostSummary | None = None
     dual_error: float | None = None
     output_error: float | None = None
 
@@ -161,23 +177,44 @@ def _agreement(results: Sequence[Mapping[str, Any]], cells: int) -> float | None
 
 def _with_measurements(row: Row, results: Sequence[Mapping[str, Any]]) -> Row:
     """Add what was measured in the cells that ran."""
-    quartiles = (_mean(results, "cost", "prefill_ms", "q1"), _mean(results, "cost", "prefill_ms", "q3"))
-    flops = _mean(results, "cost", "prefill_tflops")
+    costs = [cost for result in results if (cost := result.get("cost"))]
+    found = summarise_costs(costs) if len(costs) == len(results) else None
+    spreads: Mapping[str, Quartiles] = {} if found is None else found.spreads
+    floor: Mapping[str, Quartiles] = {} if found is None else found.floor
+    figures: Mapping[str, float] = {} if found is None else found.figures
+    tera = figures.get("prefill_tflops")
     return replace(
         row,
         kl=_mean(results, "against_none", "kl"),
         tokens={name: _mean(results, "tokens", name) for name in results[0]["tokens"]},
-        prefill_ms=_mean(results, "cost", "prefill_ms", "median"),
-        prefill_ms_quartiles=None if quartiles[0] is None or quartiles[1] is None else (quartiles[0], quartiles[1]),
-        decode_ms_per_token=_mean(results, "cost", "decode_ms_per_token", "median"),
-        total_ms=_mean(results, "cost", "total_ms", "median"),
-        overhead_ms=_mean(results, "cost", "overhead_ms", "median"),
-        peak_mem_mib=_mean(results, "cost", "peak_mem_mib"),
-        kv_mib=_mean(results, "cost", "kv_mib"),
-        prefill_gflops=None if flops is None else 1000.0 * flops,
+        prefill_ms=_median(spreads, "prefill_ms"),
+        prefill_ms_quartiles=_ends(spreads, "prefill_ms"),
+        decode_ms_per_token=_median(spreads, "decode_ms_per_token"),
+        total_ms=_median(spreads, "total_ms"),
+        overhead_ms=_median(spreads, "overhead_ms"),
+        peak_mem_mib=figures.get("peak_mem_mib"),
+        kv_mib=figures.get("kv_mib"),
+        prefill_gflops=None if tera is None else 1000.0 * tera,
+        encoder_ms=_median(spreads, "encoder_ms"),
+        first_token_ms=_median(spreads, "first_token_ms"),
+        floor_prefill_ms=_median(floor, "prefill_ms"),
+        over_floor=_median(spreads, "over_floor"),
+        over_floor_quartiles=_ends(spreads, "over_floor"),
+        overhead_share=_median(spreads, "overhead_share"),
+        overhead_share_quartiles=_ends(spreads, "overhead_share"),
+        busy=None if found is None else found.busy,
+        cost=found,
         dual_error=_mean(results, "lens", "dual_error"),
         output_error=_mean(results, "lens", "output_error"),
     )
+
+
+def _median(spreads: Mapping[str, Quartiles], name: str) -> float | None:
+    return spreads[name].median if name in spreads else None
+
+
+def _ends(spreads: Mapping[str, Quartiles], name: str) -> tuple[float, float] | None:
+    return (spreads[name].q1, spreads[name].q3) if name in spreads else None
 
 
 def _mean(results: Sequence[Mapping[str, Any]], *path: str) -> float | None:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
+from tokenprune.report.costs import CostSummary, Quartiles
 from tokenprune.report.pareto import Point
 from tokenprune.report.rows import Row, Table
 from tokenprune.report.summary import Front, Summary
 from tokenprune.report.tables import Leaderboard, PairTable
-from tokenprune.report.text import NOTHING, contrast, ends, number, p_value, percent, points, share
+from tokenprune.report.text import (
+    BUSY,
+    NOTHING,
+    contrast,
+    ends,
+    number,
+    p_value,
+    percent,
+    points,
+    quartiles,
+    share,
+)
 
 _COSTS = {
     "prefill_ms": ("prefill time", "prefill ms", "HV time", 1),
@@ -42,7 +55,8 @@ def sections_of(board: Leaderboard, *, families: bool = True) -> list[Section]:
     made: list[Section] = []
     for summary in board.summaries:
         tables = [table for table in board.tables if (table.model, table.task) == (summary.model, summary.task)]
-        made += [*summary_sections(summary), *hard_sections(tables), *stability_sections(tables)]
+        made += [*summary_sections(summary), *cost_sections(tables)]
+        made += [*hard_sections(tables), *stability_sections(tables)]
         made += family_sections(tables) if families else ()
     return made
 
@@ -95,6 +109,115 @@ def _front_section(subject: str, front: Front) -> Section:
     )
 
 
+def cost_sections(tables: Sequence[Table]) -> Iterator[Section]:
+    """What every pruner costs at each budget, beside the unpruned model on a prompt of the kept length."""
+    for table in tables:
+        measured = [(row, row.cost) for row in table.rows if row.cost is not None and row.cost.spreads]
+        refused = [(row.label, row.cost.unmeasured["cost"]) for row in table.rows if _is_refused(row.cost)]
+        if not measured:
+            if refused:
+                yield Section(_title(table, "cost"), ("pruner", "refused"), tuple(refused), names=("pruner", "refused"))
+            continue
+        lines = [(row.label, *_cost_line(row, cost)) for row, cost in measured]
+        used = [place for place in range(len(_COST_HEADER)) if any(line[place] != NOTHING for line in lines)]
+        yield Section(
+            _title(table, "cost"),
+            tuple(_COST_HEADER[place] for place in used),
+            tuple(tuple(line[place] for place in used) for line in lines),
+            notes=(
+                *_cost_notes([cost for _, cost in measured]),
+                *(f"{label}: cost refused: {why}" for label, why in refused),
+                *busy_notes(table.rows),
+            ),
+        )
+
+
+_COST_HEADER = (
+    "pruner",
+    "prefill ms",
+    "quartiles",
+    "floor ms",
+    "x floor",
+    "x floor quartiles",
+    "pruner ms",
+    "pruner %",
+    "encoder ms",
+    "first token ms",
+    "decode ms",
+    "floor decode ms",
+    "peak MiB",
+    "KV MiB",
+    "GFLOPs",
+    "floor GFLOPs",
+    "energy J",
+    "repeats",
+)
+
+
+def _cost_line(row: Row, cost: CostSummary) -> tuple[str, ...]:
+    def middle(found: Mapping[str, Quartiles], name: str, digits: int) -> str:
+        return number(found[name].median if name in found else None, digits)
+
+    tera = cost.floor_figures.get("prefill_tflops")
+    return (
+        number(row.prefill_ms, 1) + busy_mark(row),
+        quartiles(row.prefill_ms_quartiles, 1),
+        number(row.floor_prefill_ms, 1),
+        number(row.over_floor, 2),
+        quartiles(row.over_floor_quartiles, 2),
+        number(row.overhead_ms, 1),
+        percent(row.overhead_share),
+        number(row.encoder_ms, 1),
+        number(row.first_token_ms, 1),
+        number(row.decode_ms_per_token, 2),
+        middle(cost.floor, "decode_ms_per_token", 2),
+        number(row.peak_mem_mib, 1),
+        number(row.kv_mib, 2),
+        number(row.prefill_gflops, 2),
+        number(None if tera is None else 1000.0 * tera, 2),
+        middle(cost.spreads, "energy_j", 2),
+        f"{cost.repeats}{'' if cost.precise is not False else '?'}",
+    )
+
+
+def _cost_notes(costs: Sequence[CostSummary]) -> Iterator[str]:
+    yield f"one sample, median: {'; '.join(dict.fromkeys(cost.where for cost in costs))}"
+    if any(cost.floor for cost in costs):
+        yield (
+            "floor: the unpruned model on a prompt that already has the kept length, as many visual tokens as the "
+            "layer average; x floor: median and quartiles over the repeats, in which both take turns"
+        )
+    if any(cost.precise is False for cost in costs):
+        yield "`?`: the repeats ran out before the medians were known as well as was asked for"
+    if not all(cost.same_kernels for cost in costs):
+        used = sorted({name for cost in costs for name in cost.kernels})
+        yield f"pruned runs and floor ran with different attention kernels ({', '.join(used) or 'none'} when pruned)"
+    reasons = dict.fromkeys(f"{name}: {why}" for cost in costs for name, why in cost.unmeasured.items())
+    yield from (f"not measured: {reason}" for reason in reasons if not reason.startswith("cost: "))
+
+
+def _is_refused(cost: CostSummary | None) -> TypeGuard[CostSummary]:
+    return cost is not None and "cost" in cost.unmeasured
+
+
+def busy_mark(row: Row) -> str:
+    """A dagger, where the device had other work while a row's cost was measured."""
+    return BUSY if row.busy and row.prefill_ms is not None else ""
+
+
+def busy_notes(rows: Sequence[Row]) -> list[str]:
+    """What the dagger means, where one of the rows has it."""
+    shares = [row.busy for row in rows if row.busy and row.prefill_ms is not None]
+    if not shares:
+        return []
+    return [f"{BUSY}: other work had up to {100.0 * max(shares):.0f} % of the device when this was measured"]
+
+
+def _title(table: Table, what: str) -> str:
+    budget = table.budget if table.budget.endswith("%") else f"{table.budget} tokens"
+    return f"{table.model}, {table.task}: {what} at {budget}"
+
+
 def hard_sections(tables: Sequence[Table]) -> Iterator[Section]:
     """Accuracy on the hard subset, one column per budget."""
     labels = list(dict.fromkeys(row.label for table in tables for row in table.rows))
@@ -137,9 +260,8 @@ def family_sections(tables: Sequence[Table]) -> Iterator[Section]:
     for table in tables:
         rows = tuple(line for row in table.rows for line in _family_rows(row))
         if rows:
-            budget = table.budget if table.budget.endswith("%") else f"{table.budget} tokens"
             yield Section(
-                f"{table.model}, {table.task}: families at {budget}",
+                _title(table, "families"),
                 ("pruner", "family", "questions", "accuracy %", "interval", "vs random", "vs downsample"),
                 rows,
                 names=("pruner", "family"),

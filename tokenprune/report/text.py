@@ -7,6 +7,9 @@ from tokenprune.report.retention import Needed
 from tokenprune.report.statistics import Interval
 
 NOTHING = "-"
+BUSY = "\N{DAGGER}"
+"""Stands beside what was measured while the device had other work."""
+
 _BOUNDS = {"between": "", "at most": "\N{LESS-THAN OR EQUAL TO}", "more than": ">"}
 
 
@@ -42,6 +45,11 @@ def contrast(found: Comparison | None) -> str:
     if found is None:
         return NOTHING
     return points(found.difference) + ("*" if found.significant else "")
+
+
+def quartiles(found: tuple[float, float] | None, digits: int) -> str:
+    """The quartiles beside a median."""
+    return NOTHING if found is None else f"[{found[0]:.{digits}f}, {found[1]:.{digits}f}]"
 
 
 def p_value(value: float) -> str:
