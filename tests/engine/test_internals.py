@@ -1,7 +1,8 @@
-"""A transformers that has moved on is named when a session begins: what is missing, what is installed, what was tested."""
+"""A transformers that has moved on is named when a session begins: what is missing, and what was tested."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import tomllib
 from collections.abc import Callable
@@ -12,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from packaging.specifiers import SpecifierSet
 from torch import nn
 from transformers import masking_utils, modeling_utils
@@ -21,13 +21,19 @@ from tests.engine.models import batch, prompt, random_llava
 from tokenprune.engine import pruned
 from tokenprune.engine.internals import INTERNALS, check_internals
 from tokenprune.errors import IncompatibleError
+from tokenprune.models import supported
 from tokenprune.models.layouts import last_layer
 from tokenprune.models.loading import parts_of
-from tokenprune.models.supported import TESTED, internal, is_tested, tested_range
+from tokenprune.models.supported import TESTED, internal, is_tested
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = metadata.version("transformers")
 Patch = pytest.MonkeyPatch
+
+
+def stock() -> Any:
+    """The module as the engine finds it; it replaces itself while it is imported."""
+    return importlib.import_module("transformers")
 
 
 def begins(model: Any) -> None:
@@ -59,18 +65,18 @@ def masks_that_are_none(patch: Patch) -> None:
 
 
 def kernels_in_another_place(patch: Patch) -> None:
-    patch.setattr(modeling_utils, "ALL_ATTENTION_FUNCTIONS", dict(modeling_utils.ALL_ATTENTION_FUNCTIONS))
+    patch.setattr(modeling_utils, "ALL_ATTENTION_FUNCTIONS", {"tokenprune_known": None})
 
 
 def kernels_without_a_switch(patch: Patch) -> None:
-    patch.setattr(transformers, "PreTrainedConfig", SimpleNamespace)
+    patch.setattr(stock(), "PreTrainedConfig", SimpleNamespace)
 
 
 def a_switch_that_nothing_follows(patch: Patch) -> None:
     def config() -> SimpleNamespace:
         return SimpleNamespace(_attn_implementation_internal="sdpa", _attn_implementation="sdpa")
 
-    patch.setattr(transformers, "PreTrainedConfig", config)
+    patch.setattr(stock(), "PreTrainedConfig", config)
 
 
 def caches_without_layers(patch: Patch) -> None:
@@ -79,24 +85,27 @@ def caches_without_layers(patch: Patch) -> None:
 
         def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> None: ...
 
-    patch.setattr(transformers, "DynamicCache", Cache)
+    patch.setattr(stock(), "DynamicCache", Cache)
 
 
 def caches_asked_by_position(patch: Patch) -> None:
     def get_mask_sizes(cache: Any, cache_position: torch.Tensor, layer_idx: int) -> tuple[int, int]:
         return cache_position.shape[0] + 2, 0
 
-    patch.setattr(transformers.DynamicCache, "get_mask_sizes", get_mask_sizes)
+    patch.setattr(stock().DynamicCache, "get_mask_sizes", get_mask_sizes)
 
 
 def caches_of_fixed_size(patch: Patch) -> None:
-    patch.setattr(transformers.DynamicCache, "is_compileable", True)
+    patch.setattr(stock().DynamicCache, "is_compileable", True)
 
 
 @pytest.mark.parametrize(
     ("broken", "named"),
     [
-        (without_joining, "and_masks"),
+        (
+            without_joining,
+            "mask functions of this transformers: transformers has no `transformers.masking_utils.and_masks`",
+        ),
         (other_mask_signature, "mask functions .*TypeError"),
         (masks_that_see_everything, "mask functions .*not causal"),
         (masks_that_are_none, "mask functions .*no tensor"),
@@ -202,6 +211,11 @@ def test_the_tested_range_is_the_one_that_is_declared_and_pinned() -> None:
     assert f"transformers=={TESTED[1]}" in pins
 
 
+@pytest.mark.parametrize("document", ["README.md", "docs/families.md"])
+def test_the_tested_range_is_stated(document: str) -> None:
+    assert f"Tested with transformers {supported.tested_range()}" in (ROOT / document).read_text(encoding="utf-8")
+
+
 def test_releases_outside_of_the_range_are_not_tested() -> None:
     assert is_tested(TESTED[0])
     assert is_tested(TESTED[1])
@@ -212,6 +226,6 @@ def test_releases_outside_of_the_range_are_not_tested() -> None:
 def told(error: IncompatibleError) -> None:
     """One line that names the installed release and the tested range, and a hint."""
     assert f"transformers {INSTALLED} is installed" in error.message
-    assert tested_range() in error.message
+    assert error.message.count(supported.tested_range()) == 1
     assert "\n" not in error.message
     assert f"transformers=={TESTED[1]}" in error.hint

@@ -30,6 +30,10 @@ BOTH = ("input", "layer:2")
 DECODED = 20
 everyone = pytest.mark.parametrize("name", PRUNED)
 everywhere = pytest.mark.parametrize("sites", SITES, ids="+".join)
+#: Two cuts in every run of the tests, each place alone in slow ones.
+at_every_site = pytest.mark.parametrize(
+    "sites", [BOTH, *(pytest.param(sites, marks=pytest.mark.slow) for sites in SITES)], ids="+".join
+)
 
 
 def samples(built: Built) -> list[Sample]:
@@ -63,6 +67,16 @@ def said(built: Built, inputs: Any, count: int = DECODED, **options: Any) -> Any
         output_logits=True,
         **options,
     )
+
+
+def takes_beams(built: Built, inputs: Any) -> bool:
+    """Whether the stock model searches with beams here; some releases lose the videos of the copies."""
+    try:
+        with torch.no_grad():
+            said(built, inputs, 1, num_beams=3)
+    except ValueError:
+        return False
+    return True
 
 
 def close(found: Tensor, expected: Tensor, near: float = 2e-5) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 
 import pytest
 
-from benchmarks.matrix.run import PAGE, RESULTS, Entry, asked, page
+from benchmarks.matrix.run import PAGE, RESULTS, End, Entry, asked, page, recorded_ends
 from tests.families.conftest import missing
 from tests.families.zoo import FAMILIES
 from tokenprune import load_host
+from tokenprune.models.supported import TESTED
 
 PRUNERS = load_host().pruners.names()
 #: One method per kind of site, on families that differ in what they are like.
@@ -37,7 +38,7 @@ def test_every_pruner_has_a_row_and_every_family_a_column() -> None:
 
 
 def test_the_page_is_what_was_recorded(recorded: Mapping[tuple[str, str, str], Entry]) -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(list(recorded.values()))
+    assert PAGE.read_text(encoding="utf-8") == page(list(recorded.values()), recorded_ends())
 
 
 def test_every_input_of_every_family_was_tried_with_every_pruner(
@@ -75,3 +76,16 @@ def test_reasons_share_a_number_and_failures_stand_out() -> None:
     assert "| `b` | r1 / **FAILED 2** |" in text
     assert "| `c` | yes |" in text
     assert "1. refused: the pruner needs a grid\n2. failed: IndexError: \\| (x.py:1)\n" in text
+
+
+def test_the_ends_of_the_range_stand_below_the_reasons() -> None:
+    end = End("5.1.0", "2.9.0", "abc", 7, 2, 0, 1, 40, 3, 0)
+    text = page([Entry("a", "f", "picture", "yes")], [end])
+    assert "## Tested with" in text.split("## Reasons")[1]
+    assert text.endswith("| 5.1.0 | 2.9.0 | abc | 7 | 2 | 0 | 1 | 40 | 3 | 0 |\n")
+
+
+def test_the_recorded_ends_are_those_of_the_tested_range_and_nothing_failed_there() -> None:
+    ends = recorded_ends()
+    assert tuple(end.transformers for end in ends) == TESTED
+    assert [(end.failed, end.unlike_recorded, end.tests_failed) for end in ends] == [(0, 0, 0)] * len(ends)

@@ -8,16 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families.proving import BOTH, PRUNED, SITES, Zoo, chosen, close, everyone, said, samples
+from tests.families.proving import BOTH, PRUNED, Zoo, at_every_site, chosen, close, everyone, said, samples
 from tests.families.zoo import FAMILIES, Built, Sample
 from tokenprune.engine import pruned
 from tokenprune.models.loading import parts_of
 from tokenprune.testing.conformance.masking import gone_by_layer, masked
 
 STEPS = 3
-at_every_site = pytest.mark.parametrize(
-    "sites", [BOTH, *(pytest.param(sites, marks=pytest.mark.slow) for sites in SITES)], ids="+".join
-)
 
 
 def prefill_and_steps(built: Built, inputs: Any, tokens: Tensor) -> list[Tensor]:
@@ -27,8 +24,9 @@ def prefill_and_steps(built: Built, inputs: Any, tokens: Tensor) -> list[Tensor]
     for step in tokens:
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         told = {"input_ids": step[:, None], "attention_mask": mask}
-        if getattr(built.model.model, "rope_deltas", None) is not None:  # by itself it numbers the whole mask
-            places = mask.sum(dim=1, keepdim=True) - 1 + built.model.model.rope_deltas
+        deltas = getattr(parts_of(built.model).base, "rope_deltas", None)
+        if deltas is not None:  # by itself, such a model numbers the whole mask
+            places = mask.sum(dim=1, keepdim=True) - 1 + deltas
             told["position_ids"] = places.expand(3, -1, -1)
         seen = built.model(**told, past_key_values=seen.past_key_values, use_cache=True)
         found.append(seen.logits)

@@ -14,12 +14,14 @@ from tests.families.proving import (
     SITES,
     Zoo,
     assert_equal_to_masked,
+    at_every_site,
     chosen,
     close,
     everyone,
     everywhere,
     said,
     samples,
+    takes_beams,
 )
 from tests.families.zoo import FAMILIES, Sample
 from tokenprune.engine import pruned
@@ -41,7 +43,8 @@ def test_keep_all_is_bit_identical(zoo: Zoo, name: str, sites: tuple[str, ...]) 
     with torch.no_grad():
         logits = built.model(**inputs).logits
         greedy = said(built, inputs, 6).sequences
-        beams = None if name in NO_BEAMS else said(built, inputs, 4, num_beams=3).sequences
+        without = name in NO_BEAMS or not takes_beams(built, inputs)
+        beams = None if without else said(built, inputs, 4, num_beams=3).sequences
         with pruned(built.model, ByContent(sites), ratio=1.0) as session:
             assert torch.equal(built.model(**inputs).logits, logits)
             assert torch.equal(said(built, inputs, 6).sequences, greedy)
@@ -51,19 +54,22 @@ def test_keep_all_is_bit_identical(zoo: Zoo, name: str, sites: tuple[str, ...]) 
     assert torch.equal(built.model(**inputs).logits, logits)
 
 
+CHOICES = [
+    *(pytest.param(sites, ByContent, id="+".join(sites)) for sites in SITES),
+    *(pytest.param(sites, Ragged, id="+".join(sites) + "-ragged", marks=pytest.mark.slow) for sites in SITES[:2]),
+    pytest.param(SITES[2], Ragged, id="+".join(SITES[2]) + "-ragged"),
+]
+
+
 @everyone
-@everywhere
-@pytest.mark.parametrize("kind", [ByContent, Ragged])
+@pytest.mark.parametrize(("sites", "kind"), CHOICES)
 def test_pruned_equals_masked(zoo: Zoo, name: str, sites: tuple[str, ...], kind: type[ByContent]) -> None:
     built = zoo(name)
     assert_equal_to_masked(built, built.inputs(*samples(built)), chosen(sites, kind), count=DECODED)
 
 
-COMPACT = [pytest.param(sites, marks=() if len(sites) > 1 else pytest.mark.slow) for sites in [*SITES, BOTH]]
-
-
 @everyone
-@pytest.mark.parametrize("sites", COMPACT, ids="+".join)
+@at_every_site
 def test_pruned_equals_masked_with_compact_positions(zoo: Zoo, name: str, sites: tuple[str, ...]) -> None:
     built = zoo(name)
     assert_equal_to_masked(built, built.inputs(*samples(built)), chosen(sites), positions="compact")
@@ -92,6 +98,8 @@ def test_the_stock_processor_takes_no_videos_of_several_lengths(zoo: Zoo, name: 
 def test_beams_of_a_pruned_prompt_are_those_of_the_masked_one(zoo: Zoo, name: str) -> None:
     built = zoo(name)
     inputs = built.inputs(*samples(built))
+    if not takes_beams(built, inputs):
+        pytest.skip("the stock model fails with beams on these inputs in this transformers")
     beams = {"num_beams": 3, "output_scores": True}
     parts = parts_of(built.model)
     with torch.no_grad():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families.proving import BOTH, SITES, Zoo, chosen, close, everyone, renumbered, said
+from tests.families.proving import BOTH, Zoo, at_every_site, chosen, close, everyone, renumbered, said
 from tests.families.zoo import Built, Sample
 from tokenprune.engine import pruned
 from tokenprune.models.loading import parts_of
@@ -18,9 +18,6 @@ from tokenprune.testing.conformance.masking import gone_by_layer, masked
 MORE = torch.tensor([[5, 6, 7, 8, 9]])
 #: Families whose stock masks look up the kinds of all tokens by their places in the cache, and by which name.
 KINDS = {"gemma3": "token_type_ids", "gemma4": "mm_token_type_ids", "paligemma": "token_type_ids"}
-at_every_site = pytest.mark.parametrize(
-    "sites", [BOTH, *(pytest.param(sites, marks=pytest.mark.slow) for sites in SITES)], ids="+".join
-)
 
 
 def turn(built: Built, inputs: Any, cache: Any) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.models.family import Parts
-from tokenprune.models.supported import internal, unknown_internal
+from tokenprune.models.supported import UnknownInternalError, internal
 
 #: What a foreign part may answer to a call that it does not know.
 _MISMATCH = (AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError, RuntimeError)
@@ -41,6 +41,8 @@ class Internal:
         """What is not as known, in one clause, or `None`."""
         try:
             return self.probe()
+        except UnknownInternalError as error:
+            return error.found
         except _MISMATCH as error:
             said = " ".join(str(error).split())
             return f"it does not answer as known ({type(error).__name__}: {said})"
@@ -59,7 +61,7 @@ def attention_interface() -> Any:
     """Where attention kernels are registered by name.
 
     Raises:
-        IncompatibleError: The installed transformers has no such place.
+        UnknownInternalError: The installed transformers has no such place.
     """
     return internal("transformers", "AttentionInterface")
 
@@ -68,7 +70,7 @@ def mask_functions() -> MaskFunctions:
     """The functions that build masks.
 
     Raises:
-        IncompatibleError: The installed transformers has no such functions.
+        UnknownInternalError: The installed transformers has no such functions.
     """
     module = "transformers.masking_utils"
     return MaskFunctions(
@@ -171,14 +173,14 @@ def check_internals(parts: Parts) -> None:
     """Probe transformers, and the arguments of a model's parts, before a session begins.
 
     Raises:
-        IncompatibleError: Something is not as the engine knows it: what, and which releases were tested.
+        UnknownInternalError: Something is not as the engine knows it: what, and which releases were tested.
     """
     for each in INTERNALS:
         problem = each.problem()
         if problem is not None:
-            raise unknown_internal(f"the engine does not know this {each.name} of transformers: {problem}")
+            raise UnknownInternalError(f"the engine does not know the {each.name} of this transformers: {problem}")
     for missing in _unknown_calls(parts):
-        raise unknown_internal(f"the engine does not know how this model is called: {missing}")
+        raise UnknownInternalError(f"the engine does not know how this model is called: {missing}")
 
 
 def _unknown_calls(parts: Parts) -> Iterator[str]:

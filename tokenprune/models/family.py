@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.reasons import LOOK_ONLY, VISION_KINDS, no_resize, no_vision
 from tokenprune.models.rows import EncoderRows
-from tokenprune.models.supported import unknown_internal
+from tokenprune.models.supported import UnknownInternalError
 from tokenprune.pruner import ModelFacts
 from tokenprune.site import SITE_KINDS, Site
 
@@ -291,7 +291,7 @@ def resolve(model: nn.Module, family: Family) -> Parts:
         try:
             return attrgetter(path)(root)
         except AttributeError:
-            raise unknown_internal(
+            raise UnknownInternalError(
                 f"`{type(model).__name__}` has no `{path}`, which the family `{family.name}` needs",
                 otherwise="describe the family in a plugin (hook `register_families`)",
             ) from None

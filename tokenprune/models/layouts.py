@@ -9,7 +9,7 @@ from typing import Any
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.family import RowsOf, Visual
 from tokenprune.models.rows import EncoderRows, Tile, equal_tiles
-from tokenprune.models.supported import unknown_internal
+from tokenprune.models.supported import UnknownInternalError
 
 #: The images, tiles or frames that one picture or one video stands for in the prompt.
 Group = Sequence[Visual]
@@ -27,7 +27,7 @@ def encoder_depth(config: Any) -> int:
     for name in ("num_hidden_layers", "depth"):  # some configs have only the one, some only the other
         if getattr(vision, name, None) is not None:
             return int(getattr(vision, name))
-    raise unknown_internal(f"`{type(vision).__name__}` has neither `num_hidden_layers` nor `depth`")
+    raise UnknownInternalError(f"`{type(vision).__name__}` has neither `num_hidden_layers` nor `depth`")
 
 
 def last_layer(config: Any) -> int:

@@ -24,18 +24,21 @@ def is_tested(version: str) -> bool:
     return Version(TESTED[0]) <= Version(version) <= Version(TESTED[1])
 
 
-def unknown_internal(found: str, *, otherwise: str = "") -> IncompatibleError:
-    """The error for a part of transformers that is not as the engine knows it; names what is installed and tested.
+class UnknownInternalError(IncompatibleError):
+    """A part of transformers is not as the engine knows it; names what is installed and what was tested.
 
     Args:
         found: What is missing or different, as a clause.
-        otherwise: What else may help, as a clause.
+        otherwise: What else than another release may help, as a clause.
     """
-    hint = f"install a tested release (`pip install transformers=={TESTED[1]}`); `tokenprune doctor` examines it"
-    return IncompatibleError(
-        f"{found}; transformers {metadata.version('transformers')} is installed, tested is {tested_range()}",
-        hint=f"{hint}; or {otherwise}" if otherwise else hint,
-    )
+
+    def __init__(self, found: str, *, otherwise: str = "") -> None:
+        hint = f"install a tested release (`pip install transformers=={TESTED[1]}`); `tokenprune doctor` examines it"
+        super().__init__(
+            f"{found}; transformers {metadata.version('transformers')} is installed, tested is {tested_range()}",
+            hint=f"{hint}; or {otherwise}" if otherwise else hint,
+        )
+        self.found = found
 
 
 def internal(module: str, name: str) -> Any:
@@ -46,9 +49,9 @@ def internal(module: str, name: str) -> Any:
         name: Name in the module.
 
     Raises:
-        IncompatibleError: The installed transformers has no such part.
+        UnknownInternalError: The installed transformers has no such part.
     """
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise unknown_internal(f"transformers has no `{module}.{name}`") from error
+        raise UnknownInternalError(f"transformers has no `{module}.{name}`") from error
