@@ -9,7 +9,7 @@ SWEEP_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 FAMILY_ARGS ?= -n 2 --dist loadscope
 DIR ?= runs/default
-PORT ?= 5000
+PORT ?=
 
 TORCH_VERSION := 2.13.0
 # With a GPU the plain release is taken (`===` passes over builds with a suffix); without one, `==` lets the package
@@ -19,7 +19,7 @@ PLUGINS := $(sort $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.t
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.tokenprune-installed
 
-.PHONY: help env test unit families lint sweep ui bench large chaos matrix nightly docs-tables constraints clean
+.PHONY: help env test unit families lint sweep ui screenshots bench bench-sweep large chaos matrix range nightly docs-tables constraints clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -55,8 +55,10 @@ sweep: $(STAMP) ## Compare the pruners on the shipped model (SWEEP_ARGS="--limit
 	$(VENV)/bin/tokenprune sweep --out $(DIR) $(SWEEP_ARGS)
 
 ui: $(STAMP) ## Open the MLflow dashboard of a sweep (DIR=runs/default PORT=5000)
-	test -f $(DIR)/mlflow.db || { echo "error: no tracking store in $(DIR); run make sweep first" >&2; exit 2; }
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(abspath $(DIR))/mlflow.db --workers 1 --port $(PORT)
+	$(VENV)/bin/tokenprune ui $(DIR) $(if $(PORT),--port $(PORT))
+
+screenshots: $(STAMP) ## Take the pictures of docs/img again, from a real sweep (minutes; needs Debian's chromium)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENPRUNE_NIGHTLY=1 TOKENPRUNE_SCREENSHOTS=$(CURDIR)/docs/img $(VENV)/bin/python -m pytest tests/browser
 
 bench: $(STAMP) ## Measurements behind the defaults and the model card (an hour)
 	$(VENV)/bin/python benchmarks/selectors/compare.py synthetic
@@ -66,14 +68,21 @@ bench: $(STAMP) ## Measurements behind the defaults and the model card (an hour)
 large: $(STAMP) ## Memory and time of every pruner at 1024, 4096 and 16384 visual tokens (half an hour)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/large/run.py $(LARGE_ARGS)
 
+bench-sweep: $(STAMP) ## 48 cells apart, one after another and shared (half an hour); the last line is JSON
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/python -m benchmarks.sharing.bench_sweep \
+	  --out benchmarks/sharing/results.json
+
 chaos: $(STAMP) ## A sweep of 500 cells under 100 random kills (10 minutes); the last line is a JSON summary
 	$(VENV)/bin/python benchmarks/chaos/chaos.py
 
 matrix: $(STAMP) ## Every pruner on a small model of every family; writes docs/matrix.md (half an hour)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.matrix.run
 
+range: $(STAMP) ## Families' tests and matrix at both ends of the range of transformers, in .venv-range (an hour)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.matrix.ends $(RANGE_ARGS)
+
 nightly: $(STAMP) ## All tests, the slow ones too
-	HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/python -m pytest --ignore=tests/families $(PYTEST_ARGS)
+	TOKENPRUNE_NIGHTLY=1 HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/python -m pytest --ignore=tests/families $(PYTEST_ARGS)
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(FAMILY_ARGS) tests/families
 
 docs-tables: $(STAMP) ## Write the generated tables of README and docs again

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import masking_utils
 
 import tokenprune
 from tests.cli.commands import Commands
+from tokenprune.engine.internals import INTERNALS
+from tokenprune.models.supported import TESTED, is_tested
 
 
 def findings(run: Commands) -> tuple[int, dict[str, dict[str, str]]]:
@@ -49,3 +53,31 @@ def test_the_table_for_people_fits_80_columns(run: Commands) -> None:
     shown = run("doctor").out
     assert "transformers" in shown
     assert max(len(line.rstrip()) for line in shown.splitlines()) <= 80
+
+
+def test_the_tested_releases_of_transformers_stand_beside_the_installed_one(run: Commands) -> None:
+    shown = findings(run)[1]["transformers"]
+    installed = metadata.version("transformers")
+    assert shown["text"] == f"{installed}; tested: {TESTED[0]} to {TESTED[1]}"
+    assert shown["verdict"] == ("ok" if is_tested(installed) else "note")
+
+
+def test_a_release_that_was_not_tested_is_noted(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "5.99.0" if name == "transformers" else own(name))
+    shown = findings(run)[1]["transformers"]
+    assert shown["verdict"] == "note"
+    assert shown["text"].startswith("5.99.0; tested: ")
+
+
+def test_what_the_engine_uses_inside_transformers_is_probed(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = findings(run)[1]
+    assert {f"engine: {each.name}": "ok" for each in INTERNALS} == {
+        subject: entry["verdict"] for subject, entry in found.items() if subject.startswith("engine: ")
+    }
+    monkeypatch.delattr(masking_utils, "causal_mask_function")
+    code, found = findings(run)
+    assert code == 1
+    assert found["engine: mask functions"]["verdict"] == "bad"
+    assert "causal_mask_function" in found["engine: mask functions"]["text"]
+    assert found["engine: dynamic cache"]["verdict"] == "ok"

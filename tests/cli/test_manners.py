@@ -29,6 +29,7 @@ COMMANDS = [
     "lens",
     "families",
     "check",
+    "ui",
 ]
 HEAVY = {"torch", "transformers", "mlflow", "matplotlib", "plotly", "scipy", "sklearn", "pandas", "ruamel"}
 

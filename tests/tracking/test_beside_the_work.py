@@ -54,6 +54,9 @@ def test_a_slow_tracker_holds_up_no_cell(workshop: Workshop, tmp_path: Path) -> 
     assert [name for name, _ in told] == ["start", *ended, "end"]  # in order, and none is lost
     assert {thread for _, thread in told} == {"tokenprune-listeners"}
     assert time.monotonic() - began > 4.5  # the end of the sweep is waited for
+    assert 4.5 < outcome.tracking_s < outcome.seconds
+    assert 0.0 < outcome.tracking_wait_s < outcome.seconds
+    assert outcome.to_json()["tracking_s"] == outcome.tracking_s
 
 
 def test_an_event_reads_one_cell_only(

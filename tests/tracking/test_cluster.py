@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from tests.sweep.fixtures import Workshop
+from tests.tracking import compose
 from tokenprune.sweep import Ledger
 
 AWAY_S = 20.0
@@ -82,13 +83,19 @@ def database() -> Iterator[str]:
 
 @contextmanager
 def tracking_server(database: str, artifacts: Path, port: int) -> Iterator[None]:
-    """An MLflow server for as long as the context lasts; it leaves no process behind."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--workers", "1"]
-    command += ["--artifacts-destination", str(artifacts), "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    """The server of the guide's compose file for as long as the context lasts; it leaves no process behind."""
+    words = compose.server_words(
+        host="127.0.0.1",
+        port=str(port),
+        backend_store_uri=database,
+        artifacts_destination=str(artifacts),
+    )
+    environment = {**os.environ, **compose.server_environment({})}
     environment.pop("MLFLOW_TRACKING_URI", None)
     with (artifacts.parent / "server.log").open("ab") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        server = subprocess.Popen(
+            [sys.executable, "-m", *words], stdout=log, stderr=log, env=environment, start_new_session=True
+        )
 
     def healthy() -> bool:
         assert server.poll() is None, (artifacts.parent / "server.log").read_text(encoding="utf-8")[-2000:]

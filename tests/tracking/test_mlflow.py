@@ -128,7 +128,7 @@ def test_artifacts(finished: FinishedSweep, dashboard: Dashboard, monkeypatch: p
     import mlflow
 
     run = dashboard.cells()["first/toy@4"]
-    assert dashboard.files(run) == {"cell.json", "samples.json", "kept-0.png", "kept-1.png"}
+    assert dashboard.files(run) == {"cell.json", "samples.json", "kept-0.png", "kept-1.png", "images"}
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "samples.json", "type": "table"}]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", finished.outcome.tracking_uri)
     mlflow.set_tracking_uri(finished.outcome.tracking_uri)
@@ -142,7 +142,7 @@ def test_artifacts(finished: FinishedSweep, dashboard: Dashboard, monkeypatch: p
 def test_summary_run(finished: FinishedSweep, dashboard: Dashboard) -> None:
     run = dashboard.summary()
     assert {
-        "index.html",
+        "report.html",
         "leaderboard.md",
         "leaderboard.json",
         "accuracy-versus-budget.png",
@@ -156,21 +156,56 @@ def test_summary_run(finished: FinishedSweep, dashboard: Dashboard) -> None:
     assert finished.outcome.tracking["summary_run_id"] == run.info.run_id
 
 
+def test_the_questions_are_the_data_set_of_a_run(finished: FinishedSweep, dashboard: Dashboard) -> None:
+    cell = next(cell for cell in Ledger(finished.directory).plan() if cell.name == "first/toy@4")
+    for name in ("first/toy@4", "none/toy@all", "exploding/toy@4"):
+        (used,) = dashboard.cells()[name].inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest) == ("toy", cell.task_digest[:16])
+        assert json.loads(used.dataset.profile) == {"num_rows": 8}
+        assert json.loads(used.dataset.source)["options"] == {"size": 8}
+
+
 def test_preset_views(finished: FinishedSweep, dashboard: Dashboard) -> None:
     tags = dashboard.experiment.tags
     views = {key: json.loads(value) for key, value in tags.items() if key.startswith("mlflow.sharedViewState.")}
-    assert {view["name"] for view in views.values()} == {"Trade-off", "Error and accuracy", "All at once", "Table"}
+    assert {view["name"] for view in views.values()} == {
+        "Trade-off",
+        "Per task: toy",
+        "All axes",
+        "Compare answers: 50%",
+        "Compare answers: 4",
+        "Kept tokens: 50%",
+        "Kept tokens: 4",
+        "Error and accuracy",
+        "Table",
+    }
     logged = set().union(*(run.data.metrics for run in dashboard.cells().values()))
     for view in views.values():
         state = json.loads(view["state"])
-        assert state["searchFilter"] == "tags.`tokenprune.kind` = 'cell'"
+        found = dashboard.client.search_runs([dashboard.experiment.experiment_id], state["searchFilter"])
+        assert {run.data.tags["tokenprune.kind"] for run in found} == {"cell"}
+        assert "none" in {run.data.params["pruner"] for run in found}
         for chart in state.get("compareRunCharts", []):
             axes = [chart[name]["key"] for name in ("xaxis", "yaxis") if name in chart]
             assert set(axes + chart.get("selectedMetrics", [])) <= logged  # a chart of an unknown metric stays empty
-    for key, link in finished.outcome.tracking["links"].items():
-        share = link.partition("viewStateShareKey=")[2]
-        assert not share or f"mlflow.sharedViewState.{share}" in views, key
-    assert "Trade-off" in tags["mlflow.note.content"].splitlines()[0]
+    per_task = next(json.loads(view["state"]) for view in views.values() if view["name"].startswith("Per task"))
+    shown = {chart["yaxis"]["key"] for chart in per_task["compareRunCharts"]}
+    assert {"quality/family/colour", "quality/family/shape"} <= shown
+    links = {entry["name"]: entry["address"] for entry in finished.outcome.tracking["links"]}
+    shares = {address.partition("viewStateShareKey=")[2] for address in links.values()} - {""}
+    assert {f"mlflow.sharedViewState.{share}" for share in shares} == set(views)
+    assert f"/runs/{finished.outcome.tracking['summary_run_id']}/artifacts/report.html" in links["Report"]
+    for kind in ("Trade-off", "Per task", "All axes", "Compare answers", "Compare runs", "Report"):
+        assert f"[{kind}](/#/" in tags["mlflow.note.content"].splitlines()[0]
+
+
+def test_a_parallel_chart_has_axes_that_every_run_has(dashboard: Dashboard) -> None:
+    """A run without one of the axes is left out of such a chart, and so would be every encoder-side pruner."""
+    view = next(json.loads(value) for value in dashboard.experiment.tags.values() if '"All axes"' in value)
+    (chart,) = json.loads(view["state"])["compareRunCharts"]
+    done = [run for run in dashboard.cells().values() if run.info.status == "FINISHED"]
+    assert "quality/accuracy" in chart["selectedMetrics"]
+    assert all(set(chart["selectedMetrics"]) <= set(run.data.metrics) for run in done)
 
 
 def test_logging_twice_changes_nothing(finished: FinishedSweep, dashboard: Dashboard) -> None:
@@ -225,7 +260,28 @@ def test_runs_follow_the_plan(workshop: Workshop, directory: Path) -> None:
     both = workshop.config(pruners=["first", "grid"], budgets=[4])
     again = run_sweep(both, directory=directory, host=workshop.host)
     assert (again.done, again.skipped) == (3, 3)
-    assert sorted(Dashboard(first.tracking_uri).cells()) == ["first/toy@4", "grid/toy@4", "none/toy@all"]
+    board = Dashboard(first.tracking_uri)
+    assert sorted(board.cells()) == ["first/toy@4", "grid/toy@4", "none/toy@all"]
+    # the first pruner of each plan had the same colour; in one plan they have two
+    assert len({run.data.tags["mlflow.runColor"] for run in board.cells().values()}) == 3
+
+
+def test_views_follow_the_plan(workshop: Workshop, directory: Path) -> None:
+    def names(uri: str) -> set[str]:
+        tags = Dashboard(uri).experiment.tags.items()
+        return {json.loads(value)["name"] for key, value in tags if key.startswith("mlflow.sharedViewState.")}
+
+    one = workshop.config(pruners=["first"], budgets=[4], efficiency=False, lens=False)
+    outcome = run_sweep(one, directory=directory, host=workshop.host)
+    assert "Compare answers: 4" in names(outcome.tracking_uri)
+    client = MlflowClient(tracking_uri=outcome.tracking_uri)
+    client.set_experiment_tag(outcome.experiment_id, "mlflow.sharedViewState.mine", '{"name": "mine", "state": "{}"}')
+    other = workshop.config(pruners=["first"], budgets=["50%"], efficiency=False, lens=False)
+    run_sweep(other, directory=directory, host=workshop.host)
+    found = names(outcome.tracking_uri)
+    assert "Compare answers: 50%" in found
+    assert "Compare answers: 4" not in found
+    assert "mine" in found  # a view that a person saved stays
 
 
 def test_a_store_that_cannot_be_opened_costs_no_cell(

@@ -24,6 +24,7 @@ from tokenprune.cli import (
     report,
     runs,
     sweep,
+    ui,
 )
 from tokenprune.cli.output import Output, Session
 from tokenprune.errors import ExitCode, TokenPruneError
@@ -80,6 +81,7 @@ def build_app(host: Host) -> typer.Typer:
     app.command("sweep", rich_help_panel="Compare")(sweep.sweep)
     app.add_typer(runs.app, name="runs", rich_help_panel="Compare")
     app.command("report", rich_help_panel="Compare")(report.report)
+    app.command("ui", rich_help_panel="Compare")(ui.ui)
     app.command("budget", rich_help_panel="Compare")(budget.budget)
     app.command("explain", rich_help_panel="Compare")(explain.explain)
     app.command("lens", rich_help_panel="Compare")(lens.lens)

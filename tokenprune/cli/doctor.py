@@ -46,7 +46,7 @@ def doctor(
     if model is not None:
         findings = _one_model(model, session)
     else:
-        findings = [*_versions(), *_devices(), *_models(session), *_plugins(session), _store()]
+        findings = [*_versions(), *_internals(), *_devices(), *_models(session), *_plugins(session), _store()]
     if as_json:
         session.output.json({"findings": [dataclasses.asdict(finding) for finding in findings]})
     else:
@@ -63,10 +63,32 @@ def _versions() -> list[Finding]:
     ]
     for package in _PACKAGES:
         try:
-            findings.append(Finding(package, "ok", metadata.version(package)))
+            version = metadata.version(package)
         except metadata.PackageNotFoundError:
             findings.append(Finding(package, "bad", f"not installed in {sys.prefix}"))
+            continue
+        findings.append(_transformers(version) if package == "transformers" else Finding(package, "ok", version))
     return findings
+
+
+def _transformers(version: str) -> Finding:
+    """The one package whose insides the engine uses, beside the releases that were tested."""
+    from tokenprune.models.supported import is_tested, tested_range
+
+    return Finding("transformers", "ok" if is_tested(version) else "note", f"{version}; tested: {tested_range()}")
+
+
+def _internals() -> list[Finding]:
+    """What the engine uses inside transformers, probed as at the start of every session."""
+    try:
+        from tokenprune.engine.internals import INTERNALS
+    except ImportError as error:
+        return [Finding("engine", "bad", f"it cannot be imported: {error}")]
+    return [
+        Finding(f"engine: {each.name}", "bad" if problem else "ok", problem or f"{each.used_for}: as known")
+        for each in INTERNALS
+        for problem in (each.problem(),)
+    ]
 
 
 def _devices() -> list[Finding]:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import typer
@@ -66,6 +67,16 @@ class Output:
         self.talk.print(Text.assemble((f"{label}:", style), " ", message), soft_wrap=True)
         if hint:
             self.talk.print(Text.assemble("\n", ("hint:", "bold cyan"), " ", hint), soft_wrap=True)
+
+
+class ProgressForm(StrEnum):
+    """What is said on stderr while a sweep runs."""
+
+    AUTO = "auto"
+    LIVE = "live"
+    LINES = "lines"
+    JSON = "json"
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.output import session_of, table
-from tokenprune.cli.sweep import executor_options, finish
+from tokenprune.cli.output import ProgressForm, session_of, table
+from tokenprune.cli.sweep import executor_options, finish, interruptible
 from tokenprune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ def retry(
     executor_option: Annotated[
         list[str] | None, typer.Option(help="`NAME=VALUE` for the executor; repeatable.")
     ] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes of this machine.", min=1)] = None,
     as_json: AsJson = False,
+    progress: Annotated[ProgressForm, typer.Option(help="How progress is told, on stderr.")] = ProgressForm.AUTO,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Run what failed and what is still pending, with the sweep file that the directory holds.
@@ -107,8 +109,8 @@ def retry(
     session = session_of(context)
     header = Ledger(directory).header()
     config = parse_config(Source(str(directory / "sweep.json"), dict(header.config)), session.host)
-    options = executor_options(executor_option or [])
-    with sweep_display(session.output, quiet=quiet) as display:
+    options = executor_options(executor_option or [], workers)
+    with interruptible(session), sweep_display(session.output, quiet=quiet, form=progress) as display:
         outcome = run_sweep(
             config,
             directory=directory,

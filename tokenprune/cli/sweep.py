@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.output import Session, session_of, table
+from tokenprune.cli.output import ProgressForm, Session, session_of, table
 from tokenprune.cli.report import leaderboard_json, show_leaderboard
+from tokenprune.cli.ui import dashboard_lines
 from tokenprune.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 
 _RUNS = Path("runs")
 _RETRY = "--retry-failed"
-_FIRST_VIEW = "Trade-off"
-"""The preset view of the MLflow experiment that shows most."""
 
 
 def sweep(
@@ -34,9 +34,14 @@ def sweep(
     executor_option: Annotated[
         list[str] | None, typer.Option(help="`NAME=VALUE` for the executor, for example `address=auto`; repeatable.")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Worker processes of this machine, in place of one per device.", min=1),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option(_RETRY, help="Run failed cells again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    progress: Annotated[ProgressForm, typer.Option(help="How progress is told, on stderr.")] = ProgressForm.AUTO,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Compare pruners: one cell per model, task, pruner, budget and seed, each one tracked in MLflow.
@@ -58,8 +63,8 @@ def sweep(
     if dry_run:
         _show_plan(session, chosen, directory, as_json)
         return
-    options = executor_options(executor_option or [])
-    with sweep_display(session.output, quiet=quiet) as display:
+    options = executor_options(executor_option or [], workers)
+    with interruptible(session), sweep_display(session.output, quiet=quiet, form=progress) as display:
         outcome = run_sweep(
             chosen,
             directory=directory,
@@ -87,13 +92,27 @@ def finish(session: Session, outcome: SweepOutcome, as_json: bool) -> None:
         raise typer.Exit(ExitCode.FAILED_CELLS)
 
 
-def executor_options(words: Sequence[str]) -> dict[str, str]:
-    """`NAME=VALUE` words as keywords of an executor.
+@contextmanager
+def interruptible(session: Session) -> Iterator[None]:
+    """End the command well where Ctrl-C comes before the sweep could begin, or while it was ending.
+
+    Raises:
+        typer.Exit: It came.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say_interrupted(session)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def executor_options(words: Sequence[str], workers: int | None = None) -> dict[str, str | int]:
+    """`NAME=VALUE` words as keywords of an executor, and `workers` where their number was given.
 
     Raises:
         ConfigError: A word has another form.
     """
-    options = {}
+    options: dict[str, str | int] = {} if workers is None else {"workers": workers}
     for word in words:
         name, equals, value = word.partition("=")
         if not (equals and name):
@@ -159,13 +178,13 @@ def _show_outcome(session: Session, outcome: SweepOutcome, as_json: bool) -> Non
             show_leaderboard(output, outcome.directory)
     counts = f"{outcome.done} done, {outcome.failed} failed, {outcome.refused} refused, {outcome.pending} pending"
     output.say(f"{counts}, {outcome.seconds:.0f} s, in {outcome.directory}")
-    for line in _dashboard(outcome):
+    for line in dashboard_lines(outcome.tracking, outcome.directory):
         output.say(line)
-    again = shlex.join(["tokenprune", *session.arguments])
     place = shlex.quote(str(outcome.directory))
     if outcome.interrupted:
-        output.error("interrupted; what is finished is kept", f"continue with `{again}`")
+        _say_interrupted(session)
     elif outcome.failed:
+        again = _again(session)
         retries = _RETRY in session.arguments or session.arguments[:2] == ("runs", "retry")
         output.error(
             f"{outcome.failed} of {outcome.done + outcome.failed + outcome.refused} cells failed",
@@ -173,15 +192,10 @@ def _show_outcome(session: Session, outcome: SweepOutcome, as_json: bool) -> Non
         )
 
 
-def _dashboard(outcome: SweepOutcome) -> list[str]:
-    """The command and the address under which the MLflow runs can be looked at."""
-    uri = outcome.tracking_uri
-    if not uri:
-        return []
-    link = outcome.tracking.get("links", {}).get(_FIRST_VIEW, f"#/experiments/{outcome.experiment_id}")
-    if uri.startswith(("http://", "https://")):
-        return [f"dashboard: {uri.rstrip('/')}/{link}"]
-    return [
-        f"dashboard: mlflow ui --workers 1 --backend-store-uri {shlex.quote(uri)}",
-        f"           then open http://127.0.0.1:5000/{link}",
-    ]
+def _say_interrupted(session: Session) -> None:
+    session.output.error("interrupted; what is finished is kept", f"continue with `{_again(session)}`")
+
+
+def _again(session: Session) -> str:
+    """The command that was given."""
+    return shlex.join(["tokenprune", *session.arguments])

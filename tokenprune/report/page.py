@@ -1,33 +1,46 @@
-"""One self-contained HTML page per sweep: tables, interactive trade-offs, accuracy per family, kept tokens."""
+"""One self-contained HTML page per sweep, to be mailed: it loads nothing, and needs nothing but a browser.
+
+Tables, Pareto plots, a heat map of pruners and families of questions, kept tokens of a chosen sample, lost questions
+and cells without a result.
+"""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from tokenprune.report import markup
+from tokenprune.report.cases import PAGE_CASES, Cases, cases_of, problems_of, spread
 from tokenprune.report.markdown import LEGEND, cells_of, markdown_report, notes_of, title_of
-from tokenprune.report.overlays import png_bytes, stored_overlay
-from tokenprune.report.plots import FIGURES, figure_html, interactive, lines_of, png, subjects
+from tokenprune.report.plots import AVERAGE, FIGURES, PREFILL, heat_map, interactive, lines_of, png, subjects
 from tokenprune.report.reading import SweepData, read_sweep
 from tokenprune.report.rows import FamilyScore, Table
-from tokenprune.report.sections import Section, hard_sections, pair_section, stability_sections, summary_sections
+from tokenprune.report.sections import hard_sections, pair_section, stability_sections, summary_sections
 from tokenprune.report.tables import SCHEMA, Leaderboard, PairTable, leaderboard, pair_tables
 from tokenprune.report.text import NOTHING, interval
+from tokenprune.report.viewer import kept_tokens
 from tokenprune.sweep.ledger import write_bytes, write_json, write_text
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1700px; margin: 2em auto; padding: 0 1em; color: #222; }
-div.wide { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1em 0; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: 3px 9px; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th.name, td.name { text-align: left; }
-table.board tbody tr:first-child { color: #777; }
-summary { cursor: pointer; margin: 0.5em 0; }
-figure { display: inline-block; margin: 0 8px 12px 0; } img { max-width: 280px; } .note { color: #666; }
-"""
+PAGE = "report.html"
+"""Name of the page in the folder `report`."""
+
+_HARDEST = 20
+"""Questions that are listed as lost by most cells."""
+
+_CHAPTERS = (
+    ("tables", "Tables"),
+    ("trade-offs", "Trade-offs"),
+    ("families", "Families of questions"),
+    ("kept-tokens", "Kept tokens"),
+    ("errors", "Errors"),
+    ("budgets", "All budgets together"),
+    ("pairs", "Every pair"),
+)
 
 
 def html_page(source: str | Path | SweepData) -> str:
@@ -38,35 +51,6 @@ def html_page(source: str | Path | SweepData) -> str:
     """
     data = source if isinstance(source, SweepData) else read_sweep(source)
     return _page(data, leaderboard(data), pair_tables(data))
-
-
-def _page(data: SweepData, board: Leaderboard, pairs: Sequence[PairTable]) -> str:
-    colours = data.colours()
-    figures = [
-        (f"{model}, {task}", interactive(tables, axis, colours))
-        for (model, task), tables in subjects(board).items()
-        for axis in FIGURES.values()
-        if lines_of(tables, axis)
-    ]
-    drawn = figure_html([figure for _, figure in figures])
-    parts = [
-        f"<h1>{escape(board.name)}</h1>",
-        f"<p class=note>{escape(LEGEND)}</p>",
-        *(_html_table(title_of(table), *cells_of(table), notes=notes_of(table)) for table in board.tables),
-        "<h2>All budgets together</h2>",
-        *(_html_section(section) for summary in board.summaries for section in summary_sections(summary)),
-        *_more(board),
-        "<h2>Trade-offs</h2>",
-        *(f"<h3>{escape(name)}</h3>{html}" for (name, _), html in zip(figures, drawn, strict=True)),
-        "<h2>Accuracy per family, %</h2>",
-        *(_families(table) for table in board.tables),
-        "<h2>Every pair</h2>",
-        *(_folded(pair_section(table)) for table in pairs if table.pairs),
-        *_overlay_section(data),
-    ]
-    title = escape(f"tokenprune: {board.name}")
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
 def write_report(directory: str | Path, board: Leaderboard | None = None) -> Path:
@@ -92,57 +76,86 @@ def write_report(directory: str | Path, board: Leaderboard | None = None) -> Pat
             if lines_of(tables, axis):
                 suffix = f"-{number}" if number else ""
                 write_bytes(folder / f"{name}{suffix}.png", png(tables, axis, data.colours()))
-    write_text(folder / "index.html", _page(data, board, pairs))
-    return folder / "index.html"
+    write_text(folder / PAGE, _page(data, board, pairs))
+    return folder / PAGE
 
 
-def _html_table(
-    title: str,
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    notes: Sequence[str] = (),
-) -> str:
-    """A table that begins with the unpruned model."""
-    return f"<h3>{escape(title)}</h3>{_grid(header, rows, ('pruner',), notes, kind='board')}"
-
-
-def _html_section(section: Section) -> str:
-    grid = _grid(section.header, section.rows, section.names, section.notes)
-    return f"<h3>{escape(section.title)}</h3>{grid}"
-
-
-def _folded(section: Section) -> str:
-    """A long table that opens on a click."""
-    grid = _grid(section.header, section.rows, section.names, section.notes)
-    return f"<details><summary>{escape(section.title)}</summary>{grid}</details>"
-
-
-def _grid(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    names: Sequence[str],
-    notes: Sequence[str],
-    *,
-    kind: str = "section",
-) -> str:
-    styles = [" class=name" if name in names else "" for name in header]
-    head = "".join(f"<th{style}>{escape(name)}</th>" for style, name in zip(styles, header, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{style}>{escape(cell)}</td>" for style, cell in zip(styles, row, strict=True)) + "</tr>"
-        for row in rows
+def _page(data: SweepData, board: Leaderboard, pairs: Sequence[PairTable]) -> str:
+    figures: list[Any] = []
+    cases = [found for found in cases_of(data) if found.cells]
+    chapters = {
+        "tables": _tables(board),
+        "trade-offs": _trade_offs(board, data.colours(), figures),
+        "families": _families(board, figures),
+        "kept-tokens": _viewer(),
+        "errors": _errors(data, cases),
+        "budgets": _budgets(board),
+        "pairs": _pairs(pairs),
+    }
+    content = "".join(
+        f'<h2 id="{key}">{escape(title)}</h2>{"".join(chapters[key]) or "<p class=note>Nothing to show.</p>"}'
+        for key, title in _CHAPTERS
     )
-    below = "".join(f"<p class=note>{escape(note)}</p>" for note in notes)
-    table = f"<table class={kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f"<div class=wide>{table}</div>{below}"
+    values = {
+        "kept": kept_tokens(data),
+        "colours": data.colours(),
+        "cases": list(_case_data(cases)),
+        "figures": figures,
+    }
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(f'tokenprune: {board.name}')}</title><style>{_file('page.css')}</style>"
+    )
+    scripts = "".join(markup.data(name, value) for name, value in values.items()) + _plotly(needed=bool(figures))
+    body = f"{_header(data, board)}{content}{scripts}<script>{_file('page.js')}</script>"
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>\n"
 
 
-def _more(board: Leaderboard) -> Iterator[str]:
-    for tables in subjects(board).values():
-        yield from map(_html_section, [*hard_sections(tables), *stability_sections(tables)])
+def _header(data: SweepData, board: Leaderboard) -> str:
+    states = [entry.state for entry in data.cells]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    models = ", ".join(dict.fromkeys(entry.cell.model for entry in data.cells))
+    facts = f"{len(states)} cells ({counts}) · {models} · begun {data.header.created[:16].replace('T', ' ')} UTC"
+    links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title in _CHAPTERS)
+    script = "<noscript><p>Figures, kept tokens and lost questions are drawn by a script in this page.</p></noscript>"
+    return f"<header><h1>{escape(board.name)}</h1><p class=note>{escape(facts)}</p></header><nav>{links}</nav>{script}"
 
 
-def _families(table: Table) -> str:
+def _tables(board: Leaderboard) -> Iterator[str]:
+    for table in board.tables:
+        yield markup.board(title_of(table), *cells_of(table), notes=notes_of(table))
+    yield f"<p class=note>{escape(LEGEND)} A click on a heading sorts.</p>"
+
+
+def _trade_offs(board: Leaderboard, colours: Mapping[str, str], figures: list[Any]) -> Iterator[str]:
+    """The two Pareto plots of each model and task, the other figures folded."""
+    fronts = {
+        (summary.model, summary.task, front.cost): front.points
+        for summary in board.summaries
+        for front in summary.fronts
+    }
+    for (model, task), tables in subjects(board).items():
+        yield f"<h3>{escape(f'{model}, {task}')}</h3>"
+        for axis in (AVERAGE, PREFILL):
+            if lines_of(tables, axis):
+                front = fronts.get((model, task, axis.key), ())
+                yield _figure(interactive(tables, axis, colours, front), figures)
+            else:
+                yield f"<p class=note>No figure over {escape(axis.title)}: it was not measured.</p>"
+        for axis in FIGURES.values():
+            if axis not in (AVERAGE, PREFILL) and lines_of(tables, axis):
+                yield markup.folded(f"accuracy and {axis.title}", _figure(interactive(tables, axis, colours), figures))
+
+
+def _families(board: Leaderboard, figures: list[Any]) -> Iterator[str]:
+    for (model, task), tables in subjects(board).items():
+        figure = heat_map(tables)
+        if figure is not None:
+            yield f"<h3>{escape(f'{model}, {task}')}</h3>{_figure(figure, figures)}"
+        yield markup.folded("with intervals", "".join(map(_family_table, tables)))
+
+
+def _family_table(table: Table) -> str:
     """One row per pruner, one column per family."""
     families = list(dict.fromkeys(name for row in table.rows for name in (row.families or {})))
     rows = []
@@ -150,8 +163,8 @@ def _families(table: Table) -> str:
         found = row.families or {}
         figures = [_family(found[name]) if name in found else NOTHING for name in families]
         rows.append([NOTHING if row.rank is None else str(row.rank), row.label, *figures])
-    note = "`*`: differs from `random`, p < 0.05 after Holm's correction for all families, pruners and baselines"
-    return _html_table(title_of(table), ["#", "pruner", *families], rows, notes=[note])
+    note = "*: differs from `random`, p < 0.05 after Holm's correction for all families, pruners and baselines"
+    return markup.board(title_of(table), ["#", "pruner", *families], rows, [note])
 
 
 def _family(found: FamilyScore) -> str:
@@ -159,21 +172,100 @@ def _family(found: FamilyScore) -> str:
     return interval(found.accuracy) + ("*" if against is not None and against.significant else "")
 
 
-def _overlay_section(data: SweepData) -> Iterator[str]:
-    """Kept tokens of the first sample at the smallest budget of each model and task."""
-    done = [entry for entry in data.cells if entry.state == "done"]
-    for subject in dict.fromkeys((entry.cell.model, entry.cell.task) for entry in done):
-        entries = [entry for entry in done if (entry.cell.model, entry.cell.task) == subject]
-        smallest = [entry for entry in entries if entry.cell.budget_label == entries[-1].cell.budget_label]
-        pictures = []
-        for entry in smallest:
-            stored = data.ledger.overlays(entry.cell.id)
-            for sample in stored[:1]:
-                text = f"{entry.cell.label}\n{sample['question']} {sample['answer']}\nsaid: {sample['prediction']}"
-                image = png_bytes(stored_overlay(data.ledger.directory, sample, text))
-                encoded = base64.b64encode(image).decode()
-                alternative = escape(f"tokens kept by {entry.cell.label}")
-                pictures.append(f'<figure><img alt="{alternative}" src="data:image/png;base64,{encoded}"></figure>')
-        if pictures:
-            heading = f"{subject[0]}, {subject[1]}: kept tokens at {smallest[0].cell.budget_label}"
-            yield f"<h2>{escape(heading)}</h2>{''.join(pictures)}"
+def _viewer() -> Iterator[str]:
+    yield (
+        "<p class=note>What stayed after the last cut is bright. A colour of the frame is the reason that the pruner "
+        "gives. The number of samples is the key <code>overlays</code> of the sweep file.</p>"
+    )
+    yield _choices("viewer", {"subject": "", "sample": "sample", "budget": "budget"})
+    yield '<p id="viewer-legend" class="legend note"></p><div id="viewer" class="panels"></div>'
+
+
+def _errors(data: SweepData, cases: Sequence[Cases]) -> Iterator[str]:
+    problems = problems_of(data)
+    yield "<h3>Cells without a result, and samples that raised</h3>"
+    if problems:
+        header = ("cell", "model", "outcome", "reason", "hint")
+        rows = [(found.cell, found.model, found.outcome, found.reason, found.hint) for found in problems]
+        yield markup.grid(header, rows, header)
+    else:
+        yield "<p class=note>None: every cell ran, and every sample was answered.</p>"
+    if not cases:
+        yield "<p class=note>The unpruned model has no result, so no question is known to be lost.</p>"
+        return
+    yield "<h3>Questions that a pruner gets wrong and the unpruned model right</h3>"
+    yield _choices("cases", {"subject": "", "budget": "budget", "pruner": "pruner"})
+    yield '<p id="cases-count" class=note></p>'
+    heads = "".join(f"<th class=name>{name}</th>" for name in ("#", "family", "question", "answer", "pruner says"))
+    yield f'<div class=wide><table id="cases"><thead><tr>{heads}</tr></thead><tbody></tbody></table></div>'
+    for found in cases:
+        title = f"{found.model}, {found.task}: the {_HARDEST} questions that most cells lose"
+        names = ("family", "question", "answer")
+        yield markup.folded(title, markup.grid((*names, "lost by"), list(_hardest(found)), names))
+
+
+def _hardest(cases: Cases) -> Iterator[tuple[str, ...]]:
+    for place, count in cases.hardest()[:_HARDEST]:
+        question = cases.questions[place]
+        yield question.family, question.text, question.answer, f"{count} of {len(cases.cells)}"
+
+
+def _budgets(board: Leaderboard) -> Iterator[str]:
+    for summary in board.summaries:
+        yield from map(markup.section, summary_sections(summary))
+    for tables in subjects(board).values():
+        yield from map(markup.section, [*hard_sections(tables), *stability_sections(tables)])
+
+
+def _pairs(pairs: Sequence[PairTable]) -> Iterator[str]:
+    for table in pairs:
+        if table.pairs:
+            found = pair_section(table)
+            yield markup.folded(found.title, markup.grid(found.header, found.rows, found.names, found.notes))
+
+
+def _case_data(cases: Sequence[Cases]) -> Iterator[dict[str, Any]]:
+    """The lost questions for the page's script; each cell lists so many that the page stays small."""
+    cells = sum(len(found.cells) for found in cases)
+    limit = max(10, PAGE_CASES // max(1, cells))
+    for found in cases:
+        shown = [spread(cell.lost, limit) for cell in found.cells]
+        used = {place for part in shown for place, _ in part}
+        questions = {
+            place: (question.text, question.answer, question.family)
+            for place, question in found.questions.items()
+            if place in used
+        }
+        yield {
+            "model": found.model,
+            "task": found.task,
+            "right": found.right,
+            "questions": questions,
+            "cells": [
+                {"label": cell.label, "budget": cell.budget, "lost": len(cell.lost), "shown": part}
+                for cell, part in zip(found.cells, shown, strict=True)
+            ],
+        }
+
+
+def _choices(prefix: str, names: Mapping[str, str]) -> str:
+    boxes = "".join(
+        f'<label>{escape(text)} <select id="{prefix}-{name}"></select></label>' for name, text in names.items()
+    )
+    return f"<div class=choices>{boxes}</div>"
+
+
+def _figure(figure: Any, figures: list[Any]) -> str:
+    """The place of a figure, which the page's script fills from the list."""
+    figures.append(json.loads(figure.to_json()))
+    return f'<div class=figure data-figure="{len(figures) - 1}"></div>'
+
+
+def _plotly(*, needed: bool) -> str:
+    from plotly.offline import get_plotlyjs
+
+    return markup.packed("plotly", get_plotlyjs()) if needed else ""
+
+
+def _file(name: str) -> str:
+    return resources.files("tokenprune.report").joinpath(name).read_text(encoding="utf-8")

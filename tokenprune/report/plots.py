@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenprune.report.rows import Row, Table
+from tokenprune.report.pareto import Point
+from tokenprune.report.rows import FamilyScore, Row, Table
 from tokenprune.report.tables import Leaderboard
 from tokenprune.sweep.config import REFERENCE
 
@@ -104,11 +106,30 @@ def png(tables: Sequence[Table], axis: Axis, colours: Mapping[str, str]) -> byte
     return stream.getvalue()
 
 
-def interactive(tables: Sequence[Table], axis: Axis, colours: Mapping[str, str]) -> Any:
-    """The same figure for plotly."""
+def interactive(tables: Sequence[Table], axis: Axis, colours: Mapping[str, str], front: Sequence[Point] = ()) -> Any:
+    """The same figure for plotly, with intervals.
+
+    Args:
+        tables: The tables of one model and task.
+        axis: What accuracy is drawn against.
+        colours: Colour of each pruner by its label.
+        front: The Pareto front over the same axis, drawn below the points.
+    """
     from plotly import graph_objects
 
     figure = graph_objects.Figure()
+    if front:
+        figure.add_trace(
+            graph_objects.Scatter(
+                x=[point.cost for point in front],
+                y=[point.accuracy for point in front],
+                name="Pareto front",
+                mode="lines",
+                line={"color": "#222222", "width": 7, "shape": "hv"},
+                opacity=0.18,
+                hoverinfo="skip",
+            )
+        )
     for line in lines_of(tables, axis):
         x, y, low, high, budgets = (list(values) for values in zip(*line.points, strict=True))
         figure.add_trace(
@@ -118,7 +139,8 @@ def interactive(tables: Sequence[Table], axis: Axis, colours: Mapping[str, str])
                 name=line.label,
                 mode="lines+markers",
                 text=budgets,
-                line={"color": colours[line.label]},
+                line={"color": colours[line.label], "width": 1.5},
+                marker={"size": 8 if len(x) > 1 else 12, "symbol": "circle" if len(x) > 1 else "diamond"},
                 error_y={
                     "type": "data",
                     "symmetric": False,
@@ -127,24 +149,95 @@ def interactive(tables: Sequence[Table], axis: Axis, colours: Mapping[str, str])
                     "thickness": 0.6,
                     "width": 2,
                 },
-                hovertemplate=f"{line.label} %{{text}}<br>{axis.title}: %{{x:.4g}}<br>accuracy: %{{y:.3f}}",
+                hovertemplate=(
+                    f"<b>{line.label}</b> %{{text}}<br>{axis.title}: %{{x:.4g}}<br>accuracy: %{{y:.3f}}<extra></extra>"
+                ),
             )
         )
-    figure.update_layout(
-        xaxis_title=axis.title,
-        yaxis_title="accuracy",
-        template="plotly_white",
-        height=520,
-        margin={"t": 30, "l": 60, "r": 20, "b": 50},
-    )
+    _dress(figure, f"accuracy and {axis.title}")
+    figure.update_layout(xaxis_title=axis.title, yaxis_title="accuracy", yaxis_tickformat=".0%", height=520)
     if axis in (BUDGET, AVERAGE):
-        figure.update_xaxes(type="log")
+        values = [point[0] for line in lines_of(tables, axis) for point in line.points]
+        figure.update_xaxes(type="log", tickvals=_powers_of_two(values))
     return figure
 
 
-def figure_html(figures: Sequence[Any]) -> list[str]:
-    """HTML fragments of figures; the first one brings plotly itself along, so that no network is needed."""
-    return [
-        str(figure.to_html(full_html=False, include_plotlyjs=place == 0, div_id=f"figure-{place}"))
-        for place, figure in enumerate(figures)
+def _powers_of_two(values: Sequence[float]) -> list[float]:
+    """Ticks of a logarithmic axis of tokens; a cut to no token at all has no place on it."""
+    found = [value for value in values if value > 0.0]
+    if not found:
+        return []
+    return [2.0**power for power in range(math.floor(math.log2(min(found))), math.ceil(math.log2(max(found))) + 1)]
+
+
+def heat_map(tables: Sequence[Table]) -> Any | None:
+    """Accuracy of every pruner in every family of questions, one budget at a time, chosen in the figure.
+
+    Returns:
+        A plotly figure, or `None` where no pruner has a result.
+    """
+    from plotly import graph_objects
+
+    families = list(dict.fromkeys(name for table in tables for row in table.rows for name in (row.families or {})))
+    if not families:
+        return None
+    figure = graph_objects.Figure()
+    most = max(sum(bool(row.families) for row in table.rows) for table in tables)
+    for place, table in enumerate(tables):
+        rows = [row for row in table.rows if row.families]
+        found = [[(row.families or {}).get(name) for name in families] for row in rows]
+        figure.add_trace(
+            graph_objects.Heatmap(
+                x=families,
+                y=[row.label for row in rows],
+                z=[[None if score is None else score.accuracy.mean for score in line] for line in found],
+                text=[
+                    ["" if score is None else f"{100 * score.accuracy.mean:.0f}" for score in line] for line in found
+                ],
+                customdata=[["" if score is None else _interval(score) for score in line] for line in found],
+                texttemplate="%{text}",
+                zmin=0.0,
+                zmax=1.0,
+                colorscale="RdYlBu",
+                xgap=1,
+                ygap=1,
+                visible=place == len(tables) - 1,
+                colorbar={"title": "accuracy", "tickformat": ".0%"},
+                hovertemplate="<b>%{y}</b>, %{x}<br>%{customdata}<extra></extra>",
+            )
+        )
+    buttons = [
+        {"label": table.budget, "method": "restyle", "args": ["visible", [it == place for it in range(len(tables))]]}
+        for place, table in enumerate(tables)
     ]
+    menu = {"buttons": buttons, "active": len(tables) - 1, "x": 0.0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"}
+    _dress(figure, "accuracy per pruner and family of questions, %")
+    figure.update_layout(
+        updatemenus=[{**menu, "type": "buttons", "direction": "right", "pad": {"b": 8}}],
+        height=170 + 26 * most,
+        margin={"t": 90, "l": 150},
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(showgrid=False)
+    return figure
+
+
+def _interval(score: FamilyScore) -> str:
+    found = score.accuracy
+    ends = f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    return f"{100 * found.mean:.1f} % {ends}, {score.questions} questions"
+
+
+def _dress(figure: Any, title: str) -> None:
+    """The look that all figures share; plotly's own template would add seven kilobytes to each."""
+    line = {"gridcolor": "#e8ebee", "zeroline": False, "linecolor": "#9aa4ae", "ticks": "outside", "automargin": True}
+    figure.update_layout(
+        template="none",
+        title={"text": title, "font": {"size": 14}, "x": 0.0, "xref": "paper", "xanchor": "left"},
+        font={"family": "system-ui, sans-serif", "size": 12, "color": "#1f2328"},
+        margin={"t": 50, "l": 60, "r": 20, "b": 50},
+        hovermode="closest",
+        legend={"itemsizing": "constant"},
+        xaxis=line,
+        yaxis=line,
+    )

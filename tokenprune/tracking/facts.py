@@ -6,15 +6,31 @@ the last slash; names hold only characters that MLflow allows.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokenprune.sweep.config import REFERENCE
 from tokenprune.sweep.plan import Cell
+from tokenprune.tracking.slices import Slice, short_model
 
 PREFIX = "tokenprune"
-_COSTS = ("prefill_ms", "decode_ms_per_token", "total_ms", "overhead_ms")
+PICTURES = "kept tokens"
+"""Name under which the overlays of a run are logged as images."""
+
+_COSTS = (
+    "encoder_ms",
+    "prefill_ms",
+    "first_token_ms",
+    "decode_ms_per_token",
+    "total_ms",
+    "overhead_ms",
+    "over_floor",
+    "energy_j",
+)
+"""Measurements with quartiles; what could not be measured is `None` or not there."""
 
 
 def params_of(cell: Cell) -> dict[str, str]:
@@ -33,11 +49,45 @@ def params_of(cell: Cell) -> dict[str, str]:
         "dtype": cell.dtype,
         "attention": cell.attention,
     }
-    return {**params, **{f"option.{name}": str(value) for name, value in sorted(cell.options.items())}}
+    # the compare page begins with the first three that differ, by name: `pruner` has to stand before the options
+    return {**params, **{f"pruner.{name}": str(value) for name, value in sorted(cell.options.items())}}
 
 
-def tags_of(cell: Cell, sweep_id: str, outcome: str, colour: str) -> dict[str, str]:
-    """What runs are found and coloured by."""
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How the runs of a sweep are shown: what depends on the whole plan, in a form that does not grow with it.
+
+    Args:
+        colours: Colour of each pruner by its label.
+        slices: The parts that the views show.
+        several_models: Whether a run's name must say the model.
+    """
+
+    colours: Mapping[str, str]
+    slices: tuple[Slice, ...]
+    several_models: bool
+
+    def name(self, cell: Cell) -> str:
+        """The run's name: `pruner/task@budget`, with what else tells it from its neighbours."""
+        return f"{short_model(cell.model)}: {cell.name}" if self.several_models else cell.name
+
+    def tags(self, cell: Cell) -> dict[str, str]:
+        """The tags that change when the plan does."""
+        parts = "|".join(part.key for part in self.slices if part.holds(cell))
+        return {"mlflow.runColor": self.colours.get(cell.label, ""), f"{PREFIX}.views": f"|{parts}|"}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Look:
+        """The inverse of `to_json`."""
+        return cls(data["colours"], tuple(map(Slice.from_json, data["slices"])), data["several_models"])
+
+
+def tags_of(cell: Cell, sweep_id: str, outcome: str) -> dict[str, str]:
+    """What runs are found by."""
     return {
         f"{PREFIX}.kind": "cell",
         f"{PREFIX}.sweep": sweep_id,
@@ -49,7 +99,6 @@ def tags_of(cell: Cell, sweep_id: str, outcome: str, colour: str) -> dict[str, s
         f"{PREFIX}.task": cell.task,
         f"{PREFIX}.budget": cell.budget_label,
         f"{PREFIX}.distribution": f"{cell.distribution} {cell.distribution_version}".strip(),
-        "mlflow.runColor": colour,
     }
 
 
@@ -64,15 +113,36 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
         **{f"quality/{name}": value for name, value in against.items()},
         **{f"quality/family/{legal(name)}": facts["accuracy"] for name, facts in quality["families"].items()},
         **{f"cost/tokens_{name}": value for name, value in result["tokens"].items()},
-        **{f"cost/{name}": cost[name]["median"] for name in _COSTS if name in cost},
-        **{f"cost/{name}_{part}": cost[name][part] for name in _COSTS if name in cost for part in ("q1", "q3")},
-        **{f"cost/{name}": cost[name] for name in ("peak_mem_mib", "kv_mib") if name in cost},
-        "cost/prefill_gflops": 1000.0 * cost["prefill_tflops"] if "prefill_tflops" in cost else None,
+        **{f"cost/{name}": cost[name]["median"] for name in _COSTS if cost.get(name)},
+        **{f"cost/{name}_{part}": cost[name][part] for name in _COSTS if cost.get(name) for part in ("q1", "q3")},
+        **{f"cost/{name}": cost.get(name) for name in ("peak_mem_mib", "kv_mib")},
+        "cost/prefill_gflops": None if cost.get("prefill_tflops") is None else 1000.0 * cost["prefill_tflops"],
         "lens/dual_error": lens.get("dual_error"),
         "lens/output_error": lens.get("output_error"),
         "cost/cell_seconds": result["seconds"],
     }
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def data_set_of(cell: Cell) -> dict[str, str]:
+    """The questions of a cell, as MLflow describes a data set that it does not hold.
+
+    The name stays the task's, so that the column *Dataset* is short; another digest says that it is another data set.
+    """
+    return {
+        "name": cell.task,
+        "digest": cell.task_digest[:16],
+        "source_type": PREFIX,
+        "source": json.dumps(
+            {
+                "task": cell.task,
+                "version": cell.task_version,
+                "options": dict(cell.task_options),
+                "digest": cell.task_digest,
+            }
+        ),
+        "profile": json.dumps({"num_rows": cell.samples}),
+    }
 
 
 def curves_of(result: Mapping[str, Any]) -> dict[str, Sequence[float]]:

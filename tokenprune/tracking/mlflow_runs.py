@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -12,10 +13,22 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from tokenprune.report.overlays import png_bytes, stored_overlay
 from tokenprune.report.reading import Finished
 from tokenprune.sweep.ledger import Ledger
-from tokenprune.tracking.facts import PREFIX, curves_of, metrics_of, params_of, sample_table, tags_of
+from tokenprune.tracking.facts import (
+    PICTURES,
+    PREFIX,
+    Look,
+    curves_of,
+    data_set_of,
+    metrics_of,
+    params_of,
+    sample_table,
+    tags_of,
+)
 
 TABLE_FILE = "samples.json"
 _PARAMS, _METRICS = 90, 900
@@ -40,15 +53,15 @@ class Runs:
         place: The experiment.
         ledger: The sweep directory.
         sweep_id: The sweep's id.
-        colours: Colour of each pruner's label.
+        look: How the runs are shown.
     """
 
-    def __init__(self, client: Any, place: Place, ledger: Ledger, sweep_id: str, colours: Mapping[str, str]) -> None:
+    def __init__(self, client: Any, place: Place, ledger: Ledger, sweep_id: str, look: Look) -> None:
         self.client = client
         self.place = place
         self._ledger = ledger
         self._sweep_id = sweep_id
-        self._colours = colours
+        self._look = look
 
     def find(self, kind: str, cell_id: str = "") -> list[Any]:
         """The sweep's runs of a kind (`cell`, `summary`), of one cell or of all."""
@@ -64,23 +77,28 @@ class Runs:
             if not token:
                 return runs
 
-    def keep_one(self, runs: Sequence[Any], state: str) -> bool:
+    def keep_one(self, runs: Sequence[Any], entry: Finished) -> bool:
         """Delete all of a cell's runs but one that is complete and says what the directory says.
+
+        The one that stays gets the tags that another plan gives it.
 
         Returns:
             False where there is none such.
         """
         kept = False
         for run in runs:
-            if not kept and _settled(run, state):
+            if not kept and _settled(run, entry.state):
                 kept = True
+                for name, value in self._look.tags(entry.cell).items():
+                    if run.data.tags.get(name) != value:
+                        self.client.set_tag(run.info.run_id, name, value)
             else:
                 self.client.delete_run(run.info.run_id)
         return kept
 
     def log_cell(self, entry: Finished) -> None:
         """Log one finished cell; a run that already holds it is kept, an older one is replaced."""
-        if not self.keep_one(self.find("cell", entry.cell.id), entry.state):
+        if not self.keep_one(self.find("cell", entry.cell.id), entry):
             self.create_cell(entry)
 
     def create_cell(self, entry: Finished) -> None:
@@ -89,10 +107,11 @@ class Runs:
         facts = entry.result or entry.error or {}
         started = _milliseconds(facts.get("started") or facts.get("ended"))
         rows = self._ledger.samples(cell.id) if entry.result else []
-        tags = tags_of(cell, self._sweep_id, entry.state, self._colours.get(cell.label, ""))
+        tags = {**tags_of(cell, self._sweep_id, entry.state), **self._look.tags(cell)}
         if rows:
             tags["mlflow.loggedArtifacts"] = json.dumps([{"path": TABLE_FILE, "type": "table"}])
-        run = self.client.create_run(self.place.experiment_id, start_time=started, run_name=cell.name, tags=tags)
+        name = self._look.name(cell)
+        run = self.client.create_run(self.place.experiment_id, start_time=started, run_name=name, tags=tags)
         run_id = str(run.info.run_id)
         self.log(
             run_id,
@@ -100,6 +119,7 @@ class Runs:
             metrics_of(entry.result) if entry.result else {},
             curves_of(entry.result) if entry.result else {},
         )
+        self._log_data_set(run_id, entry)
         self._log_files(run_id, entry, rows)
         ended = None if started is None else started + int(1000 * float(facts.get("seconds", 0.0)))
         self.client.set_terminated(run_id, "FINISHED" if entry.result else "FAILED", ended)
@@ -123,6 +143,13 @@ class Runs:
             self.client.log_batch(run_id, metrics=points[:_METRICS], params=entries[:_PARAMS])
             entries, points = entries[_PARAMS:], points[_METRICS:]
 
+    def _log_data_set(self, run_id: str, entry: Finished) -> None:
+        """Say which questions were asked: shown in the column *Dataset*, and what runs can be filtered by."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        used = InputTag("mlflow.data.context", "evaluation")
+        self.client.log_inputs(run_id, datasets=[DatasetInput(Dataset(**data_set_of(entry.cell)), [used])])
+
     def _log_files(self, run_id: str, entry: Finished, rows: Sequence[Mapping[str, Any]]) -> None:
         """The cell's own file, its sample table and its pictures, all in one upload."""
         with tempfile.TemporaryDirectory() as folder:
@@ -133,6 +160,9 @@ class Runs:
             for number, sample in enumerate(self._ledger.overlays(entry.cell.id)):
                 picture = png_bytes(stored_overlay(self._ledger.directory, sample))
                 (Path(folder) / f"kept-{number}.png").write_bytes(picture)
+                if number == 0:  # the same one of every run, for the chart that sets them side by side
+                    with Image.open(io.BytesIO(picture)) as shown:
+                        self.client.log_image(run_id, shown, key=PICTURES, step=0, synchronous=True)
             self.client.log_artifacts(run_id, folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -11,13 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from tokenprune.report import leaderboard, markdown_table, write_report
+from tokenprune.report.page import PAGE
 from tokenprune.report.reading import SweepData, read_sweep
+from tokenprune.sweep.config import REFERENCE
 from tokenprune.sweep.files import read_json, write_json
 from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.runner import TRACKING_FILE
-from tokenprune.tracking.facts import PREFIX
+from tokenprune.tracking.facts import PREFIX, Look, legal, metrics_of
 from tokenprune.tracking.mlflow_runs import Place, Runs, client_class
-from tokenprune.tracking.views import links, note, summary_note, view_tags
+from tokenprune.tracking.slices import ANSWER_RUNS, slices_of
+from tokenprune.tracking.views import (
+    artifact_link,
+    compare_link,
+    filter_of,
+    links,
+    note,
+    own_tag,
+    summary_note,
+    view_tags,
+    views_of,
+)
 
 _NOISY = ("mlflow", "alembic")
 
@@ -38,14 +52,20 @@ class MlflowStore:
         make_client = client_class()  # it sets the levels of mlflow's loggers, so it comes before `_quiet`
         given = os.environ.get("MLFLOW_TRACKING_URI", "")
         uri = given or f"sqlite:///{self._directory / 'mlflow.db'}"
+        cells = [entry.cell for entry in data.cells]
+        self._slices = slices_of(cells)
+        self._look = Look(data.colours(), self._slices.all(), len({cell.model for cell in cells}) > 1)
         with _quiet():
             self._client = make_client(tracking_uri=uri)
             self.place = self._experiment(uri, own=not given)
-        self._runs = Runs(self._client, self.place, data.ledger, data.header.sweep_id, data.colours())
+        self._runs = Runs(self._client, self.place, data.ledger, data.header.sweep_id, self._look)
 
     def announce(self, summary_run: str = "") -> None:
-        """Write where the runs are into the sweep directory: for the command line, for people, and for `cell_runs`."""
-        command = f"mlflow ui --workers 1 --backend-store-uri {self.place.uri}" if self.place.own else ""
+        """Bring the preset views up to date, and write where the runs are into the sweep directory.
+
+        The file is for the command line, for people, and for `cell_runs`.
+        """
+        command = f"tokenprune ui {shlex.quote(str(self._directory))}" if self.place.own else ""
         write_json(
             self._directory / TRACKING_FILE,
             {
@@ -55,9 +75,11 @@ class MlflowStore:
                 "experiment_id": self.place.experiment_id,
                 "experiment": self.place.experiment,
                 "summary_run_id": summary_run,
-                "links": links(self.place.experiment_id),
+                "links": [
+                    {"name": name, "address": address} for name, address in self._show_views(summary_run).items()
+                ],
                 "command": command,
-                "colours": self._data.colours(),
+                "look": self._look.to_json(),
             },
         )
 
@@ -77,7 +99,7 @@ class MlflowStore:
         logged = []
         for entry in self._data.cells:
             runs = known.pop(entry.cell.id, [])
-            if entry.state != "pending" and not self._runs.keep_one(runs, entry.state):
+            if entry.state != "pending" and not self._runs.keep_one(runs, entry):
                 self._runs.create_cell(entry)
                 logged.append(entry.cell.id)
         for runs in known.values():
@@ -113,10 +135,39 @@ class MlflowStore:
         for name in ("sweep.json", "env.json"):
             self._client.log_artifact(run_id, str(self._directory / name))
         self._client.set_terminated(run_id, "FAILED" if status == "interrupted" else "FINISHED")
-        text = note(data.header.name, self.place.experiment_id, table, run_id)
+        text = note(data.header.name, self._show_views(run_id), table)
         self._client.set_experiment_tag(self.place.experiment_id, "mlflow.note.content", text)
         self.announce(run_id)
         return run_id
+
+    def _show_views(self, summary_run: str) -> dict[str, str]:
+        """Write the experiment's view tags where they differ, and hand back the address of every view and page."""
+        sweep_id, experiment_id = self._data.header.sweep_id, self.place.experiment_id
+        results = [entry.result for entry in self._data.cells if entry.result is not None]
+        families = dict.fromkeys(legal(name) for result in results for name in result["quality"]["families"])
+        everywhere = set.intersection(*(set(metrics_of(result)) for result in results)) if results else None
+        views = views_of(sweep_id, self._slices, everywhere, list(families))
+        created = int(datetime.fromisoformat(self._data.header.created).timestamp() * 1000)
+        wanted = view_tags(views, sweep_id, created)
+        there = self._client.get_experiment(experiment_id).tags
+        for name, value in wanted.items():
+            if there.get(name) != value:
+                self._client.set_experiment_tag(experiment_id, name, value)
+        for name in there:
+            if own_tag(name, sweep_id) and name not in wanted:
+                self._client.delete_experiment_tag(experiment_id, name)
+        addresses = links(experiment_id, views)
+        if summary_run:
+            # the page's axes are params that differ and metrics that all have: so no failed runs, and one budget alone
+            for part in self._slices.answers[:1]:
+                pruned = f"attributes.status = 'FINISHED' and tags.`{PREFIX}.pruner` != '{REFERENCE}'"
+                query = f"{filter_of(part, sweep_id)} and {pruned}"
+                found = self._client.search_runs([experiment_id], query, max_results=ANSWER_RUNS)
+                if len(found) > 1:
+                    run_ids = [str(run.info.run_id) for run in found]
+                    addresses[f"Compare runs: {part.title}"] = compare_link(experiment_id, run_ids)
+            addresses["Report"] = artifact_link(experiment_id, summary_run, PAGE)
+        return addresses
 
     def _experiment(self, uri: str, *, own: bool) -> Place:
         """Find or create the sweep's experiment; artifacts of our own store lie beside it."""
@@ -124,10 +175,8 @@ class MlflowStore:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             location = (self._directory / "mlflow-artifacts").as_uri() if own else None
-            created = int(datetime.fromisoformat(self._data.header.created).timestamp() * 1000)
             experiment_id = str(self._client.create_experiment(name, artifact_location=location))
-            for key, value in {**view_tags(created), "mlflow.experimentKind": "custom_model_development"}.items():
-                self._client.set_experiment_tag(experiment_id, key, value)
+            self._client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
         else:
             experiment_id = str(found.experiment_id)
         return Place(uri, experiment_id, name, own)
@@ -148,7 +197,9 @@ def cell_runs(directory: Path, sweep_id: str) -> Runs | None:
     if facts is None:
         return None
     place = Place(facts["uri"], facts["experiment_id"], facts["experiment"], facts["own"])
-    return Runs(client_class()(tracking_uri=place.uri), place, Ledger(directory), sweep_id, facts["colours"])
+    return Runs(
+        client_class()(tracking_uri=place.uri), place, Ledger(directory), sweep_id, Look.from_json(facts["look"])
+    )
 
 
 @contextmanager

@@ -9,14 +9,27 @@ from __future__ import annotations
 import json
 import zlib
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
-CELLS = "tags.`tokenprune.kind` = 'cell'"
+from tokenprune.tracking.facts import PICTURES, PREFIX
+from tokenprune.tracking.slices import Slice, Slices
+
 VIEW_TAG = "mlflow.sharedViewState."
 _TAG_LIMIT = 20_000
 _NOTE_LIMIT = 5_000
 """Characters of a note: a tag holds no more, and PostgreSQL, unlike SQLite, says so."""
+
+_WORKFLOW = "workflowType=machine_learning"
+"""The half of the page that is about runs; without it, the menus are those for traces and prompts."""
+
+_GENERATED = ("quality", "quality/family", "cost", "lens")
+"""Sections that the page adds for the metrics that no chart shows; named here, they come folded."""
+
+_HEIGHTS = {"kept tokens": 640}
+"""Pixels of the charts in a section; others are as high as the page makes them."""
 
 _COLUMNS = (
     "params.`pruner`",
@@ -37,110 +50,196 @@ _COLUMNS = (
 )
 
 
-def view_tags(created_ms: int) -> dict[str, str]:
-    """Experiment tags of all preset views."""
-    trade_off = _charts(
-        "trade-off",
-        [
-            _scatter("cost/tokens_final", "quality/accuracy"),
-            _scatter("cost/tokens_layer_average", "quality/accuracy"),
-            _scatter("cost/prefill_ms", "quality/accuracy"),
-        ],
-    )
-    errors = _charts(
-        "error-and-accuracy",
-        [
-            _scatter("lens/output_error", "quality/accuracy"),
-            _scatter("lens/dual_error", "quality/accuracy"),
-            _scatter("lens/dual_error", "lens/output_error"),
-        ],
-    )
-    parallel = _charts(
-        "all-at-once",
-        [
-            {
-                "type": "PARALLEL",
-                "selectedParams": ["pruner", "budget"],
-                "selectedMetrics": ["lens/output_error", "cost/prefill_ms", "quality/accuracy"],
-                "showAllRuns": True,
-            }
-        ],
-    )
-    views = {
-        "tradeoff": ("Trade-off", trade_off),
-        "errors": ("Error and accuracy", errors),
-        "parallel": ("All at once", parallel),
-        "table": ("Table", {}),
-    }
-    return {f"{VIEW_TAG}{key}": _tag(name, state, created_ms) for key, (name, state) in views.items()}
+@dataclass(frozen=True, slots=True)
+class View:
+    """One preset view.
+
+    Args:
+        name: As the menu *Views* shows it; the part before a colon is its kind.
+        key: Name of its tag.
+        mode: `CHART`, `TABLE` or `ARTIFACT` (tables of several runs side by side).
+        part: The runs that it shows.
+        charts: Sections of charts by name.
+        order: Metric that sorts the runs, best first.
+    """
+
+    name: str
+    key: str
+    mode: str
+    part: Slice
+    charts: Mapping[str, Sequence[Mapping[str, Any]]]
+    order: str = "quality/accuracy"
+
+    @property
+    def kind(self) -> str:
+        """The name without what the view is about."""
+        return self.name.partition(":")[0]
 
 
-def links(experiment_id: str) -> dict[str, str]:
-    """Addresses of the preset views, relative to the MLflow page."""
-    base = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
-    return {
-        "Trade-off": f"{base}&compareRunsMode=CHART&viewStateShareKey=tradeoff",
-        "Error and accuracy": f"{base}&compareRunsMode=CHART&viewStateShareKey=errors",
-        "All at once": f"{base}&compareRunsMode=CHART&viewStateShareKey=parallel",
-        "Table": f"{base}&compareRunsMode=TABLE&viewStateShareKey=table",
-        "Answers side by side": f"{base}&compareRunsMode=ARTIFACT",
-    }
+def views_of(
+    sweep_id: str, slices: Slices, everywhere: Collection[str] | None = None, families: Collection[str] = ()
+) -> list[View]:
+    """The preset views of a sweep, the most useful ones first.
+
+    Args:
+        sweep_id: Several sweeps may share an experiment; each has views of its own.
+        slices: The parts that they show.
+        everywhere: Metrics that every run with a result has; `None` while there is none. A run that lacks one of the
+            metrics of a parallel chart is left out of it, so only these are its axes.
+        families: Families of questions, as metric names write them.
+    """
+
+    def view(kind: str, mode: str, part: Slice, charts: Mapping[str, Sequence[Mapping[str, Any]]]) -> View:
+        key = f"{PREFIX}-{sweep_id[:8]}-{kind.lower().replace(' ', '-')}-{part.key}"
+        return View(f"{kind}: {part.title}" if part.title else kind, key, mode, part, charts)
+
+    axes = ["lens/output_error", "cost/tokens_layer_average", "cost/prefill_ms", "quality/accuracy"]
+    parallel = _parallel([axis for axis in axes if everywhere is None or axis in everywhere])
+    return [
+        *(view("Trade-off", "CHART", part, _TRADE_OFF) for part in slices.charts),
+        *(view("Per task", "CHART", part, _per_task(families)) for part in slices.tasks),
+        *(view("All axes", "CHART", part, {"all axes": [parallel]}) for part in slices.charts),
+        *(view("Compare answers", "ARTIFACT", part, {}) for part in slices.answers),
+        *(view("Kept tokens", "CHART", part, {"kept tokens": [_pictures()]}) for part in slices.answers),
+        *(view("Error and accuracy", "CHART", part, _ERRORS) for part in slices.charts),
+        *(view("Table", "TABLE", part, {}) for part in slices.charts),
+    ]
 
 
-def note(name: str, experiment_id: str, table: str, summary_run: str) -> str:
-    """The experiment's note: links first (the note is folded to its first line), then the tables."""
-    shown = " · ".join(f"[{title}](/{address})" for title, address in links(experiment_id).items())
-    summary = f"[Report, figures and tables](/#/experiments/{experiment_id}/runs/{summary_run}/artifacts)"
-    text = f"**{name}**: {shown} · {summary}\n\n{table}"
-    return text if len(text) < _NOTE_LIMIT else f"**{name}**: {shown} · {summary}\n"
+def view_tags(views: Sequence[View], sweep_id: str, created_ms: int) -> dict[str, str]:
+    """Experiment tags of preset views."""
+    return {f"{VIEW_TAG}{view.key}": _tag(view, sweep_id, created_ms) for view in views}
+
+
+def own_tag(name: str, sweep_id: str) -> bool:
+    """Whether an experiment tag holds a view of a sweep, made by this or an earlier invocation."""
+    return name.startswith(f"{VIEW_TAG}{PREFIX}-{sweep_id[:8]}-")
+
+
+def links(experiment_id: str, views: Sequence[View]) -> dict[str, str]:
+    """Addresses of the preset views by name, relative to the MLflow page."""
+    base = f"#/experiments/{experiment_id}/runs?{_WORKFLOW}"
+    return {view.name: f"{base}&compareRunsMode={view.mode}&viewStateShareKey={view.key}" for view in views}
+
+
+def compare_link(experiment_id: str, run_ids: Sequence[str]) -> str:
+    """Address of the page that compares runs in parallel coordinates, scatter and box plots, and metric by metric."""
+    runs, experiments = (json.dumps(ids, separators=(",", ":")) for ids in (list(run_ids), [experiment_id]))
+    return f"#/compare-runs?runs={quote(runs)}&experiments={quote(experiments)}&{_WORKFLOW}"
+
+
+def artifact_link(experiment_id: str, run_id: str, path: str) -> str:
+    """Address of a file of a run."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{path}?{_WORKFLOW}"
+
+
+def note(name: str, addresses: Mapping[str, str], table: str) -> str:
+    """The experiment's note: links first (the note is folded to its first line), then what else fits.
+
+    Args:
+        name: The sweep's name.
+        addresses: Views and pages, relative to the MLflow page.
+        table: The leaderboard as Markdown.
+    """
+    kinds: dict[str, list[str]] = {}
+    for title, address in addresses.items():
+        kind, _, about = title.partition(": ")
+        kinds.setdefault(kind, []).append(f"[{about or kind}](/{address})")
+    first = [f"[{kind}]({shown[0].partition('](')[2]}" for kind, shown in kinds.items()]
+    text = f"**{name}**: {' · '.join(first)}"
+    more = [f"- {kind}: {' · '.join(shown)}" for kind, shown in kinds.items() if len(shown) > 1]
+    for addition in ("\n".join(more), table):
+        if addition and len(text) + len(addition) + 2 < _NOTE_LIMIT:
+            text += f"\n\n{addition}"
+    return text
 
 
 def summary_note(table: str) -> str:
     """The summary run's note: the leaderboard, or where it is if it is too long."""
-    return table if len(table) < _NOTE_LIMIT else "The leaderboard is in the artifacts: `leaderboard.md`, `index.html`."
+    return (
+        table if len(table) < _NOTE_LIMIT else "The leaderboard is in the artifacts: `leaderboard.md`, `report.html`."
+    )
 
 
-def _charts(section: str, charts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One open section with some charts, and nothing else."""
-    return {
-        "isAccordionReordered": True,
-        "compareRunSections": [
-            {
-                "uuid": section,
-                "name": section.replace("-", " "),
-                "display": True,
-                "isReordered": True,
-                "deleted": False,
-                "isGenerated": False,
-            }
-        ],
-        "compareRunCharts": [
-            {
-                "uuid": f"{section}-{place}",
-                "metricSectionId": section,
-                "deleted": False,
-                "isGenerated": False,
-                "runsCountToCompare": 100,
-                **chart,
-            }
-            for place, chart in enumerate(charts)
-        ],
-    }
+def filter_of(part: Slice, sweep_id: str) -> str:
+    """The search that finds the runs of a part."""
+    return f"tags.`{PREFIX}.views` LIKE '%|{part.key}|%' and tags.`{PREFIX}.sweep` = '{sweep_id}'"
 
 
 def _scatter(x: str, y: str) -> dict[str, Any]:
     return {"type": "SCATTER", "xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": y, "type": "METRIC"}}
 
 
-def _tag(name: str, state: Mapping[str, Any], created_ms: int) -> str:
+_TRADE_OFF = {
+    "trade-off": [
+        _scatter("cost/tokens_layer_average", "quality/accuracy"),
+        _scatter("cost/prefill_ms", "quality/accuracy"),
+        _scatter("cost/tokens_final", "quality/accuracy"),
+    ]
+}
+_ERRORS = {
+    "error and accuracy": [
+        _scatter("lens/output_error", "quality/accuracy"),
+        _scatter("lens/dual_error", "quality/accuracy"),
+        _scatter("lens/dual_error", "lens/output_error"),
+    ]
+}
+
+
+def _per_task(families: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    """The trade-off of one task, and of each of its families of questions."""
+    tokens = "cost/tokens_layer_average"
+    whole = [_scatter(tokens, "quality/accuracy"), _scatter(tokens, "quality/accuracy_macro")]
+    return {
+        "task": [*whole, _scatter(tokens, "quality/retention")],
+        "families of questions": [_scatter(tokens, f"quality/family/{name}") for name in families],
+    }
+
+
+def _parallel(metrics: Sequence[str]) -> dict[str, Any]:
+    params = ["pruner", "budget"]
+    return {"type": "PARALLEL", "selectedParams": params, "selectedMetrics": list(metrics), "showAllRuns": True}
+
+
+def _pictures() -> dict[str, Any]:
+    return {"type": "IMAGE", "imageKeys": [PICTURES], "step": 0, "showRunParams": False}
+
+
+def _sections(charts: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Open sections with some charts, those of the page itself folded below them."""
+    filled = {name: found for name, found in charts.items() if found}
+    return {
+        "isAccordionReordered": True,
+        "compareRunSections": [
+            *(_section(name, opened=True, columns=min(3, len(found))) for name, found in filled.items()),
+            *(_section(name, opened=False, columns=3) for name in _GENERATED),
+        ],
+        "compareRunCharts": list(_placed(filled)),
+    }
+
+
+def _section(name: str, *, opened: bool, columns: int) -> dict[str, Any]:
+    height = {"cardHeight": _HEIGHTS[name]} if name in _HEIGHTS else {}
+    state = {"display": opened, "isReordered": True, "deleted": False, "isGenerated": not opened}
+    return {"uuid": name, "name": name, **state, "columns": columns, **height}
+
+
+def _placed(charts: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+    for name, found in charts.items():
+        for place, chart in enumerate(found):
+            state = {"deleted": False, "isGenerated": False, "runsCountToCompare": 100}
+            yield {"uuid": f"{name}-{place}", "metricSectionId": name, **state, **chart}
+
+
+def _tag(view: View, sweep_id: str, created_ms: int) -> str:
     whole = {
-        "searchFilter": CELLS,
-        "orderByKey": "metrics.`quality/accuracy`",
+        "searchFilter": filter_of(view.part, sweep_id),
+        "orderByKey": f"metrics.`{view.order}`",
         "orderByAsc": False,
         "runsHiddenMode": "SHOW_ALL",
         "selectedColumns": list(_COLUMNS),
-        **state,
+        **(_sections(view.charts) if view.charts else {}),
     }
     text = json.dumps(whole, separators=(",", ":"))
     packed = text if len(text) < _TAG_LIMIT // 2 else "deflate;" + b64encode(zlib.compress(text.encode())).decode()
-    return json.dumps({"name": name, "createdAt": created_ms, "updatedAt": created_ms, "state": packed})
+    return json.dumps({"name": view.name, "createdAt": created_ms, "updatedAt": created_ms, "state": packed})

@@ -1,0 +1,134 @@
+"""Views of any sweep show what the page loads whole, and together everything."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenprune.sweep.plan import Cell
+from tokenprune.tracking.facts import Look
+from tokenprune.tracking.slices import ANSWER_RUNS, CHART_RUNS, Slice, slices_of, subject_of
+
+BUDGETS = (0.5, 0.25, 0.111, 0.056, 0.01)
+
+
+def cell(
+    pruner: str = "none",
+    budget: float | int | None = None,
+    *,
+    model: str = "hub/model-7b",
+    task: str = "toy",
+    options: dict[str, str] | None = None,
+    seed: int = 0,
+) -> Cell:
+    ratio, tokens = (budget, None) if isinstance(budget, float) else (None, budget)
+    return Cell(
+        model=model,
+        model_digest="m",
+        task=task,
+        task_version="1",
+        task_digest="t",
+        task_options=options or {},
+        samples=8,
+        pruner=pruner,
+        label=pruner,
+        options={},
+        distribution="tokenprune",
+        distribution_version="1",
+        budget_ratio=ratio,
+        budget_tokens=tokens,
+        account="kept",
+        seed=seed,
+        dtype="float32",
+        attention="sdpa",
+        positions=None,
+        batch_size=1,
+        max_new_tokens=4,
+    )
+
+
+def plan(pruners: int, budgets: int, tasks: int, models: int, seeds: int) -> list[Cell]:
+    cells = []
+    for model in range(models):
+        for task in range(tasks):
+            place = {"model": f"hub/model-{model}", "task": f"task-{task}"}
+            cells.append(cell(**place))
+            cells += [
+                cell(f"pruner-{pruner:03}", budget, seed=seed, **place)
+                for pruner in range(pruners)
+                for budget in BUDGETS[:budgets]
+                for seed in range(seeds)
+            ]
+    return cells
+
+
+@given(
+    pruners=st.integers(1, 60),
+    budgets=st.integers(1, 4),
+    tasks=st.integers(1, 2),
+    models=st.integers(1, 2),
+    seeds=st.integers(1, 2),
+)
+@settings(max_examples=25, deadline=None)
+def test_parts_fit_the_page_and_lose_nothing(pruners: int, budgets: int, tasks: int, models: int, seeds: int) -> None:
+    cells = plan(pruners, budgets, tasks, models, seeds)
+    slices = slices_of(cells)
+    for parts, limit in ((slices.charts, CHART_RUNS), (slices.tasks, CHART_RUNS), (slices.answers, ANSWER_RUNS)):
+        held = [[entry for entry in cells if part.holds(entry)] for part in parts]
+        assert {id(entry) for found in held for entry in found} == set(map(id, cells))
+        for found in held:
+            assert len(found) <= max(limit, 1 + seeds)
+            assert any(entry.pruner == "none" for entry in found)
+        pruned = [id(entry) for found in held for entry in found if entry.pruner != "none"]
+        assert len(pruned) == len(set(pruned))  # no pruned cell is shown in two parts of a kind
+        # a pruner is not torn apart: its seeds at a budget are in one part
+        homes: dict[tuple[object, ...], set[str]] = {}
+        for part, found in zip(parts, held, strict=True):
+            for entry in found:
+                if entry.pruner != "none":
+                    homes.setdefault((subject_of(entry), entry.label, entry.budget_label), set()).add(part.key)
+        assert all(len(keys) == 1 for keys in homes.values())
+    titles = [part.title for part in (*slices.charts, *slices.tasks, *slices.answers)]
+    assert len(set(slices.all())) == len(slices.all())
+    assert len({part.key for part in slices.all()}) == len(slices.all())
+    assert len({part.title for part in slices.charts}) == len(slices.charts)
+    assert len({part.title for part in slices.answers}) == len(slices.answers)
+    assert all("  " not in title for title in titles)
+
+
+def test_a_small_sweep_is_one_view() -> None:
+    slices = slices_of(plan(8, 3, 1, 1, 1))
+    assert slices.charts == (Slice("chart-0", ""),)
+    assert [part.title for part in slices.tasks] == ["task-0"]
+    assert [part.title for part in slices.answers] == ["11.1%", "25%", "50%"]  # the smallest budget first
+
+
+def test_a_large_sweep_is_split_by_task_then_budget_then_pruner() -> None:
+    assert [part.title for part in slices_of(plan(20, 4, 2, 1, 1)).charts] == ["task-0", "task-1"]
+    assert [part.title for part in slices_of(plan(60, 2, 1, 1, 1)).charts] == ["50%", "25%"]
+    wide = slices_of(plan(120, 1, 1, 1, 1)).charts
+    assert [part.title for part in wide] == ["50%, pruner-000 to pruner-098", "50%, pruner-099 to pruner-119"]
+
+
+def test_names_say_no_more_than_is_needed() -> None:
+    two = [cell(task="toy", options={"split": "a"}), cell(task="toy", options={"split": "b"}), cell(task="other")]
+    assert [part.title for part in slices_of(two).tasks] == ["toy (split=a)", "toy (split=b)", "other"]
+    models = [cell(model="hub/a-7b"), cell(model="/data/b-13b")]
+    assert [part.title for part in slices_of(models).tasks] == ["a-7b: toy", "b-13b: toy"]
+
+
+def test_runs_say_the_model_only_where_there_are_several() -> None:
+    entry = cell("iwp", 0.25)
+    assert Look({}, (), several_models=False).name(entry) == "iwp/toy@25%"
+    assert Look({}, (), several_models=True).name(entry) == "model-7b: iwp/toy@25%"
+
+
+def test_the_look_survives_its_file() -> None:
+    cells = plan(60, 2, 2, 1, 1)
+    look = Look({"none": "#444444", "pruner-000": "#1f77b4"}, slices_of(cells).all(), several_models=False)
+    again = Look.from_json(look.to_json())
+    assert again == look
+    for entry in cells:
+        assert again.tags(entry) == look.tags(entry)
+    unpruned = look.tags(cells[0])["tokenprune.views"].strip("|").split("|")
+    assert unpruned == [part.key for part in look.slices if part.subject in (None, subject_of(cells[0]))]

@@ -1,0 +1,176 @@
+"""The MLflow page of a sweep directory: found, started, and its addresses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenprune.errors import PrerequisiteError
+from tokenprune.sweep.files import read_json
+from tokenprune.sweep.ledger import Ledger
+from tokenprune.sweep.runner import TRACKING_FILE
+
+PORT = 5000
+HOST = "127.0.0.1"
+START_S = 120.0
+"""Seconds that the server gets to answer: it takes a few, a busy machine makes it a minute."""
+
+_KINDS = ("Trade-off", "Per task", "All axes", "Compare answers", "Kept tokens", "Compare runs", "Report")
+"""The views and pages that are named first, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dashboard:
+    """Where the runs of a sweep are looked at.
+
+    Args:
+        directory: The sweep directory.
+        uri: The MLflow store, a server's address or a database.
+        links: Address of every view and page, relative to the MLflow page, by name.
+        moved: Whether the directory lay elsewhere when the store was written.
+    """
+
+    directory: Path
+    uri: str
+    links: Mapping[str, str]
+    moved: bool
+
+    @property
+    def server(self) -> str:
+        """Address of the server that holds the runs; empty where they are in the directory's own database."""
+        return self.uri.rstrip("/") if self.uri.startswith(("http://", "https://")) else ""
+
+
+def find_dashboard(directory: str | Path) -> Dashboard:
+    """Where a sweep's runs are.
+
+    Raises:
+        ConfigError: The directory holds no sweep.
+        PrerequisiteError: It holds a sweep without a store, or the store is lost.
+    """
+    ledger = Ledger(directory)
+    ledger.header()
+    facts: Mapping[str, Any] | None = read_json(ledger.directory / TRACKING_FILE)
+    fill = f"`tokenprune runs replay {ledger.directory}` makes one from the directory's files"
+    if facts is None:
+        raise PrerequisiteError(f"the sweep in {ledger.directory} has no MLflow store", hint=fill)
+    if "look" not in facts:
+        # an earlier version wrote it, whose runs lack the tags that the views look for
+        refill = f"delete mlflow.db there; {fill}"
+        raise PrerequisiteError(f"the MLflow store of {ledger.directory} is of an earlier version", hint=refill)
+    uri, own = str(facts["uri"]), bool(facts["own"])
+    database = ledger.directory / "mlflow.db"
+    if own and not database.is_file():
+        raise PrerequisiteError(f"the MLflow store of {ledger.directory} is gone", hint=fill)
+    here = f"sqlite:///{database}"
+    links = {entry["name"]: entry["address"] for entry in facts["links"]}
+    return Dashboard(ledger.directory, here if own else uri, links, moved=own and uri != here)
+
+
+def main_links(links: Mapping[str, str], base: str) -> list[tuple[str, str]]:
+    """Name and whole address of the first view of each kind; a kind of several says how many there are.
+
+    Args:
+        links: Addresses relative to the MLflow page, by name.
+        base: Address of the page.
+    """
+    found = []
+    for kind in _KINDS:
+        names = [name for name in links if name.partition(":")[0] == kind]
+        if names:
+            # a single view needs no more than its kind; of several, the name says which one this is
+            title = kind if len(names) == 1 else f"{names[0]} (1 of {len(names)})"
+            found.append((title, f"{base.rstrip('/')}/{links[names[0]]}"))
+    return found
+
+
+def choose_port(wanted: int | None, host: str = HOST) -> int:
+    """The port that was asked for; without one 5000, or any free port where that is taken.
+
+    Raises:
+        PrerequisiteError: The port that was asked for is taken.
+    """
+    if _is_free(host, wanted or PORT):
+        return wanted or PORT
+    if wanted is not None:
+        raise PrerequisiteError(f"port {wanted} of {host} is taken", hint="leave out --port to get a free one")
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(dashboard: Dashboard, port: int, host: str = HOST) -> Iterator[subprocess.Popen[bytes]]:
+    """Run an MLflow server on a sweep's own store, and end it afterwards.
+
+    Raises:
+        PrerequisiteError: The server ended at once or does not answer; its log says why.
+    """
+    log = dashboard.directory / "logs" / "mlflow-ui.log"
+    log.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", dashboard.uri, "--workers", "1"]
+    # jobs bring a dozen helper processes along, which a page that only shows runs does not need
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [*command, "--host", host, "--port", str(port)],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=dashboard.directory,
+            start_new_session=True,  # Ctrl-C reaches it through us, once
+        )
+        try:
+            _wait(process, f"http://{host}:{port}", log)
+            yield process
+        finally:
+            _end(process)
+
+
+def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise PrerequisiteError(f"the MLflow server ended with code {process.returncode}", hint=f"see {log}")
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2.0):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise PrerequisiteError(f"the MLflow server does not answer after {START_S:g} s", hint=f"see {log}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the server with its workers, which are in a process group of their own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(timeout=10.0)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
