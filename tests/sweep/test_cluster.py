@@ -51,7 +51,8 @@ def inline(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Swee
 def test_the_same_as_here(
     workshop: Workshop, inline: SweepOutcome, tmp_path: Path, executor: str, options: dict[str, str]
 ) -> None:
-    pytest.importorskip("submitit" if executor == "slurm" else executor)
+    for package in {"slurm": ["submitit"], "ray": ["ray"]}.get(executor, []):
+        pytest.importorskip(package)
     events: list[Any] = []
     outcome = run_sweep(
         workshop.config(pruners=PRUNERS, **SMALL),

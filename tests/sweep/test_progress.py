@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.sweep.fixtures import Workshop
+from tokenprune import hookimpl
+from tokenprune.plugins import load_host
+from tokenprune.registry import ExecutorSpec
+from tokenprune.sweep import run_sweep
 from tokenprune.sweep.dispatch import message_of
-from tokenprune.sweep.executors import Progress
+from tokenprune.sweep.events import CellEnded, CellProgress, CellStarted
+from tokenprune.sweep.executors import Began, Progress, Report
 from tokenprune.sweep.files import StorageError
+from tokenprune.sweep.inline import Inline
+from tokenprune.sweep.plan import Cell
 from tokenprune.sweep.progress import Meter, memory_mib
 
 
@@ -67,6 +76,50 @@ def test_a_report_travels_as_json_to_the_message(now: list[float]) -> None:
     assert message.kept == 64.5
     assert message.memory_mib is not None
     assert 10 < message.memory_mib < 100_000
+
+
+class Chatty(Inline):
+    """Says of every cell, when it begins, that half of it is through."""
+
+    def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
+        for report in super().run(cells):
+            yield report
+            if isinstance(report, Began):
+                yield Progress(report.cell_id, "me", 4, 8, 3.0, 2.0, 100.0)
+
+
+def test_displays_are_told_and_trackers_are_not(workshop: Workshop, tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Plugin:
+        @hookimpl
+        def register_executors(self, register: Callable[[ExecutorSpec], None]) -> None:
+            register(ExecutorSpec("chatty", "tests.sweep.test_progress:Chatty", "talks"))
+
+        @hookimpl
+        def on_cell_start(self, event: CellStarted) -> None:
+            heard.append(type(event).__name__)
+
+        @hookimpl
+        def on_cell_end(self, event: CellEnded) -> None:
+            heard.append(type(event).__name__)
+
+    host = load_host(defaults=("tokenprune.baselines", "tokenprune.models", "tokenprune.sweep.executors"))
+    host.add(Plugin(), "chatty")
+    seen: list[Any] = []
+    outcome = run_sweep(
+        workshop.config(pruners=["grid"], budgets=[4], efficiency=False, lens=False, overlays=0),
+        directory=tmp_path / "run",
+        host=host,
+        display=seen.append,
+        executor="chatty",
+    )
+    assert (outcome.done, outcome.problems) == (2, ())
+    assert heard == ["CellStarted", "CellEnded"] * 2
+    progress = [event for event in seen if isinstance(event, CellProgress)]
+    assert [event.cell.pruner for event in progress] == ["none", "grid"]
+    assert [(event.worker, event.samples_done, event.samples) for event in progress] == [("me", 4, 8)] * 2
+    assert [(event.kept_tokens, event.samples_per_s, event.memory_mib) for event in progress] == [(3.0, 2.0, 100.0)] * 2
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), StorageError("full")])

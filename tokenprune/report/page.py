@@ -20,7 +20,13 @@ from tokenprune.report.markdown import LEGEND, cells_of, markdown_report, notes_
 from tokenprune.report.plots import AVERAGE, FIGURES, PREFILL, heat_map, interactive, lines_of, png, subjects
 from tokenprune.report.reading import SweepData, read_sweep
 from tokenprune.report.rows import FamilyScore, Table
-from tokenprune.report.sections import hard_sections, pair_section, stability_sections, summary_sections
+from tokenprune.report.sections import (
+    cost_sections,
+    hard_sections,
+    pair_section,
+    stability_sections,
+    summary_sections,
+)
 from tokenprune.report.tables import SCHEMA, Leaderboard, PairTable, leaderboard, pair_tables
 from tokenprune.report.text import NOTHING, interval
 from tokenprune.report.viewer import kept_tokens
@@ -124,6 +130,8 @@ def _header(data: SweepData, board: Leaderboard) -> str:
 def _tables(board: Leaderboard) -> Iterator[str]:
     for table in board.tables:
         yield markup.board(title_of(table), *cells_of(table), notes=notes_of(table))
+        for found in cost_sections([table]):
+            yield markup.folded(found.title, markup.grid(found.header, found.rows, found.names, found.notes))
     yield f"<p class=note>{escape(LEGEND)} A click on a heading sorts.</p>"
 
 
