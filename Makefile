@@ -95,5 +95,5 @@ constraints: ## Write constraints.txt again from the environment as it is
 	mv constraints.new constraints.txt
 
 clean: ## Remove the environment and caches; sweeps in runs/ stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-range .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

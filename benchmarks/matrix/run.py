@@ -23,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("matrix.json")
+ENDS = Path(__file__).with_name("ends.json")
 PAGE = ROOT / "docs" / "matrix.md"
 RATIO = 0.25
 NEW_TOKENS = 4
@@ -48,6 +49,42 @@ class Entry:
     input: str
     outcome: str
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class End:
+    """What came of one end of the tested range of transformers.
+
+    Args:
+        transformers: Its release.
+        torch: Release of torch beside it.
+        commit: Of this project, `-dirty` where files had been changed since.
+        ran: Pairs of the matrix that ran.
+        refused: Pairs that were refused.
+        failed: Pairs that failed.
+        unlike_recorded: Pairs with another outcome or reason than the table above.
+        tests_passed: Tests of the families that passed.
+        tests_skipped: Tests of the families that were skipped.
+        tests_failed: Tests of the families that failed.
+    """
+
+    transformers: str
+    torch: str
+    commit: str
+    ran: int
+    refused: int
+    failed: int
+    unlike_recorded: int
+    tests_passed: int
+    tests_skipped: int
+    tests_failed: int
+
+
+def recorded_ends() -> list[End]:
+    """The ends that were run last; none where none were."""
+    if not ENDS.exists():
+        return []
+    return [End(**end) for end in json.loads(ENDS.read_text(encoding="utf-8"))]
 
 
 def asked(family: str, pruners: Sequence[str] = ()) -> Iterator[Entry]:
@@ -111,18 +148,23 @@ def _ran(model: object, inputs: object, name: str) -> tuple[str, str]:
     return "yes", ""
 
 
-def measured(families: Iterable[str], jobs: int) -> list[Entry]:
+def measured(families: Iterable[str], jobs: int, python: str | Path = sys.executable) -> list[Entry]:
     """The entries of families, each in a process of its own, several at a time.
+
+    Args:
+        families: Names.
+        jobs: Families at a time.
+        python: Interpreter, which decides about the release of transformers.
 
     Raises:
         SystemExit: A family could not be asked at all.
     """
     with ThreadPoolExecutor(jobs) as pool:
-        return [entry for found in pool.map(_measured, families) for entry in found]
+        return [entry for found in pool.map(lambda family: _measured(family, python), families) for entry in found]
 
 
-def _measured(family: str) -> list[Entry]:
-    command = [sys.executable, "-m", "benchmarks.matrix.run", "--family", family]
+def _measured(family: str, python: str | Path) -> list[Entry]:
+    command = [python, "-m", "benchmarks.matrix.run", "--family", family]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if done.returncode:
         raise SystemExit(f"error: {family}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
@@ -132,8 +174,8 @@ def _measured(family: str) -> list[Entry]:
     return found
 
 
-def page(entries: Sequence[Entry]) -> str:
-    """The table as Markdown, with the reasons below it."""
+def page(entries: Sequence[Entry], ends: Sequence[End] = ()) -> str:
+    """The table as Markdown, with the reasons and the releases of transformers below it."""
     families = list(dict.fromkeys(entry.family for entry in entries))
     pruners = list(dict.fromkeys(entry.pruner for entry in entries))
     reasons: dict[str, list[Entry]] = {}
@@ -166,7 +208,23 @@ def page(entries: Sequence[Entry]) -> str:
     lines += ["", "## Reasons", ""]
     for reason, number in numbers.items():
         lines.append(f"{number}. {reason}")
+    if ends:
+        lines += _ends(ends)
     return "\n".join(lines) + "\n"
+
+
+def _ends(ends: Sequence[End]) -> list[str]:
+    lines = [
+        "",
+        "## Tested with",
+        "",
+        "The whole table again, and the tests of all families, at both ends of the range of transformers "
+        "(`make range`). *Unlike*: pairs with another outcome or reason than above.",
+        "",
+        "| transformers | torch | commit | ran | refused | failed | unlike | tests passed | skipped | failed |",
+        "| --- | --- | --- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    return lines + ["| " + " | ".join(map(str, asdict(end).values())) + " |" for end in ends]
 
 
 def _general(entry: Entry) -> str:
@@ -188,7 +246,7 @@ def main() -> int:
 
     entries = measured(FAMILIES, options.jobs)
     RESULTS.write_text(json.dumps([asdict(entry) for entry in entries], indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page(entries), encoding="utf-8")
+    PAGE.write_text(page(entries, recorded_ends()), encoding="utf-8")
     return int(any(entry.outcome == "failed" for entry in entries))
 
 
