@@ -93,7 +93,7 @@ class RandomPruning(ScoredPruner):
     needs=("geometry",),
     fidelity=(
         "`raster` spaces evenly in one dimension and gives exactly K; `cells` takes the centres of the largest "
-        "squarish r x c <= K grid, then fills up to K along the raster"
+        "squarish r x c <= K grid (of each frame, with K over the frames), then fills up to K along the raster"
     ),
     baseline=True,
 )
@@ -112,18 +112,19 @@ class GridPruning(OneCut):
         """The same choice for every unit."""
         import torch
 
-        device = view.indices().device
-        stride = ((torch.arange(view.keep, dtype=torch.float64) + 0.5) * view.tokens / view.keep).long()
         if self.spacing == "raster" or view.tokens != view.original_tokens:
-            chosen = stride
+            chosen = _stride(view.tokens, view.keep)
         else:
+            spans = max(1, min(view.frames(), view.keep))
+            shares = [view.keep * (span + 1) // spans - view.keep * span // spans for span in range(spans)]
             rows, columns = view.grid()
-            centres = _centres((rows, columns), coarser_grid((rows, columns), view.keep))
-            score = torch.zeros(view.tokens, dtype=torch.float64)
-            score[stride] = 1.0
-            score[centres] = 2.0
-            chosen = score.sort(descending=True, stable=True).indices[: view.keep]
-        return Decision.keep(chosen.to(device).expand(view.units, -1))
+            chosen = torch.cat(
+                [
+                    frame * rows * columns + _spread((rows, columns), share)
+                    for frame, share in zip(_stride(view.frames(), spans).tolist(), shares, strict=True)
+                ]
+            )
+        return Decision.keep(chosen.to(view.indices().device).expand(view.units, -1))
 
 
 @pruner(
@@ -156,9 +157,8 @@ class AveragePooling(OneCut):
         merge[cell, torch.arange(view.tokens)] = 1.0
         merge /= merge.sum(dim=1, keepdim=True)
         device = view.indices().device
-        anchors = _centres((frames, grid[0] * grid[1]), (spans, 1))[:, None] // (grid[0] * grid[1])
-        anchors = (anchors * grid[0] * grid[1] + _centres(grid, cells)).reshape(-1)
-        return Decision((Kept(anchors.to(device), merge=merge.to(device)),) * view.units)
+        anchors = _stride(frames, spans)[:, None] * grid[0] * grid[1] + _centres(grid, cells)
+        return Decision((Kept(anchors.reshape(-1).to(device), merge=merge.to(device)),) * view.units)
 
     @property
     def auto(self) -> bool:
@@ -213,6 +213,23 @@ def coarser_grid(grid: tuple[int, int], keep: int) -> tuple[int, int]:
 
     squarish = [cells for cells in candidates if keeps_shape(cells)]
     return max(squarish or [(1, 1)], key=lambda cells: (cells[0] * cells[1], -abs(cells[0] - cells[1]), cells[0]))
+
+
+def _stride(count: int, keep: int) -> Tensor:
+    """`keep` of `count` places, evenly spaced."""
+    import torch
+
+    return ((torch.arange(keep, dtype=torch.float64) + 0.5) * count / max(1, keep)).long()
+
+
+def _spread(grid: tuple[int, int], keep: int) -> Tensor:
+    """`keep` tokens of one image: the centres of the cells of a coarser grid, then others along the raster."""
+    import torch
+
+    score = torch.zeros(grid[0] * grid[1], dtype=torch.float64)
+    score[_stride(len(score), keep)] = 1.0
+    score[_centres(grid, coarser_grid(grid, keep))] = 2.0
+    return score.sort(descending=True, stable=True).indices[:keep]
 
 
 def _centres(grid: tuple[int, int], cells: tuple[int, int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
@@ -9,6 +10,8 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, LlamaConf
 from benchmarks.scenes.words import vocabulary
 from tokenprune.tasks.scenes.generator import SIZE
 
+MODELS: Final = Path(__file__).parents[2] / "tokenprune" / "models"
+"""Where the checkpoints ship."""
 PATCH: Final = 8
 GRID: Final = SIZE // PATCH
 PATCHES: Final = GRID * GRID

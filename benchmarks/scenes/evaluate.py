@@ -8,16 +8,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tokenprune.tasks.base import Sample
+from tokenprune.tasks.base import Sample, Task
 from tokenprune.tasks.scenes.task import ScenesTask
+from tokenprune.tasks.scenes.video import ScenesVideoTask
+
+TASKS: Final[Mapping[str, Callable[..., Task]]] = {task.name: task for task in (ScenesTask, ScenesVideoTask)}
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,13 @@ class Result:
     count: int
 
 
-def conversation(question: str) -> list[dict[str, Any]]:
-    """The chat messages of one question about one picture."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    return [{"role": "user", "content": content}]
+def conversation(question: str, images: int = 1) -> list[dict[str, Any]]:
+    """The chat messages of one question about one picture, or about the frames of one video."""
+    pictures: list[dict[str, str]] = [{"type": "image"} for _ in range(images)]
+    return [{"role": "user", "content": [*pictures, {"type": "text", "text": question}]}]
 
 
-def batches(task: ScenesTask, size: int) -> Iterator[list[Sample]]:
+def batches(task: Task, size: int) -> Iterator[list[Sample]]:
     """The samples of a task in groups of at most `size`."""
     for start in range(0, len(task), size):
         yield [task[index] for index in range(start, min(start + size, len(task)))]
@@ -69,7 +72,10 @@ def shorten(
 @torch.no_grad()
 def answer(model: Any, processor: Any, samples: list[Sample], ratio: float, generator: torch.Generator) -> list[str]:
     """Greedy answers, with all visual tokens (ratio 1) or a random share of them."""
-    prompts = [processor.apply_chat_template(conversation(s.question), add_generation_prompt=True) for s in samples]
+    prompts = [
+        processor.apply_chat_template(conversation(s.question, len(s.images)), add_generation_prompt=True)
+        for s in samples
+    ]
     images = [list(s.images) for s in samples]
     inputs = processor(images=images, text=prompts, padding=True, return_tensors="pt")
     limit = ScenesTask.max_new_tokens
@@ -98,7 +104,7 @@ def answer(model: Any, processor: Any, samples: list[Sample], ratio: float, gene
     return list(processor.batch_decode(cut, skip_special_tokens=True))
 
 
-def evaluate(model: Any, processor: Any, task: ScenesTask, ratio: float = 1.0, batch: int = 50) -> Result:
+def evaluate(model: Any, processor: Any, task: Task, ratio: float = 1.0, batch: int = 50) -> Result:
     """Accuracy of a model on a task."""
     right: dict[str, float] = defaultdict(float)
     asked: dict[str, int] = defaultdict(int)
@@ -117,17 +123,19 @@ def main() -> None:
     """Measure, print as JSON, and write the card on request."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("model", type=Path)
+    parser.add_argument("--task", choices=TASKS, default=ScenesTask.name)
     parser.add_argument("--count", type=int, default=700)
+    parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--split", default="test")
     parser.add_argument("--pruned", type=float, default=0.06)
     parser.add_argument("--card", action="store_true", help="write MODEL/README.md")
     args = parser.parse_args()
     model = AutoModelForImageTextToText.from_pretrained(args.model).eval()
     processor = AutoProcessor.from_pretrained(args.model)
-    task = ScenesTask(args.split, size=args.count)
-    full = evaluate(model, processor, task)
+    task = TASKS[args.task](args.split, size=args.count)
+    full = evaluate(model, processor, task, batch=args.batch)
     print(json.dumps({"all tokens": full.families, "overall": full.overall, "n": full.count}))
-    pruned = evaluate(model, processor, task, args.pruned)
+    pruned = evaluate(model, processor, task, args.pruned, args.batch)
     line = {f"random {args.pruned:.0%}": pruned.families, "overall": pruned.overall}
     print(json.dumps(line | {"n": pruned.count}))
     if args.card:

@@ -44,7 +44,7 @@ def assemble(stage: VisionStage, language: Path) -> LlavaForConditionalGeneratio
 
 
 def export(work: Path, language: str, target: Path) -> None:
-    """Write to a folder beside `target`, then swap the files in one by one."""
+    """Assemble a checkpoint in a folder beside `target` and put its files there."""
     staging = target.with_name(target.name + ".staging")
     shutil.rmtree(staging, ignore_errors=True)
     stage = load_stage(work / "vision.pt")
@@ -63,6 +63,33 @@ def export(work: Path, language: str, target: Path) -> None:
     stage.clip.save_pretrained(clip)
     build_tokenizer(for_text_tower=True).save_pretrained(clip)
     image_processor().save_pretrained(clip)
+    _swap(staging, target)
+
+
+def export_again(source: Path, language: Path, target: Path) -> None:
+    """Write a checkpoint that differs from an exported one in its language parts only.
+
+    Args:
+        source: The exported checkpoint; all but its model card is taken over.
+        language: Checkpoint of stage 2 or 3 with the language parts.
+        target: Where the new checkpoint goes.
+    """
+    staging = target.with_name(target.name + ".staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(source, staging, ignore=shutil.ignore_patterns("README.md"))
+    model = LlavaForConditionalGeneration.from_pretrained(source)
+    stage = LanguageStage(model)
+    saved = torch.load(language)["model"]
+    # Later stages have heads beside these parts, for training only.
+    stage.load_state_dict({name: saved[name] for name in stage.state_dict()})
+    model.save_pretrained(staging)
+    # What was loaded writes its types into the configuration of every part: the source's own says the same.
+    shutil.copyfile(source / "config.json", staging / "config.json")
+    _swap(staging, target)
+
+
+def _swap(staging: Path, target: Path) -> None:
+    """Put the files of `staging` into `target` one by one, and remove it."""
     for path in sorted(staging.rglob("*")):
         if path.is_file():
             place = target / path.relative_to(staging)

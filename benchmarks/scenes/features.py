@@ -15,6 +15,7 @@ from benchmarks.scenes.configs import PATCHES, WIDTH_VISION
 from benchmarks.scenes.data import EASY_SHARDS, TRAIN_SHARDS, read_shard
 from benchmarks.scenes.vision import VisionStage, to_pixel_values
 from tokenprune.tasks.scenes.generator import Scene
+from tokenprune.tasks.scenes.questions import Question, ask
 
 ORDER: Final = (
     ("validation", 0),
@@ -24,7 +25,7 @@ ORDER: Final = (
 
 @dataclass(frozen=True)
 class FeatureShard:
-    """Features (S, N, D) in half precision, the object table (S, O, 6) and the scenes."""
+    """Features (S, N, D) in half precision, the object tables (S, 1, O, 6) and the scenes."""
 
     features: npt.NDArray[np.float16]
     objects: npt.NDArray[np.float32]
@@ -34,6 +35,13 @@ class FeatureShard:
     def easy(self) -> bool:
         """Whether its pictures have few objects."""
         return max(len(scene.objects) for scene in self.scenes) <= 4
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def ask(self, index: int, family: str, answer: str, rng: np.random.Generator) -> Question | None:
+        """A question about one scene, or None where it allows none."""
+        return ask(self.scenes[index], family, answer, rng)
 
 
 def _path(folder: Path, split: str, number: int) -> Path:
@@ -72,7 +80,7 @@ def read_features(folder: Path, split: str, number: int) -> FeatureShard | None:
     shard = read_shard(folder, split, number)
     if shard is None or not path.exists():
         return None
-    return FeatureShard(np.load(path, mmap_mode="r"), shard.objects, shard.scenes)
+    return FeatureShard(np.load(path, mmap_mode="r"), shard.objects[:, None], shard.scenes)
 
 
 def main() -> None:

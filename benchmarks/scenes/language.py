@@ -115,9 +115,16 @@ class LanguageStage(nn.Module):
         return self.head(hidden[pack.labels != IGNORE])
 
     def loss(
-        self, features: torch.Tensor, kept: torch.Tensor, pack: Pack
+        self, features: torch.Tensor, objects: torch.Tensor, kept: torch.Tensor, pack: Pack
     ) -> tuple[torch.Tensor, dict[str, tuple[float, int]]]:
-        """Mean cross-entropy of the answers; and (right, asked) by family."""
+        """Mean cross-entropy of the answers; and (right, asked) by family.
+
+        Args:
+            features: Features of all patches; (B, N, D).
+            objects: The object tables, for stages that learn from them too.
+            kept: The visual tokens to use; (B, K).
+            pack: The questions.
+        """
         logits = self.logits(features, kept, pack).float()
         labels = pack.labels[pack.labels != IGNORE]
         loss = F.cross_entropy(logits, labels)

@@ -7,7 +7,7 @@ it would be alone. Some questions are follow-ups: they continue behind the answe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,15 +17,19 @@ import torch
 
 from benchmarks.scenes.configs import PATCHES
 from benchmarks.scenes.words import vocabulary
-from tokenprune.tasks.scenes.generator import Scene
-from tokenprune.tasks.scenes.questions import ANSWERS, Question, ask
+from tokenprune.tasks.scenes.questions import Question
 
 VOCABULARY: Final[Mapping[str, int]] = vocabulary()
 PREFIX: Final = 2
 """Tokens in front of the picture: begin and `<user>`."""
 IGNORE: Final = -100
-RARITY: Final[Mapping[str, npt.NDArray[np.float64]]] = {"counting": np.array([0.7, 1.0, 2.0, 4.0, 8.0])}
+RARITY: Final[Mapping[str, npt.NDArray[np.float64]]] = {
+    "counting": np.array([0.7, 1.0, 2.0, 4.0, 8.0]),
+    "moment-counting": np.array([0.7, 1.0, 2.0, 4.0]),
+}
 """How much an answer is preferred where the picture allows it: few pictures have four of a kind."""
+Asker = Callable[[str, str, np.random.Generator], Question | None]
+"""Asks for a family and an answer about one picture or video; None where that is not possible."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +64,31 @@ class Pack:
 
 
 def draw_questions(
-    scene: Scene, weights: npt.NDArray[np.float64], count: int, rng: np.random.Generator
+    ask: Asker,
+    known: Mapping[str, tuple[str, ...]],
+    weights: npt.NDArray[np.float64],
+    count: int,
+    rng: np.random.Generator,
 ) -> list[Question]:
-    """At most `count` different questions; families by `weights`, answers as even as can be."""
-    families = list(ANSWERS)
+    """At most `count` different questions; families by `weights`, answers as even as can be.
+
+    Args:
+        ask: Asks about the picture or video.
+        known: Every answer of every family, in the order of `weights`.
+        weights: How often each family is asked.
+        count: How many questions to draw.
+        rng: Source of every choice.
+    """
+    families = list(known)
     seen: set[str] = set()
     questions: list[Question] = []
     for number in rng.choice(len(families), size=2 * count, p=weights):
         family = families[number]
-        answers = ANSWERS[family]
+        answers = known[family]
         # A random order; where some answers are rarely possible, those tend to come first.
         order = np.argsort(rng.exponential(size=len(answers)) / RARITY.get(family, 1.0))
         for choice in order:
-            question = ask(scene, family, answers[choice], rng)
+            question = ask(family, answers[choice], rng)
             if question is None:
                 continue
             if question.text not in seen:
@@ -84,8 +100,10 @@ def draw_questions(
     return questions
 
 
-def pack_questions(batch: Sequence[Sequence[Question]], rng: np.random.Generator, follow_up: float = 0.1) -> Pack:
-    """Lay out the questions of every picture; a share of them as second turns."""
+def pack_questions(
+    batch: Sequence[Sequence[Question]], rng: np.random.Generator, follow_up: float = 0.1, visual: int = PATCHES
+) -> Pack:
+    """Lay out the questions of every picture or video of `visual` tokens; a share of them as second turns."""
     rows: list[list[tuple[int, int, int, int]]] = []
     families: list[list[str]] = []
     spans: list[list[tuple[int, int]]] = []
@@ -100,7 +118,7 @@ def pack_questions(batch: Sequence[Sequence[Question]], rng: np.random.Generator
             if number % 2 and rng.random() < follow_up:
                 words = [user, *words]
             else:
-                position, chain = PREFIX + PATCHES, chain + 1
+                position, chain = PREFIX + visual, chain + 1
             tokens = [*words, VOCABULARY["<assistant>"], *reply]
             targets = [IGNORE] * len(words) + [*reply, IGNORE]
             start = len(row) + len(words)
@@ -112,7 +130,7 @@ def pack_questions(batch: Sequence[Sequence[Question]], rng: np.random.Generator
         families.append([question.family for question in questions])
         spans.append(places)
     longest = max(len(row) for row in rows)
-    filler = (VOCABULARY["<pad>"], PREFIX + PATCHES, IGNORE, -1)
+    filler = (VOCABULARY["<pad>"], PREFIX + visual, IGNORE, -1)
     table = torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
     return Pack(*table.unbind(-1), families, spans)
 

@@ -1,4 +1,4 @@
-"""The phases that made the shipped model, in order.
+"""The phases that made the shipped models, in order.
 
 They were set by looking at the validation accuracy of every family: what lagged was asked more often.
 Weights are in the order of the task's families: existence, colour, shape, counting, digit, position,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from benchmarks.scenes.films import VISUAL
 from benchmarks.scenes.train_language import Phase
 
 VISION_STEPS: Final = 1150
@@ -36,6 +37,25 @@ PHASES: Final = (
             warmup=20,
             weights=(1.0, 0.6, 0.8, 3.0, 1.3, 1.5, 1.0),
             decay_from=0.35,
+        ),
+    ),
+)
+
+VIDEO_WEIGHTS: Final = (1.5, 1.5, 1.0, 1.5, 1.0)
+"""In the order of moment-position, moment-counting, movement, direction, change."""
+VIDEO_PHASES: Final = (
+    ("v1", Phase(steps=900, kept=64, batch=8, warmup=30, every=100, weights=VIDEO_WEIGHTS)),
+    (
+        "v2",
+        Phase(
+            steps=130,
+            kept=VISUAL,
+            batch=4,
+            questions=16,
+            warmup=10,
+            weights=VIDEO_WEIGHTS,
+            decay_from=0.3,
+            every=45,
         ),
     ),
 )

@@ -15,15 +15,16 @@ from typing import Final
 
 import torch
 
+from benchmarks.scenes.configs import MODELS
 from benchmarks.scenes.export import export
 from benchmarks.scenes.recipe import PHASES, VISION_DECAY, VISION_STEPS
-from benchmarks.scenes.train_language import run_phase
+from benchmarks.scenes.train_language import picture_pool, run_phase
 
 HERE: Final = Path(__file__).parent
-MODEL: Final = HERE.parents[1] / "tokenprune" / "models" / "scenes"
+MODEL: Final = MODELS / "scenes"
 
 
-def _module(name: str, *arguments: str) -> None:
+def run_module(name: str, *arguments: str) -> None:
     """Run a step as a process of its own, so that its memory is given back."""
     subprocess.run([sys.executable, "-m", f"benchmarks.scenes.{name}", *arguments], check=True)
 
@@ -37,19 +38,19 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     work = str(args.work)
-    _module("data", work)
+    run_module("data", work)
     # A finished vision stage returns at once: its checkpoint says how far it is.
-    _module("train_vision", work, "--steps", str(VISION_STEPS), "--decay", str(VISION_DECAY))
-    _module("features", work)
+    run_module("train_vision", work, "--steps", str(VISION_STEPS), "--decay", str(VISION_DECAY))
+    run_module("features", work)
     before: str | None = None
     for number, (name, phase) in enumerate(PHASES):
         if not (args.work / f"{name}.pt").exists():
-            run_phase(args.work, name, phase, before, seed=number)
+            run_phase(args.work, name, phase, before, number, picture_pool(args.work))
         before = name
     assert before is not None
     export(args.work, before, args.model)
     shutil.copyfile(args.work / "log.jsonl", HERE / "training-log.jsonl")
-    _module("evaluate", str(args.model), "--count", "4200", "--card")
+    run_module("evaluate", str(args.model), "--count", "4200", "--card")
 
 
 if __name__ == "__main__":

@@ -63,11 +63,14 @@ class PatchTargets:
     present: torch.Tensor
 
 
-def patch_targets(objects: torch.Tensor) -> PatchTargets:
-    """Targets from the object table (B, O, 6)."""
-    kind, colour, value, x, y, radius = objects.unbind(-1)
+def patch_owners(objects: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Which object every patch shows, from the object table (B, O, 6).
+
+    Returns:
+        The nearest object, whether the patch lies outside of it, and whether it holds a centre; all (B, N).
+    """
+    kind, _, _, x, y, radius = objects.unbind(-1)
     real = kind >= 0
-    name = torch.where(value >= 0, len(SHAPES) + value, kind).long()
     centres = (torch.arange(GRID) + 0.5) * PATCH
     px, py = centres.repeat(GRID), centres.repeat_interleave(GRID)
     distance = torch.hypot(px - x[..., None], py - y[..., None])
@@ -79,7 +82,16 @@ def patch_targets(objects: torch.Tensor) -> PatchTargets:
     distance = distance.masked_fill(is_anchor, -1.0)
     nearest, owner = distance.min(dim=1)
     reach = radius.gather(1, owner)
-    outside = nearest > reach
+    return owner, nearest > reach, is_anchor.any(1)
+
+
+def patch_targets(objects: torch.Tensor) -> PatchTargets:
+    """Targets from the object table (B, O, 6)."""
+    kind, colour, value, x, y, _ = objects.unbind(-1)
+    real = kind >= 0
+    name = torch.where(value >= 0, len(SHAPES) + value, kind).long()
+    column, row = (x / PATCH).long(), (y / PATCH).long()
+    owner, outside, anchor = patch_owners(objects)
 
     def of_owner(values: torch.Tensor) -> torch.Tensor:
         return values.long().gather(1, owner).masked_fill(outside, IGNORE)
@@ -95,7 +107,7 @@ def patch_targets(objects: torch.Tensor) -> PatchTargets:
         of_owner(colour),
         of_owner(column),
         of_owner(row),
-        is_anchor.any(1).float(),
+        anchor.float(),
         present,
     )
 

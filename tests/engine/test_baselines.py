@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.models import IMAGE, batch, prompt, random_llava
+from tests.engine.models import IMAGE, TOKENS, batch, prompt, random_llava
 from tokenprune.baselines import GridPruning, RandomPruning, coarser_grid
 from tokenprune.engine import pruned
 
@@ -70,6 +70,15 @@ def test_grid_keeps_exactly_k_and_spreads(model: Any, keep: int, spacing: Any) -
     assert len({unit.indices for unit in units}) == 1
     if keep == 4 and spacing == "cells":
         assert units[0].indices == (5, 7, 13, 15)
+
+
+@pytest.mark.parametrize(("keep", "counts"), [(2, [1, 1]), (8, [4, 4]), (18, [9, 9]), (20, [10, 10])])
+def test_grid_shares_a_video_among_its_frames(model: Any, keep: int, counts: list[int]) -> None:
+    video = batch([prompt(7, images=2)])
+    with pruned(model, GridPruning(), tokens=keep, frames=True) as session:
+        model(**video)
+    (unit,) = session.last.units
+    assert [sum(index // TOKENS == frame for index in unit.indices) for frame in range(2)] == counts
 
 
 def test_pooling_averages_the_embeddings(model: Any) -> None:

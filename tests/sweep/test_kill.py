@@ -44,7 +44,8 @@ def command(workshop: Workshop, directory: Path, tmp_path: Path) -> list[str]:
     gate.touch()
     pruners = ["grid", {"name": "first", "options": {"gate": str(gate)}}, "random"]
     config = tmp_path / "sweep.yaml"
-    config.write_text(json.dumps(workshop.data(pruners=pruners, budgets=[4], executor="local")), encoding="utf-8")
+    data = workshop.data(pruners=pruners, budgets=[4], executor="local", share=1)
+    config.write_text(json.dumps(data), encoding="utf-8")
     return [sys.executable, "-m", "tests.sweep.run_one", str(config), str(directory)]
 
 
