@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from tests.cli.commands import Commands
+from tests.sweep.test_identity import CELL
 from tokenprune.cli.board import Board
 from tokenprune.cli.display import JsonLines, Lines, sweep_display
 from tokenprune.cli.output import Output, ProgressForm
@@ -23,29 +24,8 @@ PLACE = (Path("run"), "id")
 
 
 def cell(pruner: str, ratio: float | None, *, task: str = "scenes", seed: int = 0) -> Cell:
-    return Cell(
-        model="scenes",
-        model_digest="m",
-        task=task,
-        task_version="1",
-        task_digest="t",
-        task_options={},
-        samples=8,
-        pruner=pruner,
-        label=pruner,
-        options={},
-        distribution="tokenprune",
-        distribution_version="1",
-        budget_ratio=ratio,
-        budget_tokens=None,
-        account="kept",
-        seed=seed,
-        dtype="float32",
-        attention="sdpa",
-        positions=None,
-        batch_size=4,
-        max_new_tokens=3,
-    )
+    facts = {"task": task, "pruner": pruner, "label": pruner, "budget_ratio": ratio, "seed": seed}
+    return replace(CELL, **facts, options={}, samples=8, lens={}, efficiency={}, reference=None)
 
 
 NONE, RANDOM, HALF = cell("none", None), cell("random", 0.25), cell("random", 0.5)

@@ -8,30 +8,12 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli.commands import environment, process
-
-DEADLINE_S = 240.0
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, f"no {what} within {DEADLINE_S} s"
-        time.sleep(0.1)
-
-
-def alive(pid: int) -> bool:
-    """True for a process that still runs (a dead one that nobody has waited for yet does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+from tests.processes import DEADLINE_S, alive, wait_for
 
 
 def heeding() -> None:

@@ -7,34 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.processes import DEADLINE_S, alive, wait_for
 from tests.sweep.fixtures import Workshop
 from tokenprune.sweep import Ledger
 from tokenprune.sweep.ledger import read_jsonl
-
-DEADLINE_S = 200.0
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, f"no {what} within {DEADLINE_S} s"
-        time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    """True for a process that still runs (a dead one that nobody has waited for yet does not)."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 @pytest.fixture

@@ -13,21 +13,20 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.processes import wait_for
 from tests.sweep.fixtures import Workshop
 from tests.tracking import compose
 from tokenprune.sweep import Ledger
 
 AWAY_S = 20.0
 """How long the tracking server is gone."""
-
-DEADLINE_S = 240.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -36,13 +35,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, f"no {what} within {DEADLINE_S} s"
-        time.sleep(0.1)
 
 
 def program(name: str) -> str:
@@ -124,6 +116,7 @@ def test_everything_dies_once(workshop: Workshop, database: str, tmp_path: Path)
         efficiency=False,
         lens=False,
         overlays=1,
+        share=2,
     )
     path, directory, port = tmp_path / "sweep.yaml", tmp_path / "run", free_port()
     path.write_text(json.dumps(data), encoding="utf-8")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.sweep.test_identity import CELL
 from tokenprune.sweep.plan import Cell
 from tokenprune.tracking.facts import Look
 from tokenprune.tracking.slices import ANSWER_RUNS, CHART_RUNS, Slice, slices_of, subject_of
@@ -22,29 +25,15 @@ def cell(
     seed: int = 0,
 ) -> Cell:
     ratio, tokens = (budget, None) if isinstance(budget, float) else (None, budget)
-    return Cell(
-        model=model,
-        model_digest="m",
-        task=task,
-        task_version="1",
-        task_digest="t",
-        task_options=options or {},
-        samples=8,
-        pruner=pruner,
-        label=pruner,
-        options={},
-        distribution="tokenprune",
-        distribution_version="1",
-        budget_ratio=ratio,
-        budget_tokens=tokens,
-        account="kept",
-        seed=seed,
-        dtype="float32",
-        attention="sdpa",
-        positions=None,
-        batch_size=1,
-        max_new_tokens=4,
-    )
+    facts = {
+        "model": model,
+        "task": task,
+        "task_options": options or {},
+        "pruner": pruner,
+        "label": pruner,
+        "seed": seed,
+    }
+    return replace(CELL, **facts, budget_ratio=ratio, budget_tokens=tokens, options={}, reference=None)
 
 
 def plan(pruners: int, budgets: int, tasks: int, models: int, seeds: int) -> list[Cell]:
