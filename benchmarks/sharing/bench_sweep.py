@@ -41,9 +41,9 @@ def main() -> None:
         config = config.model_copy(update={"limit": arguments.limit})
     with tempfile.TemporaryDirectory() as scratch:
         folders = {name: Path(scratch) / name for name in ("apart", "sequential", "shared")}
-        apart = run_apart(config, folders["apart"])
-        sequential = run_in_one(config.model_copy(update={"share": 1}), folders["sequential"])
         shared = run_in_one(config, folders["shared"])
+        sequential = run_in_one(config.model_copy(update={"share": 1}), folders["sequential"])
+        apart = run_apart(config, folders["apart"])
         found = {name: answers(folder) for name, folder in folders.items()}
         cells = len(found["apart"])
     summary = {
@@ -84,7 +84,7 @@ def run_in_one(config: SweepConfig, directory: Path) -> dict[str, Any]:
     started = time.perf_counter()
     told = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds = time.perf_counter() - started
-    outcome = json.loads(told.stdout)
+    outcome = json.loads(told.stdout)["sweep"]
     return {"seconds": seconds, "tracking_wait_s": outcome["tracking_wait_s"], "tracking_s": outcome["tracking_s"]}
 
 
