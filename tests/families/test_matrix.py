@@ -85,7 +85,7 @@ def test_the_ends_of_the_range_stand_below_the_reasons() -> None:
     assert text.endswith("| 5.1.0 | 2.9.0 | abc | 7 | 2 | 0 | 1 | 40 | 3 | 0 |\n")
 
 
-def test_the_recorded_ends_are_those_of_the_tested_range_and_nothing_failed_there() -> None:
+def test_nothing_failed_at_the_recorded_ends() -> None:
     ends = recorded_ends()
     if not ends:
         pytest.skip("no end of the range is recorded: make range")
