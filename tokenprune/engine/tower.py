@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -41,6 +42,7 @@ class TowerHooks:
         self._chunk = chunk
         self._memo = memo
         self._door: Door | None = None
+        self._projector_door: Door | None = None
         self._rows: TowerRows | None = None
         """Rows that enter the next encoder layer, once something was cut inside the tower."""
         self._places: list[Tensor] | None = None
@@ -54,9 +56,9 @@ class TowerHooks:
         while self._doors:
             self._doors[-1].remove()
             self._doors = self._doors[:-1]
-        if self._door is not None:
-            self._door.remove()
-            self._door = None
+        for door in filter(None, (self._door, self._projector_door)):
+            door.remove()
+        self._door = self._projector_door = None
 
     def install(self) -> list[RemovableHandle]:
         """Register the hooks."""
@@ -66,7 +68,7 @@ class TowerHooks:
             self._vision.projector.register_forward_hook(self._after_projector),
         ]
         if self._memo is not None:
-            self._door = Door(self._vision.tower)
+            self._door, self._projector_door = Door(self._vision.tower), Door(self._vision.projector)
         if "tower" in self._pruner.spec.sites:
             self._doors = tuple(Door(layer) for layer in self._vision.layers)
         looked_into = "encoder_attention" in self._pruner.needs or "tower" in self._pruner.spec.sites
@@ -226,6 +228,8 @@ class TowerHooks:
         self._rows = None
         stop = _stop_at(chunk, "encoder")
         if stop is None:
+            if self._places is None:
+                self._share_projector()
             return None
         started = time.perf_counter()
         selections, _ = self._decide(chunk, stop)
@@ -251,6 +255,12 @@ class TowerHooks:
         for index, place in enumerate(places):
             full[index, place] = output[index, : len(place)]
         return full
+
+    def _share_projector(self) -> None:
+        """Let the coming call of a projector that reads every row be answered from the memo."""
+        door, memo = self._projector_door, self._memo
+        if door is not None and memo is not None:
+            door.redirect(functools.partial(memo.features, "projector", door.forward, None))
 
     def _decide(self, chunk: Chunk, stop: Stop) -> tuple[list[tuple[Unit, Kept]], Decision]:
         """Ask about every image, and note the answers."""
