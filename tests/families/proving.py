@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from tokenprune.engine import pruned
 from tokenprune.engine.layout import find_images
 from tokenprune.models.loading import parts_of
 from tokenprune.pruner import Pruner, PruneRecord
-from tokenprune.testing.conformance.masking import gone_by_layer, masked
+from tokenprune.testing.conformance.masking import gone_by_layer, masked, masks_changed
 
 Zoo = Callable[..., Built]
 """A family by name, and by the kernel of its text model where that is not `sdpa`."""
@@ -190,36 +190,18 @@ def weights_by_layer(built: Built, inputs: Any, record: PruneRecord) -> Tensor:
 @contextlib.contextmanager
 def weighted(built: Built, added: Tensor) -> Iterator[None]:
     """Inside `masked`: every layer adds the weights (L, B, S) to the logits of the keys of the prompt."""
-    parts = parts_of(built.model)
-    seen = 0
 
-    def count(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        nonlocal seen
-        cache = kwargs.get("past_key_values")
-        seen = kwargs["inputs_embeds"].shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+    def change(layer: int, rows: int, seen: int, mask: Tensor) -> Tensor:
+        lowest = torch.finfo(torch.float32).min
+        if mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape).masked_fill(~mask, lowest)
+        total = torch.zeros(added.shape[1], seen)
+        total[:, : added.shape[2]] = added[layer]
+        wide = total[:, None, None, -mask.shape[-1] :]  # a window holds the last keys
+        return torch.where(mask <= lowest, mask, mask + wide)
 
-    def hook(layer: int) -> Any:
-        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            mask = kwargs["attention_mask"]
-            lowest = torch.finfo(torch.float32).min
-            if mask.dtype == torch.bool:
-                mask = torch.zeros(mask.shape).masked_fill(~mask, lowest)
-            total = torch.zeros(added.shape[1], seen)
-            total[:, : added.shape[2]] = added[layer]
-            wide = total[:, None, None, -mask.shape[-1] :]  # a window holds the last keys
-            return args, {**kwargs, "attention_mask": torch.where(mask <= lowest, mask, mask + wide)}
-
-        return run
-
-    handles = [parts.text.register_forward_pre_hook(count, with_kwargs=True)]
-    handles += [
-        layer.register_forward_pre_hook(hook(index), with_kwargs=True) for index, layer in enumerate(parts.layers)
-    ]
-    try:
+    with masks_changed(parts_of(built.model), change):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager

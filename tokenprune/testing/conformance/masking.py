@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,30 @@ def gone_by_layer(parts: Parts, inputs: Mapping[str, Any], record: PruneRecord) 
 @contextlib.contextmanager
 def masked(parts: Parts, gone: Tensor) -> Iterator[None]:
     """The stock model, cache and all, in which every layer masks the keys that are gone for it."""
+
+    def change(layer: int, rows: int, seen: int, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            mask = torch.ones(rows, seen, dtype=torch.bool, device=gone.device).tril(seen - rows)[None, None]
+        out = torch.zeros(gone.shape[1], seen, dtype=torch.bool, device=gone.device)
+        out[:, : gone.shape[2]] = gone[layer]
+        out = out[:, None, None, -mask.shape[-1] :]
+        if mask.dtype == torch.bool:
+            mask = mask & ~out
+            return mask | ~mask.any(-1, keepdim=True)  # a row that sees nothing is one that nobody reads
+        return mask.masked_fill(out, torch.finfo(mask.dtype).min)
+
+    with masks_changed(parts, change):
+        yield
+
+
+@contextlib.contextmanager
+def masks_changed(parts: Parts, change: Callable[[int, int, int, Any], Tensor]) -> Iterator[None]:
+    """The stock model, in which every decoder layer runs with another attention mask.
+
+    Args:
+        parts: The model.
+        change: Makes the mask from the layer's index, its rows, the tokens seen so far and these, and its own mask.
+    """
     seen = 0
 
     def count(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
@@ -41,18 +65,7 @@ def masked(parts: Parts, gone: Tensor) -> Iterator[None]:
 
     def hook(layer: int) -> Any:
         def run(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            rows, mask = args[0].shape[1], kwargs["attention_mask"]
-            if mask is None:
-                mask = torch.ones(rows, seen, dtype=torch.bool, device=gone.device).tril(seen - rows)[None, None]
-            out = torch.zeros(gone.shape[1], seen, dtype=torch.bool, device=gone.device)
-            out[:, : gone.shape[2]] = gone[layer]
-            out = out[:, None, None, -mask.shape[-1] :]
-            if mask.dtype == torch.bool:
-                mask = mask & ~out
-                mask = mask | ~mask.any(-1, keepdim=True)  # a row that sees nothing is one that nobody reads
-            else:
-                mask = mask.masked_fill(out, torch.finfo(mask.dtype).min)
-            return args, {**kwargs, "attention_mask": mask}
+            return args, {**kwargs, "attention_mask": change(layer, args[0].shape[1], seen, kwargs["attention_mask"])}
 
         return run
 
