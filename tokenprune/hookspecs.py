@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PROJECT = "tokenprune"
 #: Version of the hooks below. It grows when a hook or an argument is added; a plugin that relies on one may say so
 #: with a module attribute `TOKENPRUNE_API = <version>`, and is then refused by name where the host is too old.
-API_VERSION = 1
+API_VERSION = 2
 #: The oldest version that still works; it grows only when a hook or an argument is taken away.
 OLDEST_API_VERSION = 1
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -65,7 +65,7 @@ def register_commands(app: typer.Typer) -> None:
 
 @hookspec
 def on_sweep_start(event: SweepStarted) -> None:
-    """A sweep begins or continues; called in the parent before any worker starts."""
+    """A sweep begins or continues; called in the parent while the first workers start."""
 
 
 @hookspec
@@ -81,6 +81,14 @@ def on_cell_end(event: CellEnded) -> None:
 @hookspec
 def on_cell_error(event: CellFailed) -> None:
     """A cell failed; its error is on disk."""
+
+
+@hookspec
+def write_report(event: SweepEnded) -> None:
+    """No cell is running any more: write what is made of the results into `event.directory / "report"`.
+
+    Called before `on_sweep_end`, so that trackers find the files; new in version 2.
+    """
 
 
 @hookspec

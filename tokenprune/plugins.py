@@ -31,6 +31,7 @@ DEFAULT_PLUGINS = (
     "tokenprune.models",
     "tokenprune.tasks",
     "tokenprune.sweep.executors",
+    "tokenprune.report.listener",
     "tokenprune.tracking.jsonl_tracker",
     "tokenprune.tracking.mlflow_tracker",
 )

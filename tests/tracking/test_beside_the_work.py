@@ -59,6 +59,64 @@ def test_a_slow_tracker_holds_up_no_cell(workshop: Workshop, tmp_path: Path) -> 
     assert outcome.to_json()["tracking_s"] == outcome.tracking_s
 
 
+def test_workers_start_while_a_tracker_opens_its_store(workshop: Workshop, tmp_path: Path) -> None:
+    order: list[str] = []
+    begun = threading.Event()
+
+    class Opening:
+        @hookimpl
+        def on_sweep_start(self, event: SweepStarted) -> None:
+            order.append("opened" if begun.wait(60) else "opened before any cell")
+
+    def display(event: Any) -> None:
+        if isinstance(event, CellEnded):
+            order.append(event.cell.name)
+            begun.set()
+
+    host = load_host(defaults=PLAIN)
+    host.add(Opening(), "opening")
+    config = workshop.config(pruners=["first"], budgets=[4], efficiency=False, lens=False)
+    run_sweep(config, directory=tmp_path / "run", host=host, display=display)
+    assert order[0] == "none/toy@all"
+    assert "opened" in order
+
+
+def test_reports_are_there_before_trackers_hear_of_the_end(
+    workshop: Workshop, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a stranger's; and what is in the folder is in MLflow."""
+    found: list[str] = []
+
+    class Author:
+        @hookimpl
+        def write_report(self, event: SweepEnded) -> None:
+            assert threading.current_thread().name != "tokenprune-listeners"
+            (event.directory / "report" / "mine.tex").write_text(event.status, encoding="utf-8")
+
+        @hookimpl
+        def on_sweep_end(self, event: SweepEnded) -> None:
+            found.extend(path.name for path in (event.directory / "report").iterdir())
+
+    host = load_host()
+    host.add(Author(), "author")
+    config = workshop.config(pruners=["first"], budgets=[4], efficiency=False)
+    outcome = run_sweep(config, directory=directory, host=host)
+    assert outcome.problems == ()
+    assert {"mine.tex", "report.html", "leaderboard.json"} <= set(found)
+    client = MlflowClient(tracking_uri=outcome.tracking_uri)
+    (summary,) = client.search_runs([outcome.experiment_id], "tags.`tokenprune.kind` = 'summary'")
+    assert {"mine.tex", "report.html"} <= {file.path for file in client.list_artifacts(summary.info.run_id)}
+
+
+def test_the_report_needs_no_tracker(workshop: Workshop, tmp_path: Path) -> None:
+    host = load_host(defaults=(*PLAIN, "tokenprune.report.listener"))
+    config = workshop.config(pruners=["first"], budgets=[4], efficiency=False)
+    outcome = run_sweep(config, directory=tmp_path / "run", host=host)
+    assert outcome.problems == ()
+    assert (tmp_path / "run" / "report" / "report.html").is_file()
+    assert not (tmp_path / "run" / "mlflow.db").exists()
+
+
 def test_an_event_reads_one_cell_only(
     finished: FinishedSweep, tmp_path: Path, migrated_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,8 +32,11 @@ from tokenprune.report.text import NOTHING, interval
 from tokenprune.report.viewer import kept_tokens
 from tokenprune.sweep.ledger import write_bytes, write_json, write_text
 
+FOLDER = "report"
+"""Name of the folder in the sweep directory that holds all that is made of the results."""
+
 PAGE = "report.html"
-"""Name of the page in the folder `report`."""
+"""Name of the page in it."""
 
 _HARDEST = 20
 """Questions that are listed as lost by most cells."""
@@ -72,7 +75,7 @@ def write_report(directory: str | Path, board: Leaderboard | None = None) -> Pat
     data = read_sweep(directory)
     board = board or leaderboard(data)
     pairs = pair_tables(data)
-    folder = data.ledger.directory / "report"
+    folder = data.ledger.directory / FOLDER
     folder.mkdir(exist_ok=True)
     write_text(folder / "leaderboard.md", markdown_report(board))
     write_json(folder / "leaderboard.json", board.to_json())

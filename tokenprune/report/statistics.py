@@ -104,10 +104,16 @@ def sign_flip_p(differences: Numbers, clusters: Clusters, *, seed: int = 0) -> f
     Raises:
         ValueError: There are no differences, or the two differ in length.
     """
+    totals = _by_cluster(differences, clusters)
+    return _flipped(tuple(totals[totals != 0.0].tolist()), seed)
+
+
+@lru_cache(maxsize=4096)  # the same comparison stands in several tables, and in the report and on the screen
+def _flipped(differing: tuple[float, ...], seed: int) -> float:
+    """The p-value of the sums of the pictures that differ."""
     from scipy.stats import binomtest
 
-    totals = _by_cluster(differences, clusters)
-    totals = totals[totals != 0.0]
+    totals = np.array(differing)
     count = len(totals)
     if count == 0:
         return 1.0

@@ -22,8 +22,8 @@ _HOOKS: Mapping[type, str] = {
 class Listeners:
     """Calls the life-cycle hooks of all plugins.
 
-    A tracker that is slow, or whose server is away, holds up no cell. The first and the last event are waited for: a
-    store is ready before any worker starts, and complete before the sweep returns.
+    A tracker that is slow, or whose server is away, holds up no cell: workers start while it opens its store. Only the
+    last event is waited for, so that a store is complete before the sweep returns.
 
     Args:
         host: Plugins.
@@ -36,7 +36,7 @@ class Listeners:
         self.seconds = 0.0
         """Time that went into the hooks so far, most of it beside the work."""
         self.waited = 0.0
-        """Time that the sweep waited for them."""
+        """Time that the sweep waited for them at its end."""
         # a daemon: whoever interrupts the wait for a lost server leaves at once
         threading.Thread(target=self._serve, name="tokenprune-listeners", daemon=True).start()
 
@@ -46,13 +46,17 @@ class Listeners:
         return tuple(dict.fromkeys(self._problems))
 
     def tell(self, event: Tracked) -> None:
-        """Call the event's hook in every plugin; returns at once, but for the first and the last event of a sweep."""
+        """Call the event's hook in every plugin; returns at once, but for the last event of a sweep."""
         told = threading.Event()
         began = time.perf_counter()
         self._events.put((event, told))
-        if isinstance(event, SweepStarted | SweepEnded):
+        if isinstance(event, SweepEnded):
             told.wait()
         self.waited += time.perf_counter() - began
+
+    def write_reports(self, event: SweepEnded) -> None:
+        """Let every plugin write its report, in the caller's thread: trackers may still have cells to log."""
+        self._problems += self._host.emit("write_report", event)
 
     def _serve(self) -> None:
         while True:

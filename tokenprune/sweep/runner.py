@@ -56,7 +56,7 @@ class SweepOutcome:
         skipped: Cells that were finished before this invocation.
         seconds: Wall time of this invocation.
         tracking_s: Time that trackers took, most of it in a thread beside the work.
-        tracking_wait_s: Time that the sweep waited for trackers, at its start and at its end.
+        tracking_wait_s: Time that the sweep waited for trackers, at its end.
         tracking: What the trackers said about where their view is (`uri`, `experiment_id`, `experiment`, ...).
         problems: What went wrong in trackers and other plugins, one line each.
         changes: Why cells that were planned before are new ones now, a sentence each.
@@ -216,6 +216,8 @@ class _Run:
             seconds=time.perf_counter() - started,
             tracking_s=self._listeners.seconds if self._listeners is not None else 0.0,
         )
+        if self._listeners is not None:
+            self._listeners.write_reports(ended)
         self._emit(ended)
         if stopped is not None and not isinstance(stopped, KeyboardInterrupt):
             raise stopped

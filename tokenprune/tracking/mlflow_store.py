@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tokenprune.report import leaderboard, markdown_table, write_report
-from tokenprune.report.page import PAGE
+from tokenprune.report import leaderboard, markdown_table
+from tokenprune.report.page import FOLDER, PAGE
 from tokenprune.report.reading import SweepData, read_sweep
 from tokenprune.sweep.config import REFERENCE
 from tokenprune.sweep.files import read_json, write_json
@@ -49,6 +49,7 @@ class MlflowStore:
     def __init__(self, data: SweepData) -> None:
         self._data = data
         self._directory = data.ledger.directory
+        self._report = self._directory / FOLDER
         make_client = client_class()  # it sets the levels of mlflow's loggers, so it comes before `_quiet`
         given = os.environ.get("MLFLOW_TRACKING_URI", "")
         uri = given or f"sqlite:///{self._directory / 'mlflow.db'}"
@@ -114,9 +115,7 @@ class MlflowStore:
             The run's id.
         """
         data = self._data
-        board = leaderboard(data)
-        page = write_report(self._directory, board)
-        table = markdown_table(board)
+        table = markdown_table(leaderboard(data))
         for run in self._runs.find("summary"):
             self._client.delete_run(run.info.run_id)
         tags = {
@@ -131,7 +130,8 @@ class MlflowStore:
         counts = {f"sweep/{state}": float(states.count(state)) for state in ("done", "failed", "refused", "pending")}
         params = {"models": ", ".join(data.header.config["models"]), "cells": str(len(states))}
         self._runs.log(run_id, params, {**counts, "sweep/seconds": seconds})
-        self._client.log_artifacts(run_id, str(page.parent))
+        if self._report.is_dir():
+            self._client.log_artifacts(run_id, str(self._report))
         for name in ("sweep.json", "env.json"):
             self._client.log_artifact(run_id, str(self._directory / name))
         self._client.set_terminated(run_id, "FAILED" if status == "interrupted" else "FINISHED")
@@ -166,7 +166,8 @@ class MlflowStore:
                 if len(found) > 1:
                     run_ids = [str(run.info.run_id) for run in found]
                     addresses[f"Compare runs: {part.title}"] = compare_link(experiment_id, run_ids)
-            addresses["Report"] = artifact_link(experiment_id, summary_run, PAGE)
+            if (self._report / PAGE).is_file():
+                addresses["Report"] = artifact_link(experiment_id, summary_run, PAGE)
         return addresses
 
     def _experiment(self, uri: str, *, own: bool) -> Place:

@@ -31,7 +31,7 @@ PROBE_S = 5.0
 
 @hookimpl
 def on_sweep_start(event: SweepStarted) -> None:
-    """Open and migrate the store before any worker starts, and log what an earlier process finished but did not log."""
+    """Open and migrate the store, and log what an earlier process finished but did not log."""
     from tokenprune.tracking.mlflow_store import open_store
 
     _health_file(event.directory).unlink(missing_ok=True)
@@ -59,7 +59,7 @@ def on_cell_error(event: CellFailed) -> None:
 
 @hookimpl
 def on_sweep_end(event: SweepEnded) -> None:
-    """Log what is missing, write the report and the summary run.
+    """Log what is missing, and the summary run with the report.
 
     Raises:
         PrerequisiteError: The store failed during the sweep, and still does.
@@ -92,10 +92,12 @@ def replay(directory: str | Path) -> int:
     Raises:
         ConfigError: The directory holds no sweep.
     """
+    from tokenprune.report import write_report
     from tokenprune.tracking.mlflow_store import open_store
 
     place = Path(directory).resolve()
     with _health(place):
+        write_report(place)
         store = open_store(place)
         store.announce()
         logged = store.reconcile()
