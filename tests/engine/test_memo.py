@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.engine.models import batch, prompt, random_llava
 from tests.engine.pruners import Averaging, ByContent, Ragged, Reaching
 from tokenprune.engine import PrefillMemo, pruned
+from tokenprune.engine.probe import PROBE
 from tokenprune.plugins import load_host
 from tokenprune.pruner import Pruner
 
@@ -51,8 +52,10 @@ def model(request: pytest.FixtureRequest) -> Any:
     return random_llava(request.param)
 
 
-def said(model: Any, name: str, memo: PrefillMemo | None, inputs: Any = INPUTS, **options: Any) -> Any:
-    with pruned(model, PRUNERS[name], ratio=0.5, memo=memo, host=HOST) as session:
+def said(
+    model: Any, name: str, memo: PrefillMemo | None, inputs: Any = INPUTS, *, ratio: float = 0.5, **options: Any
+) -> Any:
+    with pruned(model, PRUNERS[name], ratio=ratio, memo=memo, host=HOST) as session:
         out = model.generate(
             **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True, **options
         )
@@ -115,6 +118,20 @@ def test_the_encoder_and_the_layers_before_a_cut_run_once(model: Any) -> None:
         assert runs[f"decoded in layer {begins}"] == 3, name
 
 
+@pytest.mark.parametrize("name", ["attends", "iwp", "looks"])
+def test_what_a_pruner_looks_at_is_projected_once(model: Any, name: str) -> None:
+    memo = PrefillMemo()
+    said(model, "none", memo)  # ran the encoder
+    with probed(model) as first:
+        said(model, name, memo)
+    with probed(model) as again:
+        for ratio in (0.5, 0.25, 0.1):
+            said(model, name, memo, ratio=ratio)
+    assert first.total() > 0
+    assert again.total() == 0
+    equal(said(model, name, memo, ratio=0.25), said(model, name, None, ratio=0.25))
+
+
 def test_the_model_is_restored_and_the_memo_outlives_a_failure(model: Any) -> None:
     memo = PrefillMemo()
     model(**INPUTS)  # transformers notes at the first run that its own hooks are there
@@ -130,6 +147,31 @@ def test_the_model_is_restored_and_the_memo_outlives_a_failure(model: Any) -> No
 
 def fail(module: Any, args: Any) -> None:
     raise RuntimeError("stop")
+
+
+@contextlib.contextmanager
+def probed(model: Any) -> Iterator[Counter[str]]:
+    """How often projections were taken out of the attention of a layer, without running the layer."""
+    runs: Counter[str] = Counter()
+
+    def note(part: str) -> Any:
+        def hook(module: Any, args: Any, kwargs: Any) -> None:
+            if module.config._attn_implementation == PROBE:
+                runs.update([part])
+
+        return hook
+
+    modules = {f"layer {index}": layer for index, layer in enumerate(model.model.language_model.layers)}
+    modules["the encoder"] = model.model.vision_tower.encoder.layers[-1]
+    modules["the encoder before"] = model.model.vision_tower.encoder.layers[-2]
+    handles = [
+        layer.self_attn.register_forward_pre_hook(note(part), with_kwargs=True) for part, layer in modules.items()
+    ]
+    try:
+        yield runs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 from tokenprune.engine.halves import Middle
 from tokenprune.engine.layout import ImageSpan, find_images, join_frames
 from tokenprune.engine.look import Look
+from tokenprune.engine.memo import PrefillMemo
 from tokenprune.engine.rows import Rows
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.family import Parts
@@ -222,6 +223,8 @@ class Chunk:
     """Plan by number of visual tokens."""
     frames: bool = False
     """The images of a sample are the frames of one video, seen as one unit from the decoder on."""
+    memo: PrefillMemo | None = None
+    """What other sessions have computed on the same inputs."""
     done: list[Stop] = field(default_factory=list)
     records: list[UnitRecord] = field(default_factory=list)
     embeddings: Tensor | None = None

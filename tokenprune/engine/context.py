@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,10 +84,8 @@ class SiteContext:
         key = (index, rope)
         if key not in self._projections:
             embeddings = entered.position_embeddings if rope else without_rotation(entered.position_embeddings)
-            layer_module = self.chunk.parts.layers[index]
-            self._projections[key] = project(
-                layer_module, entered.hidden, **entered.call, position_embeddings=embeddings
-            )
+            given = {**entered.call, "position_embeddings": embeddings}
+            self._projections[key] = self._project("decoder", index, rope, entered.hidden, given)
         return self._projections[key], entered
 
     def tower(self) -> TowerParts:
@@ -123,8 +123,16 @@ class SiteContext:
             )
         rows = self.chunk.vision.tower[index]
         if index not in self._encoder:
-            self._encoder[index] = project(self.tower().layers[index], rows.hidden)
+            self._encoder[index] = self._project("encoder", index, True, rows.hidden, {})
         return index, self._encoder[index], rows
+
+    def _project(self, part: str, index: int, rope: bool, hidden: Tensor, given: Mapping[str, Any]) -> Projections:
+        """Projections of a layer, from the memo where another session has computed them from the same states."""
+        layers = self.chunk.parts.layers if part == "decoder" else self.tower().layers
+        compute = functools.partial(project, layers[index])
+        if self.chunk.memo is None:
+            return compute(hidden, **given)
+        return self.chunk.memo.value((part, index, rope), compute, hidden, **given)
 
     def cls_attention(self, layer: int | None) -> tuple[Tensor, TowerRows]:
         """Attention of the CLS row on all rows, (images, H, R)."""

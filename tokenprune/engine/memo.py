@@ -1,4 +1,4 @@
-"""What several sessions on the same inputs need not compute twice: the vision encoder, and the layers before a cut.
+"""What several sessions on the same inputs need not compute twice: the encoder, the layers before a cut, projections.
 
 A call is answered from the memo only where all its arguments equal those of the recorded one, by value. So a memo
 cannot change a result, whatever it is given to; at worst nothing is shared.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from tokenprune.engine.look import Run
 
 #: Argument of a decoder layer in which its keys and values go; what was written there is replayed.
 _CACHE = "past_key_values"
+Value = TypeVar("Value")
+
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
 
 
@@ -59,13 +61,14 @@ class PrefillMemo:
     """Shares work between sessions that prune the same batch: `pruned(..., memo=memo)`.
 
     The first session that runs a part unpruned records it, later ones go on from there: the vision encoder, unless
-    it is cut inside, and the decoder layers before the first cut. Answers are those without a memo, bit for bit. It
-    holds the tensors of one batch; let go of it with the batch.
+    it is cut inside, the decoder layers before the first cut, and the projections of a layer that pruners look at.
+    Answers are those without a memo, bit for bit. It holds the tensors of one batch; let go of it with the batch.
     """
 
     def __init__(self) -> None:
         self._encodings: dict[str, _Encoding] = {}
         self._layers: dict[int, _Call] = {}
+        self._values: dict[Hashable, _Call] = {}
         self._equal: list[tuple[Any, Any]] = []
         """Tensors that were found equal, kept alive so that they are not compared for every layer."""
 
@@ -136,6 +139,23 @@ class PrefillMemo:
         if known is None or known.runs is None:
             seen = None if runs is None else tuple(runs[before:])
             self._encodings[name] = _Encoding(args, kwargs, output, runs=seen)
+        return output
+
+    def value(self, name: Hashable, compute: Callable[..., Value], /, *args: Any, **kwargs: Any) -> Value:
+        """Compute something that depends on nothing but its arguments, or repeat it.
+
+        Args:
+            name: What it is.
+            compute: The function.
+            args: Arguments by place.
+            kwargs: Arguments by name.
+        """
+        known = self._values.get(name)
+        if known is not None and self._matches(known, args, kwargs):
+            return cast(Value, known.output)
+        output = compute(*args, **kwargs)
+        if known is None:
+            self._values[name] = _Call(args, kwargs, output)
         return output
 
     def _matches(self, known: _Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -196,6 +196,7 @@ class Session:
             units=units,
             stops=stops,
             frames=self.frames,
+            memo=self.memo,
         )
 
     def _look(self, inputs: Mapping[str, Any]) -> Look:

@@ -260,7 +260,7 @@ class TowerHooks:
         """Let the coming call of a projector that reads every row be answered from the memo."""
         door, memo = self._projector_door, self._memo
         if door is not None and memo is not None:
-            door.redirect(functools.partial(memo.features, "projector", door.forward, None))
+            door.redirect(functools.partial(memo.value, "projector", door.forward))
 
     def _decide(self, chunk: Chunk, stop: Stop) -> tuple[list[tuple[Unit, Kept]], Decision]:
         """Ask about every image, and note the answers."""
