@@ -42,8 +42,6 @@ class PruneRecord:
     """Like `visual_tokens`, for the MLPs, where a cut in the middle of a layer makes them differ; else empty."""
     kv_visual_tokens: tuple[tuple[int, ...], ...] = ()
     """Like `visual_tokens`, for the KV caches, where a cut reached back to layers already run; else empty."""
-    decide_ms: float = 0.0
-    """Wall time spent in views and decisions (synchronised), in milliseconds."""
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
 
     def entering(self) -> tuple[int, ...]:

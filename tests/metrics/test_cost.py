@@ -195,6 +195,58 @@ def test_a_busy_device(
         assert data["busy"]["busy"] is True
 
 
+def test_a_device_that_nobody_can_look_at_is_no_quiet_one(
+    loaded: LoadedModel, inputs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = Busy(None, {}, {}, unknown={"gpu": "the package `nvidia-ml-py` is not installed"})
+    monkeypatch.setattr(efficiency.Watch, "before", lambda watch: unknown)
+    monkeypatch.setattr(efficiency.Watch, "after", lambda watch: unknown)
+
+    def asked(mode: Any) -> Cost | Refusal:
+        return measure_cost(loaded.model, inputs, lambda: pruned(loaded.model, "grid", 0.5), **QUICK, busy=mode)
+
+    found = asked("refuse")
+    assert isinstance(found, Refusal)
+    assert found.to_json()["error"] == (
+        "whether the device is busy is not known: the package `nvidia-ml-py` is not installed"
+    )
+    marked = asked("mark")
+    assert isinstance(marked, Cost)
+    assert marked.busy.busy is None
+
+
+def test_the_unpruned_model_takes_turns_with_the_pruned_one(
+    loaded: LoadedModel, inputs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that gets slower and slower the ratio is that of the work."""
+    slowness = iter(2.0**step for step in range(100))
+
+    def timed(subject: Subject, moments: Any, times: Times) -> None:
+        length = next(slowness)
+        for kept in (times.prefill, times.first_token, times.decode, times.total):
+            kept.append(length)
+
+    monkeypatch.setattr(Subject, "time", timed)
+    cost = measured(loaded, inputs, repeats=3, max_repeats=3)
+    assert cost.unpruned.prefill_ms.repeats == cost.over_unpruned.repeats == 3
+    assert {cost.over_unpruned.q1, cost.over_unpruned.median, cost.over_unpruned.q3} == {0.5}
+    assert cost.over_floor is not None
+    assert cost.over_floor.median == 0.25
+    assert cost.to_json()["unpruned"]["prefill_ms"]["median"] == 16.0
+
+
+def test_choosing_is_timed_with_the_clock_of_the_device(loaded: LoadedModel, inputs: Any) -> None:
+    """By its marks alone: nobody waits for a device between the layers."""
+    with pruned(loaded.model, "fastv", 0.25) as session:
+        reads = iter(range(1000))
+        session.stopwatch.mark = lambda: next(reads)
+        loaded.model.generate(**inputs, do_sample=False, max_new_tokens=3)
+    stretches = session.stopwatch.stretches
+    assert stretches == sorted(stretches)
+    assert all(end == begin + 1 for begin, end in stretches)  # one mark at each end, and none inside
+    assert 1 <= len(stretches) <= 3  # layers up to the cut, and no decoding step
+
+
 def test_the_options_of_a_sweep_file_are_those_of_the_measurement() -> None:
     parameters = inspect.signature(measure_cost).parameters
     options = {name: each.default for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
@@ -304,6 +356,8 @@ def test_cache_bytes_counts_keys_and_values() -> None:
 
 
 def test_nothing_is_left_in_the_model(loaded: LoadedModel, inputs: Any) -> None:
+    loaded.model(**inputs)  # transformers notes at the first run that its own hooks are there
+
     def state() -> Any:
         return {
             name: (len(module._forward_pre_hooks), len(module._forward_hooks), set(vars(module)))

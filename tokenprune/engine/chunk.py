@@ -15,6 +15,7 @@ from tokenprune.engine.layout import ImageSpan, find_images, join_frames
 from tokenprune.engine.look import Look
 from tokenprune.engine.memo import PrefillMemo
 from tokenprune.engine.rows import Rows
+from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.family import Parts
 from tokenprune.pruner import Kept, State, Stop, UnitRecord
@@ -156,7 +157,6 @@ class Vision:
     cuts: list[VisionCut] = field(default_factory=list)
     log_weights: dict[int, Tensor] = field(default_factory=dict)
     state: State = field(default_factory=dict)
-    seconds: float = 0.0
 
     def pixels_of(self, unit: Unit) -> Tensor:
         """The pixels of an image or video.
@@ -225,6 +225,8 @@ class Chunk:
     """The images of a sample are the frames of one video, seen as one unit from the decoder on."""
     memo: PrefillMemo | None = None
     """What other sessions have computed on the same inputs."""
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    """The session's, on all that its pruner asks and decides."""
     done: list[Stop] = field(default_factory=list)
     records: list[UnitRecord] = field(default_factory=list)
     embeddings: Tensor | None = None
@@ -237,7 +239,6 @@ class Chunk:
     attended: list[Counts] = field(default_factory=list)
     cached: list[Counts] = field(default_factory=list)
     through_mlp: list[Counts] = field(default_factory=list)
-    seconds: float = 0.0
     _fingerprints: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property

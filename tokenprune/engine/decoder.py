@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -158,7 +157,7 @@ class DecoderHooks:
                 return None
             present = self._present(running, hidden)
             if chunk is not None:
-                present = self._stops(running, chunk, layer, present, kwargs)
+                present = self._chosen(running, chunk, layer, present, kwargs)
             past = running.past_columns(layer, present.hidden.shape[0], present.hidden.device)
             columns = self._columns(running, chunk, layer, past, present)
             running.columns.append(columns)
@@ -214,11 +213,23 @@ class DecoderHooks:
         source = self._parts.kv_sources[layer]
         return running.extend(past, present, chunk) if source == layer else running.shared(past, present, source)
 
+    def _chosen(
+        self, running: Pass, chunk: Chunk, layer: int, present: DecoderInput, kwargs: dict[str, Any]
+    ) -> DecoderInput:
+        """Run every stop that enters this layer, and count the tokens that are left."""
+        if layer == 0 or len(chunk.done) < len(chunk.plan):
+            with chunk.stopwatch.running():
+                present = self._stops(running, chunk, layer, present, kwargs)
+        counts = chunk.count(present.rows)
+        chunk.attended.append(counts)
+        chunk.cached.append(counts)
+        chunk.through_mlp.append(counts)
+        return present
+
     def _stops(
         self, running: Pass, chunk: Chunk, layer: int, present: DecoderInput, kwargs: dict[str, Any]
     ) -> DecoderInput:
-        """Run every stop that enters this layer."""
-        started = time.perf_counter()
+        """Keep what views may ask for, and run every stop that enters this layer."""
         if layer == 0:
             present = self._embedded(running, chunk, present)
         if _LAYER_NEEDS & set(self._session.pruner.needs):
@@ -229,11 +240,6 @@ class DecoderHooks:
             present = self._stop(running, chunk, stop, layer, present)
             if layer in chunk.layers:
                 chunk.layers[layer] = self._snapshot(running, chunk, present, kwargs)
-        counts = chunk.count(present.rows)
-        chunk.attended.append(counts)
-        chunk.cached.append(counts)
-        chunk.through_mlp.append(counts)
-        self._clock(chunk, started, present)
         return present
 
     @staticmethod
@@ -280,14 +286,13 @@ class DecoderHooks:
 
         def run(hidden: Tensor, *args: Any, **named: Any) -> Any:
             chunk.middle = halves.first(hidden, *args, **named)
-            started = time.perf_counter()
-            after = replace(present, hidden=chunk.middle.residual)
-            while (stop := _at(chunk, layer, "mid")) is not None:
-                after = self._stop(running, chunk, stop, layer, after)
-                chunk.middle = replace(chunk.middle, residual=after.hidden)
+            with chunk.stopwatch.running():
+                after = replace(present, hidden=chunk.middle.residual)
+                while (stop := _at(chunk, layer, "mid")) is not None:
+                    after = self._stop(running, chunk, stop, layer, after)
+                    chunk.middle = replace(chunk.middle, residual=after.hidden)
             chunk.middle = None
             chunk.through_mlp[layer] = chunk.count(after.rows)
-            self._clock(chunk, started, after)
             return halves.second(after.hidden, *args, **named)
 
         self._doors[layer].redirect(run)
@@ -304,7 +309,6 @@ class DecoderHooks:
             final = [vision.units[unit.span.index] for unit in whole]
             kept = [Kept(unit.indices, log_weights=vision.log_weights.get(unit.span.index)) for unit in final]
             chunk.done = [cut.stop for cut in vision.cuts]
-            chunk.seconds += vision.seconds
             present = self._cut(running, chunk, present, list(zip(whole, kept, strict=True)), merge=False)
             for unit, known in zip(chunk.units, final, strict=True):
                 unit.sizes = known.sizes
@@ -387,12 +391,6 @@ class DecoderHooks:
 
     # --- what was done ------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _clock(chunk: Chunk, started: float, present: DecoderInput) -> None:
-        if present.hidden.is_cuda:
-            torch.cuda.synchronize(present.hidden.device)
-        chunk.seconds += time.perf_counter() - started
-
     def _finish(self, chunk: Chunk) -> PruneRecord:
         original = [0] * chunk.input_ids.shape[0]
         for unit in chunk.units:
@@ -407,7 +405,6 @@ class DecoderHooks:
             original_visual_tokens=tuple(original),
             mlp_visual_tokens=mlp if mlp != visual else (),
             kv_visual_tokens=cached if cached != visual else (),
-            decide_ms=1000.0 * chunk.seconds,
         )
 
 

@@ -20,6 +20,7 @@ from tokenprune.engine.internals import check_internals
 from tokenprune.engine.layout import ImageSpan
 from tokenprune.engine.look import Look, LookHooks, Run, looks
 from tokenprune.engine.memo import MemoMethods, PrefillMemo
+from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.engine.tower import TowerHooks
 from tokenprune.errors import BudgetError, IncompatibleError, NothingPrunedError
 from tokenprune.models.family import Parts
@@ -38,6 +39,7 @@ class Session:
     Attributes:
         records: One `PruneRecord` per forward pass that brought images, in order.
         steps: One `StepRecord` per decoding step, for pruners that choose a view of the cache at each.
+        stopwatch: When the views and decisions of prefills began and ended.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Session:
         self.joint = joint
         self.frames = frames
         self.memo = memo
+        self.stopwatch = Stopwatch()
         self.steps: list[StepRecord] = []
         self.records: list[PruneRecord] = []
         self.caches = CacheBook()
@@ -197,6 +200,7 @@ class Session:
             stops=stops,
             frames=self.frames,
             memo=self.memo,
+            stopwatch=self.stopwatch,
         )
 
     def _look(self, inputs: Mapping[str, Any]) -> Look:

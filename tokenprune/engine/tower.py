@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -89,24 +88,26 @@ class TowerHooks:
         if stop is None:
             self._share(chunk)
             return None
-        started = time.perf_counter()
-        selections, decision = self._decide(chunk, stop)
-        if decision.resize is None or self._vision.about.resize is None:
+        with chunk.stopwatch.running():
+            selections, decision = self._decide(chunk, stop)
+            smaller, told = self._resized(args[0] if args else kwargs["pixel_values"], decision)
+            self._places = [kept.anchors for _, kept in selections]
+        if args:
+            return (smaller, *args[1:]), {**kwargs, **told}
+        return args, {**kwargs, "pixel_values": smaller, **told}
+
+    def _resized(self, pixels: Tensor, decision: Decision) -> tuple[Tensor, Mapping[str, Any]]:
+        """The pictures in the size that the pruner decided on, and what else the tower must be told then."""
+        cells, about = decision.resize, self._vision.about
+        if cells is None or about.resize is None:
             raise IncompatibleError(
                 f"family `{self._parts.family.name}` cannot run on a smaller image",
                 hint="choose a pruner that cuts at `input` or in the decoder",
             )
-        pixels = args[0] if args else kwargs["pixel_values"]
-        patch = self._vision.about.patch_size(self._parts.model.config)
-        cells = decision.resize
-        smaller = nn.functional.interpolate(
-            pixels.float(), size=(cells[0] * patch, cells[1] * patch), mode="bicubic", antialias=True
-        ).to(pixels.dtype)
-        self._places = [kept.anchors for _, kept in selections]
-        chunk.vision.seconds += time.perf_counter() - started
-        if args:
-            return (smaller, *args[1:]), {**kwargs, **self._vision.about.resize}
-        return args, {**kwargs, "pixel_values": smaller, **self._vision.about.resize}
+        patch = about.patch_size(self._parts.model.config)
+        size = (cells[0] * patch, cells[1] * patch)
+        smaller = nn.functional.interpolate(pixels.float(), size=size, mode="bicubic", antialias=True)
+        return smaller.to(pixels.dtype), about.resize
 
     def _share(self, chunk: Chunk) -> None:
         """Let the coming call of a tower that runs whole be answered from the memo."""
@@ -199,10 +200,9 @@ class TowerHooks:
 
     def _cut(self, chunk: Chunk, stop: Stop, rows: TowerRows) -> TowerRows:
         """Ask the pruner, and take out or merge rows."""
-        started = time.perf_counter()
-        selections, _ = self._decide(chunk, stop)
-        self._rows = shortened(rows, selections, int(self._parts.facts.has_cls))
-        chunk.vision.seconds += time.perf_counter() - started
+        with chunk.stopwatch.running():
+            selections, _ = self._decide(chunk, stop)
+            self._rows = shortened(rows, selections, int(self._parts.facts.has_cls))
         return self._rows
 
     # --- between encoder and projector --------------------------------------------------------------------------
@@ -231,15 +231,14 @@ class TowerHooks:
             if self._places is None:
                 self._share_projector()
             return None
-        started = time.perf_counter()
-        selections, _ = self._decide(chunk, stop)
-        packed = TowerRows(features, None, None, chunk.vision.row_of)
-        reduced = shortened(packed, selections, 0).hidden
-        for unit, kept in selections:
-            if kept.log_weights is not None:
-                chunk.vision.log_weights[unit.span.index] = kept.log_weights
-        self._places = [units[image].indices.sort().values for image in sorted(units)]
-        chunk.vision.seconds += time.perf_counter() - started
+        with chunk.stopwatch.running():
+            selections, _ = self._decide(chunk, stop)
+            packed = TowerRows(features, None, None, chunk.vision.row_of)
+            reduced = shortened(packed, selections, 0).hidden
+            for unit, kept in selections:
+                if kept.log_weights is not None:
+                    chunk.vision.log_weights[unit.span.index] = kept.log_weights
+            self._places = [units[image].indices.sort().values for image in sorted(units)]
         if args:
             return (reduced, *args[1:]), kwargs
         return args, {**kwargs, next(iter(kwargs)): reduced}

@@ -44,7 +44,9 @@ class Busy:
     unknown: Mapping[str, str] = field(default_factory=dict)
 
     def explain(self) -> str:
-        """The figures above the limit, in words."""
+        """The figures above the limit, or why they are not known, in words."""
+        if self.busy is None:
+            return "; ".join(self.unknown.values()) or "nothing was found out"
         found = [
             f"{100.0 * share:.0f} % of the {name.upper()} {when} it"
             for when, shares in (("before", self.before), ("during", self.during))

@@ -1,4 +1,4 @@
-"""What a cell costs: one sample, alone on the device, beside the unpruned model on a prompt of the kept length."""
+"""What a cell costs: one sample, alone on the device, beside the unpruned model on the same and on a shorter prompt."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from torch import Tensor
 from tokenprune.engine import Session
 from tokenprune.engine.shorter import shorter_prompt
 from tokenprune.engine.stages import Moments, moments_of
+from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.errors import PrerequisiteError, TokenPruneError
 from tokenprune.metrics.busy import Busy, OnBusy, Watch
 from tokenprune.metrics.nvml import Gpu, gpu_of
-from tokenprune.metrics.runs import Figures, Subject, Times
+from tokenprune.metrics.runs import Durations, Figures, Subject, Times
 from tokenprune.metrics.spread import Precision, Spread
 from tokenprune.metrics.timing import clock_of, pinned_threads
 from tokenprune.models.family import Parts
@@ -59,7 +60,9 @@ class Cost(Figures):
     Args:
         overhead_ms: Part of the prefill that went into the pruner's views and decisions.
         overhead_share: The same as a share of the prefill, run by run.
-        over_floor: Prefill divided by the floor's prefill, run by run: both take turns, so drift meets both.
+        over_unpruned: Prefill divided by the unpruned model's, run by run: below 1 it is faster.
+        over_floor: Prefill divided by the floor's prefill, run by run: all take turns, so drift meets all.
+        unpruned: The stock model on the same prompt.
         floor: The unpruned model on a prompt of the kept length; `None` where it cannot be had.
         new_tokens: Tokens after the first in a run.
         device: Where it ran.
@@ -73,7 +76,9 @@ class Cost(Figures):
 
     overhead_ms: Spread
     overhead_share: Spread
+    over_unpruned: Spread
     over_floor: Spread | None
+    unpruned: Durations
     floor: Floor | None
     new_tokens: int
     device: str
@@ -91,7 +96,7 @@ class Cost(Figures):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A cost that was not measured because the device had other work.
+    """A cost that was not measured because the device had other work, or because nobody can tell.
 
     Args:
         busy: What was found.
@@ -101,8 +106,9 @@ class Refusal:
 
     def to_json(self) -> dict[str, Any]:
         """The error in one line, with a hint and the figures, as plain JSON types."""
+        verdict = "the device is busy" if self.busy.busy else "whether the device is busy is not known"
         return {
-            "error": f"the device is busy: {self.busy.explain()}",
+            "error": f"{verdict}: {self.busy.explain()}",
             "hint": "measure on a quiet device, or set `efficiency: {busy: mark}`",
             "busy": asdict(self.busy),
         }
@@ -112,6 +118,7 @@ class Refusal:
 class _Turns:
     """What the repeats gave so far."""
 
+    unpruned: Times = field(default_factory=Times)
     pruned: Times = field(default_factory=Times)
     floor: Times = field(default_factory=Times)
     overhead: list[float] = field(default_factory=list)
@@ -120,8 +127,8 @@ class _Turns:
     record: PruneRecord | None = None
 
     def precision(self, tolerance: float) -> Precision:
-        """How well the medians of prefill and whole run are known, the floor's prefill among them."""
-        watched = [self.pruned.prefill, self.pruned.total, self.floor.prefill]
+        """How well the medians of prefill and whole run are known, and of the prefills beside it."""
+        watched = [self.pruned.prefill, self.pruned.total, self.unpruned.prefill, self.floor.prefill]
         return Precision.of([values for values in watched if values], tolerance)
 
 
@@ -141,8 +148,8 @@ def measure_cost(
 ) -> Cost | Refusal:
     """Measure one prepared sample; nothing else of this process should run meanwhile.
 
-    Pruned run and floor take turns, each after an untimed run to its first token, until the medians are known well
-    enough: at least `repeats` turns, at most `max_repeats`.
+    Unpruned run, pruned run and floor take turns, each after an untimed run to its first token, until the medians are
+    known well enough: at least `repeats` turns, at most `max_repeats`.
 
     Args:
         model: A stock model with `generate`.
@@ -164,7 +171,7 @@ def measure_cost(
     most = max(repeats, MORE_REPEATS * repeats if max_repeats is None else max_repeats)
     with pinned_threads(threads) as held:
         seen = watch.before()
-        if busy == "refuse" and seen.busy:
+        if busy == "refuse" and seen.busy is not False:
             return Refusal(seen)
         turns = _Turns(unmeasured={} if floor else {"floor": "switched off"})
         for turn in range(most):
@@ -178,7 +185,7 @@ def measure_cost(
             with _at_floor(turns, subject) as tokens:
                 lowest = Floor(**_figures(subject, turns.floor, gpu, {}), tokens=tokens)
         seen = watch.after()
-    if busy == "refuse" and seen.busy:
+    if busy == "refuse" and seen.busy is not False:
         return Refusal(seen)
     if gpu is None:
         turns.unmeasured["energy_j"] = silence
@@ -187,13 +194,14 @@ def measure_cost(
     attention = _attention(turns)
     if attention not in _COUNTED and not figures["kernels"]:
         turns.unmeasured["prefill_tflops"] = f"torch cannot count the attention of `{attention}`; the rest is counted"
-    pairs = list(zip(turns.pruned.prefill, turns.floor.prefill, strict=True)) if turns.floor.prefill else []
     shares = [part / whole for part, whole in zip(turns.overhead, turns.pruned.prefill, strict=True)]
     return Cost(
         **figures,
         overhead_ms=Spread.of(turns.overhead),
         overhead_share=Spread.of(shares),
-        over_floor=Spread.of([ours / least for ours, least in pairs]) if pairs else None,
+        over_unpruned=Spread.of(turns.pruned.over(turns.unpruned)),
+        over_floor=Spread.of(turns.pruned.over(turns.floor)) if turns.floor.prefill else None,
+        unpruned=Durations.of(turns.unpruned),
         floor=lowest,
         new_tokens=new_tokens,
         device=_device_name(device),
@@ -209,15 +217,19 @@ def measure_cost(
 def _take_turns(
     subject: Subject, session: Callable[[], AbstractContextManager[Session]], turns: _Turns, warmup: int
 ) -> None:
-    """One timed run under the pruner, and one of the floor."""
-    with session() as running, moments_of(running.parts, subject.clock.mark) as moments:
-        _time(subject, moments, turns.pruned, warmup)
-        turns.overhead.append(float(running.last.decide_ms))
+    """One timed run of the unpruned model, one under the pruner, and one of the floor."""
+    clock = subject.clock
+    with session() as running, moments_of(running.parts, clock.mark) as moments:
+        running.stopwatch.mark = clock.mark
+        _time(subject, moments, turns.pruned, warmup, running.stopwatch)
+        turns.overhead.append(sum(clock.between(*stretch) for stretch in running.stopwatch.stretches))
         turns.parts, turns.record = running.parts, running.last
+    with moments_of(running.parts, clock.mark) as moments:
+        _time(subject, moments, turns.unpruned, warmup)
     if "floor" in turns.unmeasured:
         return
     try:
-        with _at_floor(turns, subject), moments_of(running.parts, subject.clock.mark) as moments:
+        with _at_floor(turns, subject), moments_of(running.parts, clock.mark) as moments:
             _time(subject, moments, turns.floor, warmup)
     except torch.OutOfMemoryError:
         raise
@@ -228,10 +240,14 @@ def _take_turns(
         turns.floor = Times()
 
 
-def _time(subject: Subject, moments: Moments[Any], times: Times, warmup: int) -> None:
+def _time(
+    subject: Subject, moments: Moments[Any], times: Times, warmup: int, stopwatch: Stopwatch | None = None
+) -> None:
     for _ in range(warmup):
         subject.whole()
     subject.first()  # a session plans at its first run, and caches of kernels are those of this length
+    if stopwatch is not None:
+        stopwatch.stretches.clear()
     subject.time(moments, times)
 
 

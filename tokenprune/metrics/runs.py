@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -19,36 +19,6 @@ from tokenprune.metrics.spread import Spread
 from tokenprune.metrics.timing import Clock, no_collection
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """What one prompt costs. Times and energy are medians with quartiles; what is not known is `None`, never 0.
-
-    Args:
-        encoder_ms: Vision tower and projector, with what a pruner does inside them.
-        prefill_ms: From the prepared inputs to the logits of the last prompt token: encoder, projector, pruner,
-            decoder.
-        first_token_ms: To the first answer token: the prefill, and what `generate` does around it.
-        decode_ms_per_token: Each further token.
-        total_ms: The first and all further tokens.
-        peak_mem_mib: See `tokenprune.metrics.memory.peak_memory`, of a run to the first token.
-        kv_mib: Bytes in the cache after the prefill, of all layers and all tokens.
-        prefill_tflops: See `tokenprune.metrics.flops.count`, of a run to the first token.
-        energy_j: Energy of the device in a whole run, idle power among it.
-        kernels: Fused attention kernels that ran up to the first token, in the vision tower and in the decoder.
-    """
-
-    encoder_ms: Spread | None
-    prefill_ms: Spread
-    first_token_ms: Spread
-    decode_ms_per_token: Spread
-    total_ms: Spread
-    peak_mem_mib: float
-    kv_mib: float
-    prefill_tflops: float
-    energy_j: Spread | None
-    kernels: tuple[str, ...]
-
-
 @dataclass
 class Times:
     """Milliseconds of the parts of runs, run by run; `encoder` is empty where its part cannot be seen."""
@@ -58,6 +28,60 @@ class Times:
     first_token: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
+
+    def over(self, other: Times) -> list[float]:
+        """The prefills, each divided by the other's of the same turn."""
+        return [ours / theirs for ours, theirs in zip(self.prefill, other.prefill, strict=True)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durations:
+    """How long the parts of a run take: medians with quartiles; what is not known is `None`, never 0.
+
+    Args:
+        encoder_ms: Vision tower and projector, with what a pruner does inside them.
+        prefill_ms: From the prepared inputs to the logits of the last prompt token: encoder, projector, pruner,
+            decoder.
+        first_token_ms: To the first answer token: the prefill, and what `generate` does around it.
+        decode_ms_per_token: Each further token.
+        total_ms: The first and all further tokens.
+    """
+
+    encoder_ms: Spread | None
+    prefill_ms: Spread
+    first_token_ms: Spread
+    decode_ms_per_token: Spread
+    total_ms: Spread
+
+    @classmethod
+    def of(cls, times: Times) -> Durations:
+        """Medians and quartiles of at least one run."""
+        return cls(
+            encoder_ms=Spread.of(times.encoder) if times.encoder else None,
+            prefill_ms=Spread.of(times.prefill),
+            first_token_ms=Spread.of(times.first_token),
+            decode_ms_per_token=Spread.of(times.decode),
+            total_ms=Spread.of(times.total),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures(Durations):
+    """What one prompt costs: its times, and what can be counted.
+
+    Args:
+        peak_mem_mib: See `tokenprune.metrics.memory.peak_memory`, of a run to the first token.
+        kv_mib: Bytes in the cache after the prefill, of all layers and all tokens.
+        prefill_tflops: See `tokenprune.metrics.flops.count`, of a run to the first token.
+        energy_j: Energy of the device in a whole run, idle power among it.
+        kernels: Fused attention kernels that ran up to the first token, in the vision tower and in the decoder.
+    """
+
+    peak_mem_mib: float
+    kv_mib: float
+    prefill_tflops: float
+    energy_j: Spread | None
+    kernels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -131,14 +155,11 @@ class Subject:
     def figures(self, times: Times, gpu: Gpu | None) -> dict[str, Any]:
         """The fields of `Figures`: the times so far, and what further runs show."""
         self.first()  # what a session does once, at its first run, is no part of the cost
+        durations = Durations.of(times)
         counted: Counted = count(self.first)
         peak, made = peak_memory(self.device, self.first)
         return {
-            "encoder_ms": Spread.of(times.encoder) if times.encoder else None,
-            "prefill_ms": Spread.of(times.prefill),
-            "first_token_ms": Spread.of(times.first_token),
-            "decode_ms_per_token": Spread.of(times.decode),
-            "total_ms": Spread.of(times.total),
+            **{each.name: getattr(durations, each.name) for each in fields(durations)},
             "peak_mem_mib": peak / MIB,
             "kv_mib": cache_bytes(made.past_key_values) / MIB,
             "prefill_tflops": counted.flops / 1e12,

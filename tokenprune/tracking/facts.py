@@ -27,6 +27,7 @@ _COSTS = (
     "decode_ms_per_token",
     "total_ms",
     "overhead_ms",
+    "over_unpruned",
     "over_floor",
     "energy_j",
 )
