@@ -140,9 +140,10 @@ def _answer(found: Found, trials: Trials) -> list[str]:
     below = "-" if found.low is None else f"{_ratio(found.low.step, trials.steps)}: {_brief(found.low)}"
     if found.high is None:
         return ["never", "-", "-", below]
-    interval = trials.retention(found.high.step)
-    ends = "-" if interval is None else f"[{100.0 * interval.low:.1f}, {100.0 * interval.high:.1f}]"
-    return [_ratio(found.high.step, trials.steps), f"{100.0 * (found.high.retention or 0.0):.1f}", ends, below]
+    from tokenprune.report.text import ends
+
+    interval = ends(trials.retention(found.high.step))
+    return [_ratio(found.high.step, trials.steps), f"{100.0 * (found.high.retention or 0.0):.1f}", interval, below]
 
 
 def _brief(trial: Trial) -> str:

@@ -55,7 +55,7 @@ def report(
 ) -> None:
     """Print the leaderboard of a sweep, what its budgets say together, and what failed in it.
 
-    Differences carry 95 % paired bootstrap intervals; `*` marks those that are significant after Holm's correction.
+    Intervals are 95 % ones, those of differences paired; `*` marks those that are significant after Holm's correction.
 
     Example: tokenprune report runs/default --markdown
     """

@@ -35,8 +35,9 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 )
 
 LEGEND = (
-    "Figures in brackets are 95 % bootstrap intervals; differences are percentage points on the same questions, "
-    "paired. `*`: differs from that baseline with p < 0.05 after Holm's correction for all such comparisons of the "
+    "Figures in brackets are 95 % intervals over the questions, with pictures as the unit: Wilson's for an accuracy, a "
+    "paired, smoothed bootstrap for differences, which are percentage points on the same questions. They hold for the "
+    "seeds that ran: what other seeds would give is not in them. `*`: differs from that baseline with p < 0.05 after Holm's correction for all such comparisons of the "
     "table (paired permutation test; McNemar's exact test for right or wrong). A sample or a cell that failed counts "
     "as wrong. Retention: accuracy divided by the unpruned accuracy. Hard: accuracy on the questions that the unpruned "
     "model answers and `downsample`, at this budget, does not. Same answer (loyalty): equal to the unpruned answer. "

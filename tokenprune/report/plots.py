@@ -11,6 +11,7 @@ from typing import Any
 from tokenprune.report.pareto import Point
 from tokenprune.report.rows import FamilyScore, Row, Table
 from tokenprune.report.tables import Leaderboard
+from tokenprune.report.text import ends, percent
 from tokenprune.sweep.config import REFERENCE
 
 
@@ -74,7 +75,8 @@ def lines_of(tables: Sequence[Table], axis: Axis) -> list[Line]:
             if x is None or row.accuracy is None:
                 continue
             budget = "all" if row.pruner == REFERENCE else table.budget
-            point = (x, row.accuracy.mean, row.accuracy.low, row.accuracy.high, budget)
+            low, high = row.accuracy.ends or (row.accuracy.mean, row.accuracy.mean)
+            point = (x, row.accuracy.mean, low, high, budget)
             points.setdefault(row.label, {})[budget] = point
     return [Line(label, tuple(sorted(found.values()))) for label, found in points.items()]
 
@@ -223,9 +225,8 @@ def heat_map(tables: Sequence[Table]) -> Any | None:
 
 
 def _interval(score: FamilyScore) -> str:
-    found = score.accuracy
-    ends = f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
-    return f"{100 * found.mean:.1f} % {ends}, {score.questions} questions"
+    questions = "1 question" if score.questions == 1 else f"{score.questions} questions"
+    return f"{percent(score.accuracy.mean)} % {ends(score.accuracy)}, {questions}"
 
 
 def _dress(figure: Any, title: str) -> None:

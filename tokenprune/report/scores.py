@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tokenprune.errors import ConfigError
 from tokenprune.report.reading import Finished, SweepData
-from tokenprune.report.statistics import Interval, bootstrap_mean, bootstrap_ratio, sign_flip_p
+from tokenprune.report.statistics import Interval, paired_difference, paired_ratio, score_interval, sign_flip_p
 
 RIGHT = 0.5
 """An answer with at least this score counts as right where a figure needs right or wrong."""
@@ -53,15 +53,15 @@ class Scores:
 
     def accuracy(self) -> Interval:
         """Mean score with its interval."""
-        return bootstrap_mean(self.values, self.pictures)
+        return score_interval(self.values, self.pictures)
 
     def minus(self, other: Scores) -> Interval:
         """Mean difference to another pruner on the same questions, paired."""
-        return bootstrap_mean(self.values - other.values, self.pictures)
+        return paired_difference(self.values, other.values, self.pictures)
 
     def over(self, other: Scores) -> Interval | None:
         """Accuracy divided by another one, on the same questions; `None` where that is 0."""
-        return bootstrap_ratio(self.values, other.values, self.pictures) if other.values.sum() > 0.0 else None
+        return paired_ratio(self.values, other.values, self.pictures) if other.values.sum() > 0.0 else None
 
     def p_against(self, other: Scores) -> float:
         """P-value of "as good as the other" (see `sign_flip_p`)."""

@@ -25,7 +25,8 @@ def number(value: float | None, digits: int) -> str:
 
 def ends(found: Interval | None) -> str:
     """The ends of a share's interval, in percent."""
-    return NOTHING if found is None else f"[{100.0 * found.low:.1f}, {100.0 * found.high:.1f}]"
+    both = None if found is None else found.ends
+    return NOTHING if both is None else f"[{100.0 * both[0]:.1f}, {100.0 * both[1]:.1f}]"
 
 
 def interval(found: Interval | None) -> str:
@@ -37,7 +38,9 @@ def points(found: Interval | None) -> str:
     """A difference with its interval, in percentage points."""
     if found is None:
         return NOTHING
-    return f"{100.0 * found.mean:+.1f} [{100.0 * found.low:+.1f}, {100.0 * found.high:+.1f}]"
+    both = found.ends
+    shown = NOTHING if both is None else f"[{100.0 * both[0]:+.1f}, {100.0 * both[1]:+.1f}]"
+    return f"{100.0 * found.mean:+.1f} {shown}"
 
 
 def contrast(found: Comparison | None) -> str:
