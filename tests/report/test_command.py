@@ -45,7 +45,7 @@ def test_json_holds_the_pairs_when_asked_for(run: Commands, finished: FinishedSw
     assert "pairs" not in plain
     assert len(plain["leaderboard"]["summaries"]) == 1
     paired = run("report", str(finished.directory), "--json", "--pairs").json()
-    assert [len(table["pairs"]) for table in paired["pairs"]] == [15, 15]
+    assert [len(table["pairs"]) for table in paired["pairs"]] == [10, 10]
     assert {"first", "second", "difference", "p", "p_adjusted"} <= set(paired["pairs"][0]["pairs"][0])
 
 

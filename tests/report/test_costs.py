@@ -12,9 +12,12 @@ import pytest
 
 from tests.sweep.fixtures import FinishedSweep
 from tokenprune.report import leaderboard, markdown_report
+from tokenprune.report.cost_sections import cost_sections
 from tokenprune.report.costs import Quartiles, summarise_costs
+from tokenprune.report.notes import Section, shown
+from tokenprune.report.plots import PREFILL, interactive, lines_of
+from tokenprune.report.reading import read_sweep
 from tokenprune.report.rows import Row
-from tokenprune.report.sections import Section, cost_sections
 from tokenprune.sweep import Ledger
 
 Rewrite = Callable[[Callable[[str, dict[str, Any]], Any]], Path]
@@ -43,6 +46,11 @@ def row(directory: Path, label: str, table: int = 1) -> Row:
 
 def sections(directory: Path) -> list[Section]:
     return list(cost_sections(leaderboard(directory).tables))
+
+
+def notes(section: Section) -> list[str]:
+    """What is said below a table that shows all its columns."""
+    return shown(section.notes, section.header, section.rows)
 
 
 def quiet(name: str, cost: dict[str, Any]) -> dict[str, Any]:
@@ -87,28 +95,35 @@ def test_the_cost_section_shows_floor_and_overhead(rewrite: Rewrite) -> None:
             **quiet(name, cost),
             "prefill_ms": spread(12.0),
             "floor": floor,
+            "unpruned": {"prefill_ms": spread(16.0)},
+            "over_unpruned": {"median": 0.75, "q1": 0.7, "q3": 0.875, "repeats": 5},
             "over_floor": {"median": 1.5, "q1": 1.4, "q3": 1.75, "repeats": 5},
             "overhead_share": {"median": 0.25, "q1": 0.2, "q3": 0.3, "repeats": 5},
         }
 
-    found = {section.title.rsplit(" ", 2)[-2]: section for section in sections(rewrite(change))}
+    found = sections(rewrite(change))
     assert len(found) == 2
-    for section in found.values():
+    for section in found:
         lines = {line[0]: dict(zip(section.header, line, strict=True)) for line in section.rows}
         assert set(lines) == {"none", "random", "grid", "downsample", "first"}  # the others have no result
         assert lines["first"]["prefill ms"] == "12.0"
         assert lines["first"]["quartiles"] == "[11.0, 14.0]"
         assert lines["first"]["floor ms"] == "8.0"
+        assert lines["first"]["unpruned ms"] == "16.0"
+        assert lines["first"]["x none"] == "0.75"
+        assert lines["first"]["x none quartiles"] == "[0.70, 0.88]"
         assert lines["first"]["x floor"] == "1.50"
         assert lines["first"]["x floor quartiles"] == "[1.40, 1.75]"
         assert lines["first"]["pruner %"] == "25.0"
         assert "energy J" not in section.header  # not measured: left out, never 0
-        notes = " ".join(section.notes)
-        assert "cpu, " in notes
-        assert "attention sdpa, perf_counter" in notes
-        assert "energy_j: no driver tells about the device `cpu`" in notes
-        assert "already has the kept length" in notes
-        assert "\N{DAGGER}" not in notes
+    said = " ".join(notes(found[1]))
+    assert "cpu, " in said
+    assert "attention sdpa, perf_counter" in said
+    assert "energy_j: no driver tells about the device `cpu`" in said
+    assert "already has the kept length" in said
+    assert "below 1 is a speed-up" in said
+    assert "\N{DAGGER}" not in said
+    assert all(note.startswith("?") for note in notes(found[0]))  # the same is said once, below the last table
 
 
 def test_a_busy_device_is_marked_with_a_footnote(rewrite: Rewrite) -> None:
@@ -121,10 +136,139 @@ def test_a_busy_device_is_marked_with_a_footnote(rewrite: Rewrite) -> None:
     assert row(copy, "grid").busy == 0.42
     assert row(copy, "first").busy == 0.0
     text = markdown_report(copy)
-    marked = {line.split("|")[1].strip(): line for line in text.splitlines() if "\N{DAGGER} |" in line}
-    assert len([line for line in text.splitlines() if "\N{DAGGER} |" in line]) == 4  # two tables, two sections
-    assert all("grid" in line for line in marked.values())
-    assert text.count("\N{DAGGER}: other work had up to 42 % of the device when this was measured") == 4
+    tables, fronts = text.split("Pareto front of accuracy and prefill time")
+    marked = [line for line in text.splitlines() if "\N{DAGGER} |" in line]
+    assert all("grid" in line for line in marked)
+    for line in [line for line in tables.splitlines() if "\N{DAGGER} |" in line]:
+        assert line.count("\N{DAGGER}") == 3  # milliseconds and both ratios
+    note = "\N{DAGGER}: other work had up to 42 % of the device when this was measured"
+    assert tables.count(note) == 2
+    assert fronts.count(note) == 2 + ("\N{DAGGER}" in fronts.split("Pareto front")[0])
+    grid = next(line for line in lines_of(leaderboard(copy).tables, PREFILL) if line.label == "grid")
+    assert [dot.mark for dot in grid.points] == ["\N{DAGGER}"] * 2
+
+
+def test_a_device_that_nobody_could_look_at_has_a_mark_and_a_reason(rewrite: Rewrite) -> None:
+    why = "no driver tells about the device"
+
+    def change(name: str, cost: dict[str, Any]) -> dict[str, Any]:
+        if not name.startswith("grid"):
+            return quiet(name, cost)
+        return {**cost, "busy": {"busy": None, "before": {}, "during": {}, "limit": 0.1, "unknown": {"gpu": why}}}
+
+    copy = rewrite(change)
+    assert row(copy, "grid").busy is None
+    text = markdown_report(copy)
+    assert all("grid" in line for line in text.splitlines() if "\N{DOUBLE DAGGER} |" in line)
+    assert text.count(f"\N{DOUBLE DAGGER}: whether other work had the device is not known: {why}") >= 4
+    assert "\N{DAGGER}" not in text
+
+
+def test_one_busy_seed_marks_the_row_even_where_another_is_not_known() -> None:
+    def cost(busy: bool | None, **more: Any) -> dict[str, Any]:
+        return {"prefill_ms": spread(10.0), "busy": {"busy": busy, "before": {"cpu": 0.3}, "during": {}, **more}}
+
+    def found(*costs: dict[str, Any]) -> tuple[float | None, str]:
+        summary = summarise_costs(costs)
+        assert summary is not None
+        return summary.busy, summary.unknown
+
+    unknown = cost(None, unknown={"gpu": "no driver"})
+    assert found(unknown, cost(True)) == (0.3, "")
+    assert found(cost(False), unknown) == (None, "no driver")
+    assert found(cost(False), cost(False)) == (0.0, "")
+    assert found({"prefill_ms": spread(10.0)}) == (None, "nobody looked")  # of a version that did not
+
+
+def test_one_refused_seed_takes_no_cost_away(rewrite: Rewrite) -> None:
+    def change(name: str, cost: dict[str, Any]) -> dict[str, Any]:
+        if name.startswith("random") and name.endswith("seed 1"):
+            return {"error": "the device is busy", "busy": {**cost["busy"], "busy": True}}
+        return {**quiet(name, cost), "prefill_ms": spread(10.0)}
+
+    copy = rewrite(change)
+    found = row(copy, "random")
+    assert found.prefill_ms == 10.0
+    assert found.cost is not None
+    assert (found.cost.cells, found.cost.refused) == (2, 1)
+    assert markdown_report(copy).count("random: cost refused for 1 of 2 seeds: the device is busy") == 1
+
+
+def test_seeds_measured_on_different_devices_are_kept_apart(rewrite: Rewrite) -> None:
+    """A median over a CPU and a GPU is of neither."""
+
+    def change(name: str, cost: dict[str, Any]) -> dict[str, Any]:
+        fast = name.startswith("random") and name.endswith("seed 1")
+        device, ms = ("Fast GPU", 1.0) if fast else ("cpu", 10.0)
+        return {**quiet(name, cost), "device": device, "prefill_ms": spread(ms)}
+
+    copy = rewrite(change)
+    found = row(copy, "random")
+    assert found.prefill_ms == 10.0
+    assert found.cost is not None
+    assert found.cost.where.startswith("cpu")
+    text = markdown_report(copy)
+    assert "random: 1 of 2 seeds measured elsewhere, not shown: Fast GPU" in text
+
+
+def test_rows_measured_on_different_devices_are_named(rewrite: Rewrite) -> None:
+    copy = rewrite(lambda name, cost: {**quiet(name, cost), "device": "Fast GPU" if "first" in name else "cpu"})
+    text = markdown_report(copy)
+    (fast,) = {line for line in text.splitlines() if line.startswith("- one sample, median: Fast GPU")}
+    assert fast.endswith(": first")
+    assert "measured in several places: " in text
+
+
+def test_the_front_over_time_is_of_shares_of_the_unpruned_time(rewrite: Rewrite) -> None:
+    """Milliseconds would say that `grid`, measured while the machine was slow, is slower than the unpruned model."""
+
+    def change(name: str, cost: dict[str, Any]) -> dict[str, Any]:
+        slow = name.startswith("grid")
+        share = {"median": 0.5 if slow else 0.9, "q1": 0.45, "q3": 0.95, "repeats": 5}
+        return {**quiet(name, cost), "prefill_ms": spread(90.0 if slow else 20.0), "over_unpruned": share}
+
+    board = leaderboard(rewrite(change))
+    (front,) = [front for front in board.summaries[0].fronts if front.cost == "over_unpruned"]
+    assert front.reference == 1.0
+    whole = {row.label: row for row in board.tables[0].rows}
+    assert front.hypervolumes["grid"] == pytest.approx(
+        0.5
+        * max(row.accuracy.mean for table in board.tables for row in table.rows if row.label == "grid" and row.accuracy)
+    )
+    lines = {line.label: line.points for line in lines_of(board.tables, PREFILL)}
+    assert [dot.x for dot in lines["none"]] == [1.0]
+    assert {(dot.x, dot.left, dot.right) for dot in lines["grid"]} == {(0.5, 0.45, 0.95)}
+    floor = whole["grid"].floor_over_unpruned
+    assert floor is not None
+    assert floor in {dot.floor for dot in lines["grid"]}
+
+
+def test_the_figure_over_time_has_quartiles_marks_and_floors(rewrite: Rewrite) -> None:
+    def change(name: str, cost: dict[str, Any]) -> dict[str, Any]:
+        share = {"median": 0.5, "q1": 0.4, "q3": 0.8, "repeats": 5}
+        busy = {"busy": "grid" in name, "before": {"cpu": 0.5}, "during": {}, "limit": 0.1}
+        unpruned, floor = {"prefill_ms": spread(40.0)}, {**cost["floor"], "prefill_ms": spread(10.0)}
+        return {**cost, "over_unpruned": share, "busy": busy, "unpruned": unpruned, "floor": floor}
+
+    copy = rewrite(change)
+    figure = interactive(leaderboard(copy).tables, PREFILL, read_sweep(copy).colours())
+    traces = {trace.name: trace for trace in figure.data}
+    assert list(traces["first"].error_x.array) == pytest.approx([0.3] * 2)
+    assert list(traces["first"].error_x.arrayminus) == pytest.approx([0.1] * 2)
+    assert list(traces["grid"].text) == ["\N{DAGGER}"] * 2
+    assert set(traces["first"].text) == {""}
+    assert set(traces["floor: were choosing free"].x) == {0.25}
+
+
+def test_results_without_the_unpruned_time_have_no_front_over_it(rewrite: Rewrite) -> None:
+    copy = rewrite(lambda name, cost: {key: value for key, value in cost.items() if "unpruned" not in key})
+    board = leaderboard(copy)
+    assert [front.cost for front in board.summaries[0].fronts] == ["layer_average"]
+    assert board.summaries[0].unmeasured == {"over_unpruned": "not measured"}
+    assert lines_of(board.tables, PREFILL) == []
+    text = markdown_report(board)
+    assert "x none |" not in text
+    assert "x floor |" in text
 
 
 def test_a_refused_cost_is_said_and_has_no_figures(rewrite: Rewrite) -> None:
@@ -138,7 +282,8 @@ def test_a_refused_cost_is_said_and_has_no_figures(rewrite: Rewrite) -> None:
     assert (found.prefill_ms, found.kv_mib, found.over_floor) == (None, None, None)
     assert found.accuracy is not None  # the answers are not the cost's matter
     text = markdown_report(copy)
-    assert text.count("grid: cost refused: the device is busy: other work had 42 % of the CPU before it") == 2
+    # said once: it is the same at both budgets
+    assert text.count("grid: cost refused: the device is busy: other work had 42 % of the CPU before it") == 1
 
 
 def test_where_every_cost_was_refused_there_are_only_the_reasons(rewrite: Rewrite) -> None:
@@ -147,7 +292,7 @@ def test_where_every_cost_was_refused_there_are_only_the_reasons(rewrite: Rewrit
     )
     assert [section.header for section in found] == [("pruner", "refused")] * 2
     assert all(("first", "the device is busy") in section.rows for section in found)
-    assert all("\N{DAGGER}" not in note for section in found for note in section.notes)
+    assert all("\N{DAGGER}" not in note for section in found for note in notes(section))
 
 
 def test_medians_that_are_not_known_well_are_marked(rewrite: Rewrite) -> None:
@@ -155,15 +300,16 @@ def test_medians_that_are_not_known_well_are_marked(rewrite: Rewrite) -> None:
         met = not name.startswith("first")
         return {**quiet(name, cost), "precision": {"repeats": 7, "tolerance": 0.05, "uncertainty": 0.2, "met": met}}
 
-    for section in sections(rewrite(change)):
+    found = sections(rewrite(change))
+    for section in found:
         repeats = {line[0]: line[section.header.index("repeats")] for line in section.rows}
         assert {label for label, text in repeats.items() if text.endswith("?")} == {"first"}
-        assert any("ran out before the medians were known" in note for note in section.notes)
+    assert [sum("ran out before the medians were known" in note for note in notes(it)) for it in found] == [1, 1]
 
 
 def test_different_attention_kernels_are_said(rewrite: Rewrite) -> None:
     found = sections(rewrite(lambda name, cost: {**cost, "kernels": ["another_attention"]}))
-    assert all(any("different attention kernels (another_attention" in note for note in it.notes) for it in found)
+    assert any("different attention kernels (another_attention" in note for note in notes(found[-1]))
 
 
 def test_costs_of_an_older_version_are_shown_as_far_as_they_go(rewrite: Rewrite) -> None:
@@ -193,4 +339,4 @@ def test_a_figure_that_one_seed_lacks_is_left_out() -> None:
 
 def test_the_table_has_the_columns(finished: FinishedSweep) -> None:
     text = markdown_report(finished.directory)
-    assert re.search(r"\| prefill ms \| quartiles \| x floor \| pruner % \|", text)
+    assert re.search(r"\| prefill ms \| quartiles \| x none \| x floor \| pruner % \|", text)

@@ -29,6 +29,13 @@ def test_the_front_by_hand() -> None:
     assert pareto_front([]) == ()
 
 
+def test_what_differs_by_rounding_alone_is_equal() -> None:
+    """Means over seeds of equal answers differ in their last bits."""
+    exact, rounded = point(1, 0.5), point(1, 0.49999999999999994, "twin")
+    assert set(pareto_front([exact, rounded])) == {exact, rounded}
+    assert pareto_front([exact, point(2, 0.5000000000000001)]) == (exact,)
+
+
 def test_the_hypervolume_by_hand() -> None:
     # from cost 1 to 3 at 0.5, from 3 to 4 at 0.9; the last point costs more than the reference
     points = [point(1, 0.5), point(3, 0.9), point(2, 0.4), point(5, 1.0)]

@@ -27,6 +27,12 @@ def test_nothing_is_extrapolated() -> None:
     assert needed([], 0.9) is None
 
 
+def test_a_retention_that_misses_by_rounding_alone_reaches_the_target() -> None:
+    found = needed([(0.1, 0.9499999999999999), (0.4, 1.0)], 0.95)
+    assert found is not None
+    assert (found.bound, found.ratio) == ("at most", 0.1)
+
+
 def test_a_dip_at_a_larger_share_counts() -> None:
     found = needed([(0.1, 0.96), (0.2, 0.90), (0.4, 1.0)], 0.95)
     assert found is not None

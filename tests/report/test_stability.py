@@ -7,12 +7,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tokenprune.report.scores import Scores
-from tokenprune.report.stability import kendall_w, rank_stability
+from tokenprune.report.stability import Stability, kendall_w, rank_stability
 
 
 def scores(*by_seed: list[float]) -> Scores:
     count = len(by_seed[0])
-    return Scores(np.array(by_seed), tuple(range(len(by_seed))), np.arange(count), np.array(["all"] * count))
+    table, families = np.array(by_seed), np.array(["all"] * count)
+    return Scores(table, tuple(range(len(by_seed))), np.arange(count), families, np.ones(table.shape, dtype=bool))
+
+
+def stability(scores: dict[str, Scores], **planned: int) -> Stability | None:
+    return rank_stability(scores, {label: planned.get(label, len(found.seeds)) for label, found in scores.items()})
 
 
 def test_full_agreement_and_none() -> None:
@@ -40,7 +45,7 @@ def test_it_is_friedmans_statistic_scaled(judges: int, data: st.DataObject) -> N
 
 
 def test_ranks_that_each_seed_alone_would_have_given() -> None:
-    found = rank_stability(
+    found = stability(
         {
             "steady": scores([1.0, 0.0, 1.0, 0.0]),
             "one": scores([1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0]),
@@ -57,10 +62,38 @@ def test_ranks_that_each_seed_alone_would_have_given() -> None:
 
 
 def test_it_says_why_there_is_no_coefficient() -> None:
-    assert rank_stability({"steady": scores([1.0, 0.0])}) is None
-    alone = rank_stability({"one": scores([1.0, 0.0], [0.0, 0.0])})
+    assert stability({"steady": scores([1.0, 0.0])}) is None
+    alone = stability({"one": scores([1.0, 0.0], [0.0, 0.0])})
     assert alone is not None
     assert (alone.kendall_w, alone.reason) == (None, "only one pruner depends on the seed")
-    tied = rank_stability({name: scores([1.0, 0.0], [1.0, 0.0]) for name in ("one", "two")})
+    tied = stability({name: scores([1.0, 0.0], [1.0, 0.0]) for name in ("one", "two")})
     assert tied is not None
     assert (tied.kendall_w, tied.reason) == (None, "every seed ties all of them")
+
+
+def test_a_pruner_that_lacks_a_seed_is_left_out_and_not_taken_for_one_without_seeds() -> None:
+    """Its mean over the seeds that ran would stand beside single seeds of the others."""
+    found = stability(
+        {
+            "whole": scores([1.0, 0.0], [0.0, 0.0], [1.0, 1.0]),
+            "part": scores([1.0, 1.0], [1.0, 1.0]),
+            "one": scores([1.0, 1.0]),
+        },
+        part=3,
+        one=3,
+    )
+    assert found is not None
+    assert [(entry.label, entry.ranks) for entry in found.seeded] == [("whole", (1, 1))]
+    assert found.left_out == (
+        "part is left out: 2 of 3 seeds have a result",
+        "one is left out: 1 of 3 seeds have a result",
+    )
+
+
+def test_equal_means_share_a_rank_whatever_their_last_bits() -> None:
+    thirds = scores([1 / 3, 0.7, 2 / 3, 0.3], [0.0, 0.0, 0.0, 0.0])
+    halves = scores([0.5, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 0.0])
+    assert thirds.by_seed[0].mean() != halves.by_seed[0].mean()
+    found = stability({"thirds": thirds, "halves": halves})
+    assert found is not None
+    assert [entry.ranks for entry in found.seeded] == [(1, 1), (1, 1)]

@@ -51,6 +51,57 @@ def test_rows_are_ranked_by_accuracy(tables: tuple[Table, ...]) -> None:
         assert {row.label for row in table.rows if row.rank is None} == {"none", "refusing"}
 
 
+def test_equal_accuracies_share_a_rank_whatever_their_last_bits(finished: FinishedSweep, tmp_path: Path) -> None:
+    """A mean of fractions is not quite the half that it should be."""
+    copy = finished.copy(tmp_path / "copy")
+    ledger = Ledger(copy)
+    answers = {"first": [1 / 3, 0.7, 2 / 3, 0.3] * 2, "grid": [0.5] * 8, "downsample": [0.0] * 8}
+    assert np.mean(answers["first"]) != 0.5
+    for cell in ledger.plan():
+        if cell.label in answers and cell.budget_label == "4":
+            rows = [
+                {**row, "score": score} for row, score in zip(ledger.samples(cell.id), answers[cell.label], strict=True)
+            ]
+            write_jsonl(copy / "cells" / cell.id / "samples.jsonl", rows)
+    ranks = {row.label: row.rank for row in leaderboard(copy).tables[1].rows}
+    assert ranks["first"] == ranks["grid"]
+
+
+def test_of_two_variants_of_a_baseline_the_table_names_the_one_that_counts(
+    finished: FinishedSweep, tmp_path: Path
+) -> None:
+    copy = finished.copy(tmp_path / "copy")
+    plan = [json.loads(line) for line in (copy / "plan.jsonl").read_text().splitlines()]
+    for cell in plan:
+        cell["label"] = cell["label"] + ("[seed=1]" if cell["pruner"] == "random" and cell["seed"] else "")
+    write_jsonl(copy / "plan.jsonl", plan)
+    note = "vs random: compared with `random`, the first of 2 variants that ran"
+    assert leaderboard(copy).tables[0].baselines == (note,)
+    assert note in markdown_report(copy)
+    assert leaderboard(finished.directory).tables[0].baselines == ()
+
+
+def test_samples_that_a_baseline_failed_are_left_out_of_the_comparison(finished: FinishedSweep, tmp_path: Path) -> None:
+    copy = finished.copy(tmp_path / "copy")
+    ledger = Ledger(copy)
+    (cell,) = [cell for cell in ledger.plan() if cell.name == "downsample/toy@4"]
+    rows = ledger.samples(cell.id)
+    for row in rows[:3]:
+        row |= {"score": 0.0, "prediction": "", "error": "ValueError: bad picture"}
+    write_jsonl(copy / "cells" / cell.id / "samples.jsonl", rows)
+    table = leaderboard(copy).tables[1]
+    found = {row.label: row for row in table.rows}
+    difference = (scores(finished, "first/toy@4") - scores(finished, "downsample/toy@4"))[3:].mean()
+    assert found["first"].against_downsample is not None
+    assert found["first"].against_downsample.questions == 5
+    assert found["first"].against_downsample.difference.mean == pytest.approx(difference)
+    accuracy = found["downsample"].accuracy
+    assert accuracy is not None
+    assert accuracy.mean == pytest.approx(scores(finished, "downsample/toy@4")[3:].sum() / 8)  # wrong in its own row
+    (note,) = table.baselines
+    assert note.startswith("vs downsample: without 3 questions on which `downsample` raised an error")
+
+
 def test_seeds_are_averaged(finished: FinishedSweep, tables: tuple[Table, ...]) -> None:
     (row,) = [row for row in tables[1].rows if row.label == "random"]
     both = np.stack([scores(finished, "random/toy@4"), scores(finished, "random/toy@4 seed 1")])
@@ -158,14 +209,14 @@ def test_families_add_up_and_have_intervals(tables: tuple[Table, ...]) -> None:
         questions = sum(found.questions for found in row.families.values())
         right = sum(found.questions * found.accuracy.mean for found in row.families.values())
         assert (questions, right / questions) == (8, pytest.approx(row.accuracy.mean))
-        if row.label not in ("none", "random"):
+        if row.label not in ("none", "random", "exploding"):  # what never ran is not compared
             assert all(found.against_random is not None for found in row.families.values())
 
 
 def test_every_pair_of_a_table(finished: FinishedSweep) -> None:
     first, second = pair_tables(finished.directory)
     assert (first.budget, second.budget) == ("50%", "4")
-    scored = ["none", "random", "grid", "downsample", "exploding", "first"]
+    scored = ["none", "random", "grid", "downsample", "first"]  # `exploding` never ran
     assert len(first.pairs) == len(scored) * (len(scored) - 1) // 2
     (pair,) = [pair for pair in second.pairs if (pair.first, pair.second) == ("grid", "first")]
     expected = (scores(finished, "grid/toy@4") - scores(finished, "first/toy@4")).mean()
@@ -176,7 +227,7 @@ def test_the_summary_of_all_budgets(finished: FinishedSweep, tables: tuple[Table
     (summary,) = leaderboard(finished.directory).summaries
     assert set(summary.needed) == {"random", "grid", "downsample", "first", "exploding"}
     assert [found.bound for found in summary.needed["exploding"]] == ["more than"] * 3  # failed at both budgets
-    assert {front.cost for front in summary.fronts} == {"prefill_ms", "layer_average"}
+    assert {front.cost for front in summary.fronts} == {"over_unpruned", "layer_average"}
     for front in summary.fronts:
         points = {(point.label, point.budget): point for point in front.points}
         assert "exploding" not in front.hypervolumes  # it has no cost
@@ -192,8 +243,8 @@ def test_a_front_over_time_needs_measured_time(finished: FinishedSweep, tmp_path
     board = leaderboard(copy)
     (summary,) = board.summaries
     assert [front.cost for front in summary.fronts] == ["layer_average"]
-    assert summary.unmeasured == {"prefill_ms": "not measured for the unpruned model"}
-    assert "no front over prefill time: not measured for the unpruned model" in markdown_report(board)
+    assert summary.unmeasured == {"over_unpruned": "not measured"}
+    assert "no front over prefill time: not measured" in markdown_report(board)
 
 
 def test_markdown(finished: FinishedSweep) -> None:
@@ -214,7 +265,7 @@ def test_markdown(finished: FinishedSweep) -> None:
 
 def test_json(finished: FinishedSweep) -> None:
     data = json.loads(json.dumps(leaderboard(finished.directory).to_json(), allow_nan=False))
-    assert data["schema"] == 2
+    assert data["schema"] == 3
     assert data["tables"][0]["rows"][0]["label"] == "none"
 
 
@@ -237,8 +288,8 @@ def test_not_a_sweep(tmp_path: Path) -> None:
 
 def test_lines_of_a_figure(finished: FinishedSweep, tables: tuple[Table, ...]) -> None:
     lines = {line.label: line.points for line in lines_of(tables, BUDGET)}
-    assert [point[0] for point in lines["first"]] == [4.0, 8.0]
-    assert [point[4] for point in lines["first"]] == ["4", "50%"]
+    assert [point.x for point in lines["first"]] == [4.0, 8.0]
+    assert [point.budget for point in lines["first"]] == ["4", "50%"]
     assert len(lines["none"]) == 1
     assert "exploding" not in lines
     colours = read_sweep(finished.directory).colours()

@@ -13,7 +13,7 @@ from tokenprune.cli.output import GAP, Output, session_of, table
 from tokenprune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tokenprune.report.sections import Section
+    from tokenprune.report.notes import Note, Section
     from tokenprune.report.tables import Leaderboard
 
 #: Columns that a narrow terminal loses first stand last.
@@ -111,9 +111,7 @@ def show_leaderboard(output: Output, source: Path | Leaderboard, *, families: bo
                 names=["pruner"],
             )
         )
-        for line in notes_of(entry):
-            output.show(line)
-        output.show("")
+        _show_notes(output, notes_of(entry), columns, [[row[place] for place in places] for row in rows])
     for section in sections_of(board, families=families):
         show_section(output, section)
 
@@ -126,8 +124,15 @@ def show_section(output: Output, section: Section) -> None:
     numbers = [column for column in columns if column not in section.names]
     output.show(section.title)
     output.show(table(columns, rows, numbers=numbers, names=section.names))
-    for note in section.notes:
-        output.show(note)
+    _show_notes(output, section.notes, columns, rows)
+
+
+def _show_notes(output: Output, notes: Sequence[Note], columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print the notes that are about the columns that fit."""
+    from tokenprune.report.notes import shown
+
+    for line in shown(notes, columns, rows):
+        output.show(line)
     output.show("")
 
 

@@ -9,6 +9,7 @@ from tokenprune.report.hard import DOWNSAMPLE
 from tokenprune.report.paired import CONTROL
 from tokenprune.report.reading import Finished, SweepData
 from tokenprune.report.scores import Scores, read_scores
+from tokenprune.report.text import counted
 from tokenprune.sweep.config import REFERENCE
 
 
@@ -22,7 +23,8 @@ class Arm:
         groups: Cells of each pruner by label, one per seed.
         base: Scores of the unpruned model.
         scores: Scores of every pruner that has some.
-        baselines: Label and scores of `random` and of down-sampling by name, where they have a result.
+        baselines: Label and scores of `random` and of down-sampling by name, where they have a result; of several
+            variants of one of them the first in the plan.
     """
 
     budget: str
@@ -56,16 +58,33 @@ def _arm(
     groups: dict[str, list[Finished]] = {}
     for entry in pruned:
         groups.setdefault(entry.cell.label, []).append(entry)
-    scores = {label: read_scores(data, entries, base) for label, entries in groups.items()}
+    read = {label: read_scores(data, entries, base) for label, entries in groups.items()}
+    scores = {label: found for label, found in read.items() if found is not None}
     baselines: dict[str, tuple[str, Scores]] = {}
-    for label, entries in groups.items():
-        name = entries[0].cell.pruner
-        # a baseline's failures would make it easier to beat, so they are left out of it
-        found = read_scores(data, entries, None) if name in (CONTROL, DOWNSAMPLE) and name not in baselines else None
-        if found is not None:
-            baselines[name] = (label, found)
-    known = {label: found for label, found in scores.items() if found is not None}
-    return Arm(budget, unpruned, groups, base, known, baselines)
+    for label, found in scores.items():
+        name = groups[label][0].cell.pruner
+        if name in (CONTROL, DOWNSAMPLE) and found.known().any():
+            baselines.setdefault(name, (label, found))
+    return Arm(budget, unpruned, groups, base, scores, baselines)
+
+
+def baseline_notes(arm: Arm) -> tuple[str, ...]:
+    """Which of several variants of a baseline the others are compared with, and what it did not answer."""
+    notes = []
+    for name, (label, found) in arm.baselines.items():
+        variants = [other for other, entries in arm.groups.items() if entries[0].cell.pruner == name]
+        if len(variants) > 1:
+            notes.append(f"vs {name}: compared with `{label}`, the first of {len(variants)} variants that ran")
+        missing = int((~found.known()).sum())
+        if missing:
+            notes.append(
+                f"vs {name}: without {counted(missing, 'question')} on which `{label}` raised an error, "
+                "which would make it easier to beat"
+            )
+        failed = int((~found.answered.any(axis=1)).sum())
+        if failed:
+            notes.append(f"vs {name}: without {counted(failed, 'cell')} of `{label}` that failed")
+    return tuple(notes)
 
 
 def _task_options(entry: Finished) -> str:

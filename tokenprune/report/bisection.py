@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tokenprune.report.statistics import level
+
 Outcome = Literal["done", "failed", "refused"]
 
 
@@ -31,7 +33,7 @@ class Trial:
 
     def reaches(self, target: float) -> bool:
         """Whether this run retains the target."""
-        return self.retention is not None and self.retention >= target
+        return self.retention is not None and level(self.retention) >= level(target)
 
 
 @dataclass(frozen=True, slots=True)

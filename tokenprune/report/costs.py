@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 TIMES = ("encoder_ms", "prefill_ms", "first_token_ms", "decode_ms_per_token", "total_ms", "energy_j")
 """Figures that the floor has, too, each with quartiles."""
 
-_SPREADS = (*TIMES, "overhead_ms", "overhead_share", "over_floor")
+_SPREADS = (*TIMES, "overhead_ms", "overhead_share", "over_unpruned", "over_floor")
 _FIGURES = ("peak_mem_mib", "kv_mib", "prefill_tflops")
 
 
@@ -25,60 +26,89 @@ class Quartiles:
 
 @dataclass(frozen=True, slots=True)
 class CostSummary:
-    """What one row costs. Over several seeds each figure is the median of theirs.
+    """What one row costs. Over several seeds each figure is the median of those measured in one place.
 
     Args:
         spreads: Figures with quartiles, by name as in `tokenprune.metrics.efficiency.Cost`; what was not measured is
             not there.
         figures: Figures without.
+        unpruned: The times of the unpruned model in the same turns.
         floor: The same of the unpruned model on a prompt of the kept length.
         repeats: Timed runs of each cell, at least.
         precise: Whether the medians are known as well as was asked for; `None` where nobody looked.
         busy: The largest share that other work had of the device, where it is above the limit of what counts; else 0,
             and `None` where it is not known.
+        unknown: Why it is not known.
         kernels: Fused attention kernels, of the pruned run and of the floor.
         same_kernels: Whether both ran with the same ones.
         where: Device, threads, attention implementation and clock, in words.
+        cells: Cells with a result; the figures are of those that were neither refused nor measured elsewhere.
+        refused: Cells whose cost was refused.
+        refusal: Why.
+        elsewhere: Cells that were measured in other places, by place: they are not in the figures.
         unmeasured: By figure, why it is not there.
     """
 
     spreads: Mapping[str, Quartiles]
     figures: Mapping[str, float]
+    unpruned: Mapping[str, Quartiles]
     floor: Mapping[str, Quartiles]
     floor_figures: Mapping[str, float]
     repeats: int
     precise: bool | None
     busy: float | None
+    unknown: str
     kernels: tuple[str, ...]
     same_kernels: bool
     where: str
+    cells: int
+    refused: int
+    refusal: str
+    elsewhere: Mapping[str, int]
     unmeasured: Mapping[str, str]
 
 
-def summarise_costs(costs: Sequence[Mapping[str, Any]]) -> CostSummary | None:
-    """The costs of the cells of one row, as their results hold them; `None` where there is none.
+def summarise_costs(results: Sequence[Mapping[str, Any] | None]) -> CostSummary | None:
+    """The costs of the cells of one row, as their results hold them; `None` where nothing was to be measured.
 
-    A figure that one of the cells lacks is left out; cells written before there was a floor have none.
+    A figure that one of the measured cells lacks is left out; so cells of older versions have no floor, and no figures
+    beside the unpruned model. Where seeds ran in several places, those of the most common one count.
+
+    Args:
+        results: One per cell; `None` for a cell whose cost was not to be measured.
     """
-    if not costs:
+    found = [cost for cost in results if cost]
+    if not found:
         return None
+    refusals = [str(cost["error"]) for cost in found if "error" in cost]
+    measured = [cost for cost in found if "error" not in cost]
+    places = Counter(map(_where, measured)).most_common()
+    where = places[0][0] if places else ""
+    costs = [cost for cost in measured if _where(cost) == where]
     floors = [cost.get("floor") or {} for cost in costs]
     kernels = sorted({name for cost in costs for name in cost.get("kernels", ())})
     theirs = sorted({name for floor in floors for name in floor.get("kernels", ())})
     precisions = [cost["precision"]["met"] for cost in costs if cost.get("precision")]
     prefills = [cost["prefill_ms"]["repeats"] for cost in costs if cost.get("prefill_ms")]
+    busy, unknown = _busy(costs)
     return CostSummary(
         spreads=_spreads(costs, _SPREADS),
         figures=_figures(costs),
+        unpruned=_spreads([cost.get("unpruned") or {} for cost in costs], TIMES),
         floor=_spreads(floors, TIMES),
         floor_figures=_figures(floors, "tokens"),
         repeats=min(prefills, default=0),
         precise=all(precisions) if precisions else None,
-        busy=_busy(costs),
+        busy=busy,
+        unknown=unknown,
         kernels=tuple(kernels),
         same_kernels=not any(floors) or kernels == theirs,
-        where=_where(costs[0]),
-        unmeasured={name: str(why) for cost in costs for name, why in _missing(cost)},
+        where=where,
+        cells=len(results),
+        refused=len(refusals),
+        refusal=next(iter(refusals), ""),
+        elsewhere=dict(places[1:]),
+        unmeasured={name: str(why) for cost in costs for name, why in cost.get("unmeasured", {}).items()},
     )
 
 
@@ -86,7 +116,7 @@ def _spreads(costs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[s
     found = {}
     for name in names:
         values = [cost.get(name) for cost in costs]
-        if all(values):
+        if values and all(values):
             parts = ([float(value[part]) for value in values if value] for part in ("median", "q1", "q3"))
             found[name] = Quartiles(*map(statistics.median, parts))
     return found
@@ -97,21 +127,21 @@ def _figures(costs: Sequence[Mapping[str, Any]], *more: str) -> dict[str, float]
     return {
         name: statistics.median(float(value) for value in found if value is not None)
         for name, found in values.items()
-        if None not in found
+        if found and None not in found
     }
 
 
-def _busy(costs: Sequence[Mapping[str, Any]]) -> float | None:
+def _busy(costs: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:
+    """The largest share of other work, and why it is not known: one busy cell is enough, whatever the others are."""
     found = [cost.get("busy") or {} for cost in costs]
-    if any(each.get("busy") is None for each in found):
-        return None
-    shares = [share for each in found for when in ("before", "during") for share in each[when].values()]
-    return max(shares) if any(each["busy"] for each in found) else 0.0
-
-
-def _missing(cost: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Why figures are not there; a cost that was refused has none at all."""
-    return [("cost", cost["error"])] if "error" in cost else list(cost.get("unmeasured", {}).items())
+    if any(each.get("busy") for each in found):
+        shares = [share for each in found for when in ("before", "during") for share in each.get(when, {}).values()]
+        return max(shares), ""
+    unknown = [each for each in found if each.get("busy") is None]
+    if not unknown:
+        return 0.0, ""
+    reasons = dict.fromkeys(str(why) for each in unknown for why in each.get("unknown", {}).values())
+    return None, "; ".join(reasons) or "nobody looked"
 
 
 def _where(cost: Mapping[str, Any]) -> str:

@@ -33,9 +33,13 @@ def hard_questions(unpruned: Scores | None, downsampled: Scores | None) -> tuple
     """
     if unpruned is None:
         return None, HardSubset(0, "the unpruned model has no result")
+    if not unpruned.right().any():
+        return None, HardSubset(0, "the unpruned model answers nothing right")
     if downsampled is None:
         return None, HardSubset(0, f"`{DOWNSAMPLE}` has no result at this budget")
-    mask = unpruned.right() & ~downsampled.right()
+    chosen = downsampled.known()  # a question that raised an error says nothing about what a smaller picture loses
+    mask = unpruned.right() & chosen
+    mask[chosen] &= ~unpruned.beside(downsampled)[1].right()
     count = int(mask.sum())
     if not count:
         return None, HardSubset(0, f"`{DOWNSAMPLE}` answers everything that the unpruned model does")

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tokenprune.report.notes import Note, Section, busy_mark, busy_notes, shown
 from tokenprune.report.reading import SweepData
 from tokenprune.report.rows import Row, Table
-from tokenprune.report.sections import Section, busy_mark, busy_notes, sections_of
+from tokenprune.report.sections import sections_of
 from tokenprune.report.tables import Leaderboard, leaderboard
-from tokenprune.report.text import NOTHING, contrast, ends, number, percent, points, quartiles
+from tokenprune.report.text import NOTHING, contrast, counted, ends, number, percent, points, quartiles
+
+
+def _marked(text: str, row: Row) -> str:
+    """A measured figure, with the mark of a device that was busy or not known."""
+    return text if text == NOTHING else text + busy_mark(row)
+
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("#", lambda row: NOTHING if row.rank is None else str(row.rank)),
@@ -27,25 +34,29 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("dual error", lambda row: number(row.dual_error, 3)),
     ("final tokens", lambda row: number((row.tokens or {}).get("final"), 0)),
     ("layer average", lambda row: number((row.tokens or {}).get("layer_average"), 0)),
-    ("prefill ms", lambda row: number(row.prefill_ms, 1) + busy_mark(row)),
+    ("prefill ms", lambda row: _marked(number(row.prefill_ms, 1), row)),
     ("quartiles", lambda row: quartiles(row.prefill_ms_quartiles, 1)),
-    ("x floor", lambda row: number(row.over_floor, 2)),
+    ("x none", lambda row: _marked(number(row.over_unpruned, 2), row)),
+    ("x floor", lambda row: _marked(number(row.over_floor, 2), row)),
     ("pruner %", lambda row: percent(row.overhead_share)),
     ("GFLOPs", lambda row: number(row.prefill_gflops, 2)),
 )
 
 LEGEND = (
-    "Figures in brackets are 95 % intervals over the questions, with pictures as the unit: Wilson's for an accuracy, a "
-    "paired, smoothed bootstrap for differences, which are percentage points on the same questions. They hold for the "
-    "seeds that ran: what other seeds would give is not in them. `*`: differs from that baseline with p < 0.05 after Holm's correction for all such comparisons of the "
-    "table (paired permutation test; McNemar's exact test for right or wrong). A sample or a cell that failed counts "
-    "as wrong. Retention: accuracy divided by the unpruned accuracy. Hard: accuracy on the questions that the unpruned "
-    "model answers and `downsample`, at this budget, does not. Same answer (loyalty): equal to the unpruned answer. "
-    "KL (nats): first answer token against the unpruned model. Errors: relative norms, mean over layers, of the "
-    "attention output and of the implicit weight. Prefill: median of one sample with vision encoder and pruner, and "
-    "its quartiles. x floor: that, divided by the prefill of the unpruned model on a prompt of the kept length (as "
-    "many visual tokens as the layer average). Pruner: share of the prefill in the pruner's own views and decisions. "
-    f"{NOTHING}: not measured or not defined."
+    "Figures in brackets are 95 % intervals over the questions, with pictures as the unit: Wilson's for an "
+    "accuracy, a smoothed paired bootstrap for differences, which are percentage points on the same questions. "
+    "They hold for the seeds that ran: what other seeds would give is not in them. `*`: differs from that "
+    "baseline with p < 0.05 after Holm's correction for all such comparisons of the table (paired permutation "
+    "test; McNemar's exact test for right or wrong). A sample or a cell that failed counts as wrong; of the "
+    "unpruned model, `random` and `downsample`, where others are measured against them, it is left out. "
+    "Retention: accuracy divided by the unpruned accuracy. Hard: accuracy on the questions that the unpruned "
+    "model answers and `downsample`, at this budget, does not. Same answer (loyalty): equal to the unpruned "
+    "answer. KL (nats): first answer token against the unpruned model. Errors: relative norms, mean over layers, "
+    "of the attention output and of the implicit weight. Prefill: median of one sample with vision encoder and "
+    "pruner, and its quartiles; rows were measured at different times, so compare the ratios. x none: prefill "
+    "divided by that of the unpruned model in the same turns; below 1 is a speed-up. x floor: divided by that of "
+    "the unpruned model on a prompt of the kept length (as many visual tokens as the layer average). Pruner: "
+    f"share of the prefill in the pruner's own views and decisions. {NOTHING}: not measured or not defined."
 )
 
 
@@ -72,7 +83,9 @@ def markdown_report(source: str | Path | SweepData | Leaderboard) -> str:
 
 def markdown_section(section: Section) -> str:
     """One section as Markdown."""
-    return _grid(section.title, section.header, section.rows, section.names, section.notes)
+    return _grid(
+        section.title, section.header, section.rows, section.names, shown(section.notes, section.header, section.rows)
+    )
 
 
 def cells_of(table: Table) -> tuple[list[str], list[list[str]]]:
@@ -86,22 +99,30 @@ def title_of(table: Table) -> str:
     """Heading of one table."""
     questions = max((row.questions for row in table.rows), default=0)
     kept = "kept" if table.account == "kept" else "kept on average over the layers"
-    budget = f"{table.budget} of the visual tokens" if table.budget.endswith("%") else f"{table.budget} visual tokens"
-    return f"{table.model}, {table.task}: {budget} {kept}, {questions} questions"
+    budget = (
+        f"{table.budget} of the visual tokens"
+        if table.budget.endswith("%")
+        else f"{table.budget} visual {'token' if table.budget == '1' else 'tokens'}"
+    )
+    return f"{table.model}, {table.task}: {budget} {kept}, {counted(questions, 'question')}"
 
 
-def notes_of(table: Table) -> list[str]:
-    """What is to be said below one table: cells without a result, a busy device, and the hard subset."""
-    lines = [f"{row.label}: {row.outcome}: {row.reason}".rstrip(": ") for row in table.rows if row.outcome != "done"]
-    lines += busy_notes(table.rows)
+def notes_of(table: Table) -> list[Note]:
+    """What is to be said below one table: cells without a result, baselines, a busy device, and the hard subset."""
+    notes = [
+        Note(f"{row.label}: {row.outcome}: {row.reason}".rstrip(": ")) for row in table.rows if row.outcome != "done"
+    ]
+    notes += [Note(text) for text in table.baselines]
+    notes += busy_notes(table.rows)
     hard = table.hard
     if hard.questions:
-        return [*lines, f"hard: {hard.questions} questions"]
-    return [*lines, f"hard: {NOTHING} ({hard.reason})"]
+        return [*notes, Note(f"hard: {counted(hard.questions, 'question')}", ("hard %",))]
+    return [*notes, Note(f"hard: {NOTHING} ({hard.reason})")]
 
 
 def _table(table: Table) -> str:
-    return _grid(title_of(table), *cells_of(table), names=("pruner",), notes=notes_of(table))
+    header, rows = cells_of(table)
+    return _grid(title_of(table), header, rows, names=("pruner",), notes=shown(notes_of(table), header, rows))
 
 
 def _grid(

@@ -16,17 +16,13 @@ from typing import Any
 
 from tokenprune.report import markup
 from tokenprune.report.cases import PAGE_CASES, Cases, cases_of, problems_of, spread
+from tokenprune.report.cost_sections import cost_sections
 from tokenprune.report.markdown import LEGEND, cells_of, markdown_report, notes_of, title_of
+from tokenprune.report.notes import Note
 from tokenprune.report.plots import AVERAGE, FIGURES, PREFILL, heat_map, interactive, lines_of, png, subjects
 from tokenprune.report.reading import SweepData, read_sweep
 from tokenprune.report.rows import FamilyScore, Table
-from tokenprune.report.sections import (
-    cost_sections,
-    hard_sections,
-    pair_section,
-    stability_sections,
-    summary_sections,
-)
+from tokenprune.report.sections import hard_sections, pair_section, stability_sections, summary_sections
 from tokenprune.report.tables import SCHEMA, Leaderboard, PairTable, leaderboard, pair_tables
 from tokenprune.report.text import NOTHING, interval
 from tokenprune.report.viewer import kept_tokens
@@ -135,24 +131,24 @@ def _tables(board: Leaderboard) -> Iterator[str]:
         yield markup.board(title_of(table), *cells_of(table), notes=notes_of(table))
         for found in cost_sections([table]):
             yield markup.folded(found.title, markup.grid(found.header, found.rows, found.names, found.notes))
-    yield f"<p class=note>{escape(LEGEND)} A click on a heading sorts.</p>"
+    yield markup.sentence(f"{LEGEND} A click on a heading sorts.")
 
 
 def _trade_offs(board: Leaderboard, colours: Mapping[str, str], figures: list[Any]) -> Iterator[str]:
     """The two Pareto plots of each model and task, the other figures folded."""
     fronts = {
-        (summary.model, summary.task, front.cost): front.points
-        for summary in board.summaries
-        for front in summary.fronts
+        (summary.model, summary.task, front.cost): front for summary in board.summaries for front in summary.fronts
     }
     for (model, task), tables in subjects(board).items():
         yield f"<h3>{escape(f'{model}, {task}')}</h3>"
         for axis in (AVERAGE, PREFILL):
             if lines_of(tables, axis):
-                front = fronts.get((model, task, axis.key), ())
-                yield _figure(interactive(tables, axis, colours, front), figures)
+                front = fronts.get((model, task, axis.key))
+                yield _figure(interactive(tables, axis, colours, front.points if front else ()), figures)
+                for note in front.notes if front else ():
+                    yield markup.sentence(note.text)
             else:
-                yield f"<p class=note>No figure over {escape(axis.title)}: it was not measured.</p>"
+                yield markup.sentence(f"No figure over {axis.title}: it was not measured.")
         for axis in FIGURES.values():
             if axis not in (AVERAGE, PREFILL) and lines_of(tables, axis):
                 yield markup.folded(f"accuracy and {axis.title}", _figure(interactive(tables, axis, colours), figures))
@@ -174,7 +170,8 @@ def _family_table(table: Table) -> str:
         found = row.families or {}
         figures = [_family(found[name]) if name in found else NOTHING for name in families]
         rows.append([NOTHING if row.rank is None else str(row.rank), row.label, *figures])
-    note = "*: differs from `random`, p < 0.05 after Holm's correction for all families, pruners and baselines"
+    text = "*: differs from `random`, p < 0.05 after Holm's correction for all families, pruners and baselines"
+    note = Note(text, mark="*")
     return markup.board(title_of(table), ["#", "pruner", *families], rows, [note])
 
 
@@ -198,7 +195,7 @@ def _errors(data: SweepData, cases: Sequence[Cases]) -> Iterator[str]:
     if problems:
         header = ("cell", "model", "outcome", "reason", "hint")
         rows = [(found.cell, found.model, found.outcome, found.reason, found.hint) for found in problems]
-        yield markup.grid(header, rows, header)
+        yield markup.grid(header, rows, header, code=True)
     else:
         yield "<p class=note>None: every cell ran, and every sample was answered.</p>"
     if not cases:

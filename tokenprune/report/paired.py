@@ -58,39 +58,54 @@ def adjusted(comparisons: Mapping[Key, Comparison]) -> dict[Key, Comparison]:
 
 
 def all_pairs(scores: Mapping[str, Scores]) -> tuple[Comparison, ...]:
-    """Every pair of the pruners of one table, adjusted for the number of pairs."""
-    found = {
-        (first, second): compare(first, scores[first], second, scores[second])
-        for first, second in combinations(scores, 2)
-    }
+    """Every pair of the pruners of one table, adjusted for the number of pairs; without those that never answered."""
+    ran = {label: found for label, found in scores.items() if found.known().any()}
+    found = {(first, second): compare(first, ran[first], second, ran[second]) for first, second in combinations(ran, 2)}
     return tuple(adjusted(found).values())
 
 
 def against_baselines(
     scores: Mapping[str, Scores], baselines: Mapping[str, Scores]
 ) -> dict[tuple[str, str], Comparison]:
-    """Every pruner against every baseline, adjusted for all of them together; keys are (pruner, baseline)."""
-    return adjusted(
-        {
-            (label, baseline): compare(label, ours, baseline, theirs)
-            for label, ours in scores.items()
-            for baseline, theirs in baselines.items()
-            if label != baseline
-        }
-    )
+    """Every pruner against every baseline, adjusted for all of them together; keys are (pruner, baseline).
+
+    Two baselines are compared with each other once, a pruner none of whose cells ran is not compared, and each
+    comparison is on the questions that the baseline answered.
+    """
+    made: dict[tuple[str, str], Comparison] = {}
+    for label, ours in scores.items():
+        for baseline, theirs in baselines.items():
+            if label != baseline and ours.known().any() and (baseline, label) not in made:
+                first, second = ours.beside(theirs)
+                if len(second.pictures):
+                    made[label, baseline] = compare(label, first, baseline, second)
+    found = adjusted(made)
+    return found | {(second, first): turned(found[first, second]) for first, second in found if first in baselines}
 
 
 def against_baselines_by_family(
     scores: Mapping[str, Scores], baselines: Mapping[str, Scores]
 ) -> dict[tuple[str, str, str], Comparison]:
     """The same within each task family, adjusted for all families together; keys are (pruner, baseline, family)."""
-    theirs = {baseline: found.by_family() for baseline, found in baselines.items()}
-    return adjusted(
-        {
-            (label, baseline, family): compare(label, ours, baseline, families[family])
-            for label, found in scores.items()
-            for family, ours in found.by_family().items()
-            for baseline, families in theirs.items()
-            if label != baseline
-        }
-    )
+    made: dict[tuple[str, str, str], Comparison] = {}
+    for label, ours in scores.items():
+        for baseline, theirs in baselines.items():
+            if label == baseline or not ours.known().any():
+                continue
+            first, second = (found.by_family() for found in ours.beside(theirs))
+            for family, part in first.items():
+                if (baseline, label, family) not in made:
+                    made[label, baseline, family] = compare(label, part, baseline, second[family])
+    found = adjusted(made)
+    return found | {
+        (second, first, family): turned(found[first, second, family])
+        for first, second, family in found
+        if first in baselines
+    }
+
+
+def turned(found: Comparison) -> Comparison:
+    """The same comparison, the other way round."""
+    mean, low, high = found.difference.mean, found.difference.low, found.difference.high
+    back = Interval(-mean, None if high is None else -high, None if low is None else -low)
+    return replace(found, first=found.second, second=found.first, difference=back)

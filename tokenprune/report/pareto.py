@@ -5,29 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tokenprune.report.statistics import level
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One pruner at one budget; cost is to be small, accuracy large."""
+    """One pruner at one budget; cost is to be small, accuracy large. A mark says to read the cost with care."""
 
     label: str
     budget: str
     cost: float
     accuracy: float
+    mark: str = ""
 
 
 def pareto_front(points: Iterable[Point]) -> tuple[Point, ...]:
     """The points that no other one dominates, in the order of cost.
 
     A point dominates another one where it costs no more, is no less accurate, and differs in one of the two; equal
-    points do not dominate each other.
+    points do not dominate each other. What differs by rounding alone is equal.
     """
     front: list[Point] = []
-    for point in sorted(points, key=lambda found: (found.cost, -found.accuracy)):
-        best = front[-1] if front else None
-        equal = best is not None and (best.cost, best.accuracy) == (point.cost, point.accuracy)
-        if best is None or point.accuracy > best.accuracy or equal:
+    best: tuple[float, float] | None = None
+    for point in sorted(points, key=lambda found: (level(found.cost), -level(found.accuracy))):
+        place = level(point.cost), level(point.accuracy)
+        if best is None or place[1] > best[1] or place == best:
             front.append(point)
+            best = place
     return tuple(front)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from tokenprune.report.notes import busy_mark
 from tokenprune.report.pareto import Point
 from tokenprune.report.rows import FamilyScore, Row, Table
+from tokenprune.report.statistics import Interval
 from tokenprune.report.tables import Leaderboard
-from tokenprune.report.text import ends, percent
+from tokenprune.report.text import counted, ends, percent
 from tokenprune.sweep.config import REFERENCE
 
 
@@ -28,13 +30,15 @@ class Axis:
             return (row.tokens or {}).get("layer_average")
         if self.key == "final":
             return (row.tokens or {}).get("final")
+        if self is PREFILL and row.pruner == REFERENCE:
+            return 1.0
         value = getattr(row, self.key)
         return None if value is None else float(value)
 
 
 BUDGET = Axis("final", "visual tokens after the last cut")
 AVERAGE = Axis("layer_average", "visual tokens, mean over decoder layers")
-PREFILL = Axis("prefill_ms", "prefill of one sample, ms (median)")
+PREFILL = Axis("over_unpruned", "prefill time, share of the unpruned model's (median)")
 FLOPS = Axis("prefill_gflops", "prefill of one sample, GFLOPs")
 OUTPUT_ERROR = Axis("output_error", "relative error of the attention output")
 DUAL_ERROR = Axis("dual_error", "relative error of the implicit weight")
@@ -49,13 +53,37 @@ FIGURES: Mapping[str, Axis] = {
 }
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Dot:
+    """One row in a figure.
+
+    Args:
+        x: Its value on the axis.
+        accuracy: Its accuracy.
+        low: Lower end of the accuracy's interval, and `high` the upper one; the accuracy where there is none.
+        left: Lower quartile of the value, and `right` the upper one; the value where there are none.
+        budget: Label of the budget.
+        mark: Says that the value is to be read with care.
+        floor: Value of the unpruned model on a prompt of the kept length, where that was measured on this axis.
+    """
+
+    x: float
+    accuracy: float
+    low: float
+    high: float
+    left: float
+    right: float
+    budget: str
+    mark: str = ""
+    floor: float | None = field(default=None, compare=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One pruner's points on one subject, in the order of x; the last value is the label of the budget."""
+    """One pruner's points on one subject, in the order of x."""
 
     label: str
-    points: tuple[tuple[float, float, float, float, str], ...]
-    """(x, accuracy, low, high, budget)"""
+    points: tuple[Dot, ...]
 
 
 def subjects(board: Leaderboard) -> dict[tuple[str, str], list[Table]]:
@@ -68,17 +96,28 @@ def subjects(board: Leaderboard) -> dict[tuple[str, str], list[Table]]:
 
 def lines_of(tables: Sequence[Table], axis: Axis) -> list[Line]:
     """Every pruner's points on an axis; the unpruned model is one point."""
-    points: dict[str, dict[str, tuple[float, float, float, float, str]]] = {}
+    points: dict[str, dict[str, Dot]] = {}
+    measured = False
     for table in tables:
         for row in table.rows:
             x = axis.of(row)
             if x is None or row.accuracy is None:
                 continue
-            budget = "all" if row.pruner == REFERENCE else table.budget
-            low, high = row.accuracy.ends or (row.accuracy.mean, row.accuracy.mean)
-            point = (x, row.accuracy.mean, low, high, budget)
-            points.setdefault(row.label, {})[budget] = point
+            whole = row.pruner == REFERENCE
+            measured |= not whole
+            budget = "all" if whole else table.budget
+            points.setdefault(row.label, {})[budget] = _dot(row, row.accuracy, axis, x, budget)
+    if axis is PREFILL and not measured:  # the unpruned model's share of its own time is no measurement
+        return []
     return [Line(label, tuple(sorted(found.values()))) for label, found in points.items()]
+
+
+def _dot(row: Row, accuracy: Interval, axis: Axis, x: float, budget: str) -> Dot:
+    low, high = accuracy.ends or (accuracy.mean, accuracy.mean)
+    if axis is not PREFILL or row.pruner == REFERENCE:
+        return Dot(x, accuracy.mean, low, high, x, x, budget)
+    left, right = row.over_unpruned_quartiles or (x, x)
+    return Dot(x, accuracy.mean, low, high, left, right, budget, busy_mark(row), row.floor_over_unpruned)
 
 
 def png(tables: Sequence[Table], axis: Axis, colours: Mapping[str, str]) -> bytes:
@@ -90,7 +129,7 @@ def png(tables: Sequence[Table], axis: Axis, colours: Mapping[str, str]) -> byte
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for line in lines_of(tables, axis):
-        x, y = (list(values) for values in list(zip(*line.points, strict=True))[:2])
+        x, y = [dot.x for dot in line.points], [dot.accuracy for dot in line.points]
         colour = colours[line.label]
         if len(x) == 1:
             axes.axhline(y[0], color=colour, linestyle=":", linewidth=1)
@@ -132,36 +171,64 @@ def interactive(tables: Sequence[Table], axis: Axis, colours: Mapping[str, str],
                 hoverinfo="skip",
             )
         )
-    for line in lines_of(tables, axis):
-        x, y, low, high, budgets = (list(values) for values in zip(*line.points, strict=True))
+    lines = lines_of(tables, axis)
+    for line in lines:
+        dots = line.points
         figure.add_trace(
             graph_objects.Scatter(
-                x=x,
-                y=y,
+                x=[dot.x for dot in dots],
+                y=[dot.accuracy for dot in dots],
                 name=line.label,
-                mode="lines+markers",
-                text=budgets,
+                mode="lines+markers+text" if any(dot.mark for dot in dots) else "lines+markers",
+                text=[dot.mark for dot in dots],
+                textposition="top right",
+                customdata=[f"{dot.budget} {dot.mark}".strip() for dot in dots],
                 line={"color": colours[line.label], "width": 1.5},
-                marker={"size": 8 if len(x) > 1 else 12, "symbol": "circle" if len(x) > 1 else "diamond"},
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [top - value for top, value in zip(high, y, strict=True)],
-                    "arrayminus": [value - bottom for bottom, value in zip(low, y, strict=True)],
-                    "thickness": 0.6,
-                    "width": 2,
-                },
+                marker={"size": 8 if len(dots) > 1 else 12, "symbol": "circle" if len(dots) > 1 else "diamond"},
+                error_x=_bars([(dot.x, dot.left, dot.right) for dot in dots]) if axis is PREFILL else None,
+                error_y=_bars([(dot.accuracy, dot.low, dot.high) for dot in dots]),
                 hovertemplate=(
-                    f"<b>{line.label}</b> %{{text}}<br>{axis.title}: %{{x:.4g}}<br>accuracy: %{{y:.3f}}<extra></extra>"
+                    f"<b>{line.label}</b> %{{customdata}}<br>{axis.title}: %{{x:.4g}}<br>accuracy: %{{y:.3f}}"
+                    "<extra></extra>"
                 ),
+            )
+        )
+    floors = [(line.label, dot, dot.floor) for line in lines for dot in line.points if dot.floor is not None]
+    if floors:
+        figure.add_trace(
+            graph_objects.Scatter(
+                x=[floor for _, _, floor in floors],
+                y=[dot.accuracy for _, dot, _ in floors],
+                name="floor: were choosing free",
+                mode="markers",
+                customdata=[f"{label} {dot.budget}" for label, dot, _ in floors],
+                marker={
+                    "symbol": "line-ns-open",
+                    "size": 11,
+                    "color": "#57606a",
+                    "line": {"width": 2, "color": [colours[label] for label, _, _ in floors]},
+                },
+                hovertemplate="floor of <b>%{customdata}</b><br>%{x:.4g}<extra></extra>",
             )
         )
     _dress(figure, f"accuracy and {axis.title}")
     figure.update_layout(xaxis_title=axis.title, yaxis_title="accuracy", yaxis_tickformat=".0%", height=520)
     if axis in (BUDGET, AVERAGE):
-        values = [point[0] for line in lines_of(tables, axis) for point in line.points]
+        values = [dot.x for line in lines for dot in line.points]
         figure.update_xaxes(type="log", tickvals=_powers_of_two(values))
     return figure
+
+
+def _bars(found: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+    """Error bars from (value, lower end, upper end)."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, _, high in found],
+        "arrayminus": [value - low for value, low, _ in found],
+        "thickness": 0.6,
+        "width": 2,
+    }
 
 
 def _powers_of_two(values: Sequence[float]) -> list[float]:
@@ -225,8 +292,7 @@ def heat_map(tables: Sequence[Table]) -> Any | None:
 
 
 def _interval(score: FamilyScore) -> str:
-    questions = "1 question" if score.questions == 1 else f"{score.questions} questions"
-    return f"{percent(score.accuracy.mean)} % {ends(score.accuracy)}, {questions}"
+    return f"{percent(score.accuracy.mean)} % {ends(score.accuracy)}, {counted(score.questions, 'question')}"
 
 
 def _dress(figure: Any, title: str) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from tokenprune.report.statistics import level
+
 TARGETS = (0.99, 0.95, 0.90)
 """Retentions whose budgets are looked up."""
 
@@ -49,7 +51,7 @@ def needed(points: Iterable[tuple[float, float]], target: float) -> Needed | Non
     curve = sorted(worst.items())
     if not curve:
         return None
-    missed = [place for place, (_, retention) in enumerate(curve) if retention < target]
+    missed = [place for place, (_, retention) in enumerate(curve) if level(retention) < level(target)]
     if not missed:
         return Needed(target, curve[0][0], "at most", None, curve[0][0])
     last = missed[-1]

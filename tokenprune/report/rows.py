@@ -52,10 +52,12 @@ class Row:
         agreement: Share of questions with the unpruned model's answer (loyalty).
         hard: Accuracy on the hard subset (see `tokenprune.report.hard`).
         prefill_ms: Median over the repeats, and over the seeds; so are all figures of cost.
+        over_unpruned: Prefill divided by that of the unpruned model in the same turns; below 1 it is faster.
+        floor_over_unpruned: The same of the floor: what pruning would reach if choosing were free.
         over_floor: Prefill divided by that of the unpruned model on a prompt of the kept length.
         overhead_share: Share of the prefill that the pruner's views and decisions take.
         busy: Share of the device that other work had, where it is too large to believe the cost; else 0, and `None`
-            where it is not known.
+            where it is not known (why: `cost.unknown`).
         cost: Everything that was measured of the cost.
     """
 
@@ -90,6 +92,9 @@ class Row:
     prefill_gflops: float | None = None
     encoder_ms: float | None = None
     first_token_ms: float | None = None
+    over_unpruned: float | None = None
+    over_unpruned_quartiles: tuple[float, float] | None = None
+    floor_over_unpruned: float | None = None
     floor_prefill_ms: float | None = None
     over_floor: float | None = None
     over_floor_quartiles: tuple[float, float] | None = None
@@ -103,7 +108,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """All pruners on one model and task at one budget; the first row is the unpruned model."""
+    """All pruners on one model and task at one budget; the first row is the unpruned model.
+
+    Args:
+        baselines: What is to be said of the baselines: which of several variants is one, and what they did not answer.
+    """
 
     model: str
     task: str
@@ -112,6 +121,7 @@ class Table:
     rows: tuple[Row, ...]
     hard: HardSubset
     stability: Stability | None
+    baselines: tuple[str, ...] = ()
 
 
 def row_of(
@@ -150,6 +160,7 @@ def row_of(
         )
         for family, found in scores.by_family().items()
     }
+    whole = scores.beside(base) if base is not None and base.known().any() else None
     scored = replace(
         row,
         seeds=len(results),
@@ -159,10 +170,10 @@ def row_of(
         accuracy=scores.accuracy(),
         accuracy_macro=sum(found.accuracy.mean for found in families.values()) / len(families),
         families=families,
-        against_none=None if base is None else scores.minus(base),
+        against_none=None if whole is None else whole[0].minus(whole[1]),
         against_random=overall.get((CONTROL,)),
         against_downsample=overall.get((DOWNSAMPLE,)),
-        retention=None if base is None else scores.over(base),
+        retention=None if whole is None else whole[0].over(whole[1]),
         agreement=_agreement(results, len(scores.seeds)),
         hard=None if hard is None else scores.only(hard).accuracy(),
     )
@@ -177,11 +188,12 @@ def _agreement(results: Sequence[Mapping[str, Any]], cells: int) -> float | None
 
 def _with_measurements(row: Row, results: Sequence[Mapping[str, Any]]) -> Row:
     """Add what was measured in the cells that ran."""
-    costs = [cost for result in results if (cost := result.get("cost"))]
-    found = summarise_costs(costs) if len(costs) == len(results) else None
+    found = summarise_costs([result.get("cost") for result in results])
     spreads: Mapping[str, Quartiles] = {} if found is None else found.spreads
     floor: Mapping[str, Quartiles] = {} if found is None else found.floor
     figures: Mapping[str, float] = {} if found is None else found.figures
+    unpruned = None if found is None else _median(found.unpruned, "prefill_ms")
+    lowest = _median(floor, "prefill_ms")
     tera = figures.get("prefill_tflops")
     return replace(
         row,
@@ -197,7 +209,10 @@ def _with_measurements(row: Row, results: Sequence[Mapping[str, Any]]) -> Row:
         prefill_gflops=None if tera is None else 1000.0 * tera,
         encoder_ms=_median(spreads, "encoder_ms"),
         first_token_ms=_median(spreads, "first_token_ms"),
-        floor_prefill_ms=_median(floor, "prefill_ms"),
+        over_unpruned=_median(spreads, "over_unpruned"),
+        over_unpruned_quartiles=_ends(spreads, "over_unpruned"),
+        floor_over_unpruned=lowest / unpruned if lowest is not None and unpruned else None,
+        floor_prefill_ms=lowest,
         over_floor=_median(spreads, "over_floor"),
         over_floor_quartiles=_ends(spreads, "over_floor"),
         overhead_share=_median(spreads, "overhead_share"),

@@ -25,12 +25,15 @@ class Scores:
         seeds: The seed of each row.
         pictures: Picture of each question, numbered.
         families: Family of each question.
+        answered: Which questions were answered, right or wrong, shape (seeds, questions); of the others the sample or
+            the whole cell failed.
     """
 
     by_seed: NDArray[np.float64]
     seeds: tuple[int, ...]
     pictures: NDArray[np.intp]
     families: NDArray[np.str_]
+    answered: NDArray[np.bool_]
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -40,7 +43,11 @@ class Scores:
     def only(self, chosen: NDArray[np.bool_]) -> Scores:
         """The same for some of the questions."""
         return replace(
-            self, by_seed=self.by_seed[:, chosen], pictures=self.pictures[chosen], families=self.families[chosen]
+            self,
+            by_seed=self.by_seed[:, chosen],
+            pictures=self.pictures[chosen],
+            families=self.families[chosen],
+            answered=self.answered[:, chosen],
         )
 
     def by_family(self) -> dict[str, Scores]:
@@ -50,6 +57,23 @@ class Scores:
     def right(self) -> NDArray[np.bool_]:
         """Which questions are answered right; with several seeds, right on average."""
         return np.asarray(self.values >= RIGHT)
+
+    def known(self) -> NDArray[np.bool_]:
+        """Which questions were answered under one seed at least."""
+        return np.asarray(self.answered.any(axis=0))
+
+    def beside(self, baseline: Scores) -> tuple[Scores, Scores]:
+        """Both on the questions that the baseline answered, and the baseline over the seeds that did.
+
+        What failed is a wrong answer of a pruner, but no answer of what it is measured against: otherwise a baseline
+        that fails would be easy to beat.
+        """
+        chosen = baseline.known()
+        theirs = baseline.only(chosen)
+        given = theirs.answered
+        means = np.where(given, theirs.by_seed, 0.0).sum(axis=0) / given.sum(axis=0)
+        alone = replace(theirs, by_seed=means[None], seeds=theirs.seeds[:1], answered=theirs.known()[None])
+        return self.only(chosen), alone
 
     def accuracy(self) -> Interval:
         """Mean score with its interval."""
@@ -78,12 +102,13 @@ def read_scores(data: SweepData, entries: Sequence[Finished], questions: Scores 
         data: The sweep.
         entries: The cells, one per seed.
         questions: Scores of the unpruned model, for the questions of a failed cell; with `None` failed cells are
-            left out, as befits a baseline that others are measured against.
+            left out.
 
     Raises:
         ConfigError: The samples of a finished cell are not those of its plan.
     """
     rows: list[NDArray[np.float64]] = []
+    answered: list[NDArray[np.bool_]] = []
     seeds: list[int] = []
     found = questions
     for entry in entries:
@@ -91,14 +116,16 @@ def read_scores(data: SweepData, entries: Sequence[Finished], questions: Scores 
             scores = _of_cell(data, entry)
             found = found or scores
             rows.append(scores.by_seed[0])
+            answered.append(scores.answered[0])
         elif entry.state == "failed" and questions is not None:
             rows.append(np.zeros(len(questions.pictures)))
+            answered.append(np.zeros(len(questions.pictures), dtype=np.bool_))
         else:
             continue
         seeds.append(entry.cell.seed)
     if found is None or not rows:
         return None
-    return replace(found, by_seed=np.stack(rows), seeds=tuple(seeds))
+    return replace(found, by_seed=np.stack(rows), seeds=tuple(seeds), answered=np.stack(answered))
 
 
 def _of_cell(data: SweepData, entry: Finished) -> Scores:
@@ -113,4 +140,5 @@ def _of_cell(data: SweepData, entry: Finished) -> Scores:
         seeds=(entry.cell.seed,),
         pictures=np.unique([str(row["pictures"]) for row in rows], return_inverse=True)[1],
         families=np.array([str(row["family"]) for row in rows]),
+        answered=np.array([[not row["error"] for row in rows]]),
     )

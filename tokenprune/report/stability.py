@@ -28,25 +28,34 @@ class Stability:
         seeded: The pruners that depend on the seed.
         kendall_w: Agreement of the seeds on the order of those pruners, 0 none to 1 full; `None` where not defined.
         reason: Why it is not defined.
+        left_out: Pruners that are in none of these tables because some of their seeds have no result, in words.
     """
 
     seeds: int
     seeded: tuple[Seeded, ...]
     kendall_w: float | None
     reason: str = ""
+    left_out: tuple[str, ...] = ()
 
 
-def rank_stability(scores: Mapping[str, Scores]) -> Stability | None:
+def rank_stability(scores: Mapping[str, Scores], planned: Mapping[str, int]) -> Stability | None:
     """Compare the tables that each seed alone would have given; a pruner without seeds is the same in all of them.
 
     Args:
         scores: Pruners of one table by label.
+        planned: Cells of each pruner, one per seed; a pruner that lacks some of them is left out.
 
     Returns:
         `None` where no pruner ran with several seeds.
     """
+    left_out = tuple(
+        f"{label} is left out: {len(found.seeds)} of {planned[label]} seeds have a result"
+        for label, found in scores.items()
+        if len(found.seeds) < planned[label]
+    )
+    scores = {label: found for label, found in scores.items() if len(found.seeds) >= planned[label]}
     most = max((found.seeds for found in scores.values()), key=len, default=())
-    seeded = [label for label, found in scores.items() if len(found.seeds) > 1 and found.seeds == most]
+    seeded = [label for label, found in scores.items() if len(found.seeds) > 1]
     if not seeded:
         return None
     table = np.array(
@@ -54,7 +63,7 @@ def rank_stability(scores: Mapping[str, Scores]) -> Stability | None:
             found.by_seed.mean(axis=1) if label in seeded else np.full(len(most), found.values.mean())
             for label, found in scores.items()
         ]
-    )
+    ).round(9)  # equal answers have means that differ in their last bits
     ranks = 1 + (table[None, :, :] > table[:, None, :]).sum(axis=1)  # (pruners, seeds); equal accuracies share a rank
     places = [place for place, label in enumerate(scores) if label in seeded]
     rows = tuple(
@@ -66,9 +75,10 @@ def rank_stability(scores: Mapping[str, Scores]) -> Stability | None:
         for label, place in zip(seeded, places, strict=True)
     )
     if len(seeded) < 2:
-        return Stability(len(most), rows, None, "only one pruner depends on the seed")
+        return Stability(len(most), rows, None, "only one pruner depends on the seed", left_out)
     agreement = kendall_w(table[places].T.tolist())
-    return Stability(len(most), rows, agreement, "" if agreement is not None else "every seed ties all of them")
+    reason = "" if agreement is not None else "every seed ties all of them"
+    return Stability(len(most), rows, agreement, reason, left_out)
 
 
 def kendall_w(judgements: Sequence[Sequence[float]]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tokenprune.report.notes import Note, busy_mark, busy_notes
 from tokenprune.report.pareto import Point, hypervolume, pareto_front
 from tokenprune.report.retention import TARGETS, Needed, needed
 from tokenprune.report.rows import Row, Table
@@ -13,8 +14,9 @@ from tokenprune.sweep.config import REFERENCE
 ACCOUNTS: Mapping[str, str] = {"kept": "final", "average": "layer_average"}
 """The token account that a sweep's budgets count, by the name of its account."""
 
-COSTS = ("prefill_ms", "layer_average")
-"""The costs of the two fronts: measured prefill time, and visual tokens averaged over the layers."""
+COSTS = ("over_unpruned", "layer_average")
+"""The costs of the two fronts: prefill time as a share of the unpruned model's in the same turns (milliseconds of rows
+that were measured at different times cannot be compared), and visual tokens averaged over the layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +24,13 @@ class Front:
     """Accuracy against one cost.
 
     Args:
-        cost: `prefill_ms` or `layer_average`.
+        cost: `over_unpruned` or `layer_average`.
         reference: Cost of the unpruned model, where the hypervolume ends.
         points: The points that no other one dominates, in the order of cost.
         hypervolume: The share of the box from cost 0 to `reference` and accuracy 0 to 1 that the points of all pruners
             dominate.
         hypervolumes: The same by pruner.
+        notes: What is to be said of the costs.
     """
 
     cost: str
@@ -35,6 +38,7 @@ class Front:
     points: tuple[Point, ...]
     hypervolume: float
     hypervolumes: Mapping[str, float]
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +75,28 @@ def summarise(model: str, task: str, tables: Sequence[Table]) -> Summary:
 def _front(tables: Sequence[Table], cost: str) -> Front | str:
     """The front, or why there is none."""
     unpruned = next((row for row in tables[0].rows if row.pruner == REFERENCE), None)
-    reference = None if unpruned is None else _cost(unpruned, cost)
+    reference = None if unpruned is None else 1.0 if cost == "over_unpruned" else _cost(unpruned, cost)
     if unpruned is None or reference is None or unpruned.accuracy is None:
         return "not measured for the unpruned model"
     points = list(_points(tables, cost))
     if not points:
-        return "not measured for any pruner"
+        return "not measured"
     whole = Point(unpruned.label, "all", reference, unpruned.accuracy.mean)
     volumes = {
         label: hypervolume([point for point in points if point.label == label], cost=reference) / reference
         for label in dict.fromkeys(point.label for point in points)
     }
     together = hypervolume(points, cost=reference) / reference
-    return Front(cost, reference, pareto_front([*points, whole]), together, volumes)
+    notes = _timing_notes(tables) if cost == "over_unpruned" else ()
+    return Front(cost, reference, pareto_front([*points, whole]), together, volumes, notes)
+
+
+def _timing_notes(tables: Sequence[Table]) -> tuple[Note, ...]:
+    """What the points of a front over measured time are to be read with."""
+    rows = [row for table in tables for row in table.rows if row.over_unpruned is not None]
+    places = dict.fromkeys(row.cost.where for row in rows if row.cost is not None)
+    several = [Note(f"measured in several places: {'; '.join(places)}")] if len(places) > 1 else []
+    return (Note("x none: prefill divided by that of the unpruned model, which is 1"), *several, *busy_notes(rows))
 
 
 def _points(tables: Sequence[Table], cost: str) -> Iterable[Point]:
@@ -91,11 +104,12 @@ def _points(tables: Sequence[Table], cost: str) -> Iterable[Point]:
         for row in table.rows:
             value = _cost(row, cost)
             if row.pruner != REFERENCE and row.accuracy is not None and value is not None:
-                yield Point(row.label, table.budget, value, row.accuracy.mean)
+                mark = busy_mark(row) if cost == "over_unpruned" else ""
+                yield Point(row.label, table.budget, value, row.accuracy.mean, mark)
 
 
 def _cost(row: Row, cost: str) -> float | None:
-    return row.prefill_ms if cost == "prefill_ms" else (row.tokens or {}).get(cost)
+    return row.over_unpruned if cost == "over_unpruned" else (row.tokens or {}).get(cost)
 
 
 def _needed(tables: Sequence[Table], account: str) -> dict[str, tuple[Needed, ...]]:

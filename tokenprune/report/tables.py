@@ -7,18 +7,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokenprune.report.arms import Arm, subjects_of
+from tokenprune.report.arms import Arm, baseline_notes, subjects_of
 from tokenprune.report.hard import DOWNSAMPLE, hard_questions
 from tokenprune.report.paired import Comparison, against_baselines, against_baselines_by_family, all_pairs
 from tokenprune.report.reading import SweepData, read_sweep
 from tokenprune.report.rows import Contrasts, FamilyScore, Row, Table, row_of
 from tokenprune.report.stability import rank_stability
+from tokenprune.report.statistics import level
 from tokenprune.report.summary import Summary, summarise
 from tokenprune.sweep.config import REFERENCE
 
 __all__ = ["FamilyScore", "Leaderboard", "PairTable", "Row", "Table", "leaderboard", "pair_tables"]
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ def _table(model: str, task: str, arm: Arm) -> Table:
     if arm.unpruned:
         ranked.insert(0, row_of(arm.unpruned[0].cell.label, arm.unpruned, arm.base, None, None, {}, {}))
     account = next((entries[0].cell.account for entries in arm.groups.values()), "kept")
-    return Table(model, task, arm.budget, account, tuple(ranked), hard, rank_stability(arm.scores))
+    stability = rank_stability(arm.scores, {label: len(entries) for label, entries in arm.groups.items()})
+    return Table(model, task, arm.budget, account, tuple(ranked), hard, stability, baseline_notes(arm))
 
 
 def _by_pruner(comparisons: Mapping[Any, Comparison], names: Mapping[str, str]) -> dict[str, Contrasts]:
@@ -106,4 +108,4 @@ def _by_pruner(comparisons: Mapping[Any, Comparison], names: Mapping[str, str]) 
 
 
 def _accuracy(row: Row) -> float:
-    return -1.0 if row.accuracy is None else row.accuracy.mean
+    return -1.0 if row.accuracy is None else level(row.accuracy.mean)

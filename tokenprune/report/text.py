@@ -9,8 +9,20 @@ from tokenprune.report.statistics import Interval
 NOTHING = "-"
 BUSY = "\N{DAGGER}"
 """Stands beside what was measured while the device had other work."""
+UNKNOWN = "\N{DOUBLE DAGGER}"
+"""Stands beside what was measured while nobody could tell whether it had."""
 
 _BOUNDS = {"between": "", "at most": "\N{LESS-THAN OR EQUAL TO}", "more than": ">"}
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things: `1 question`, `2 questions`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def subject_at(budget: str) -> str:
+    """A budget as it is said in a heading."""
+    return budget if budget.endswith("%") else f"{budget} {'token' if budget == '1' else 'tokens'}"
 
 
 def percent(value: float | None) -> str:

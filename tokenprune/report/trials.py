@@ -61,16 +61,22 @@ class Trials:
         if scores is None:
             raise TokenPruneError(f"cell `{entry.cell.name}` did not end", hint="run the same command again")
         self._scores[step] = scores
-        retention = float(scores.values.sum() / base.values.sum())
-        return Trial(step, retention, "done" if entry.state == "done" else "failed", _reason(entry))
+        retention = self._retention(scores)
+        return Trial(step, retention.mean, "done" if entry.state == "done" else "failed", _reason(entry))
 
     def accuracy(self, step: int) -> Interval:
         """Accuracy at a ratio that was run and not refused, with its interval."""
         return self._scores[step].accuracy()
 
-    def retention(self, step: int) -> Interval | None:
+    def retention(self, step: int) -> Interval:
         """Retention at such a ratio, with its interval."""
-        return self._scores[step].over(self._base)
+        return self._retention(self._scores[step])
+
+    def _retention(self, scores: Scores) -> Interval:
+        ours, unpruned = scores.beside(self._base)
+        found = ours.over(unpruned)
+        assert found is not None  # noqa: S101 - the unpruned model answers something right
+        return found
 
     @property
     def questions(self) -> int:
