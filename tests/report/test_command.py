@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from tests.cli.commands import Commands
@@ -53,6 +56,18 @@ def test_markdown_with_pairs(run: Commands, finished: FinishedSweep) -> None:
     shown = run("report", str(finished.directory), "--markdown", "--pairs")
     assert "pairs at 50%**" in shown.out
     assert "| pruner | minus | difference | p | p alone |" in shown.out
+
+
+def test_a_report_that_cannot_be_written_is_one_error(run: Commands, finished: FinishedSweep, tmp_path: Path) -> None:
+    copy = finished.copy(tmp_path / "copy")
+    shutil.rmtree(copy / "report", ignore_errors=True)
+    (copy / "report").mkdir()
+    (copy / "report" / "leaderboard.md").mkdir()
+    shown = run("report", str(copy), "--html")
+    assert shown.code == 2
+    assert shown.err.startswith("error: cannot write")
+    assert "hint:" in shown.err
+    assert "Traceback" not in shown.err
 
 
 def test_two_formats_exclude_each_other(run: Commands, finished: FinishedSweep) -> None:

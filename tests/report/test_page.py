@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -16,12 +17,12 @@ from tests.sweep.fixtures import FinishedSweep
 from tokenprune.report import leaderboard
 from tokenprune.report.cases import Cases, cases_of, problems_of, spread
 from tokenprune.report.colours import REFERENCE_COLOUR, pruner_colours
-from tokenprune.report.page import html_page
+from tokenprune.report.page import html_page, write_report
 from tokenprune.report.plots import AVERAGE, heat_map, interactive
 from tokenprune.report.reading import SweepData, read_sweep
 from tokenprune.report.viewer import MAX_SIDE, data_url, kept_tokens
 from tokenprune.sweep import Ledger
-from tokenprune.sweep.ledger import write_jsonl
+from tokenprune.sweep.ledger import StorageError, write_jsonl
 
 
 class Reader(HTMLParser):
@@ -206,6 +207,28 @@ def test_the_viewer_has_every_stored_sample_of_every_cell(finished: FinishedSwee
             (image,) = cell["samples"][str(sample["index"])]["images"]
             assert image["kept"] == sample["images"][0]["kept"]
     assert len(kept["pictures"]) == 2  # each picture once, however many cells show it
+
+
+def test_lost_pictures_leave_the_rest_of_the_page(finished: FinishedSweep, tmp_path: Path) -> None:
+    copy = finished.copy(tmp_path / "copy")
+    first, second = sorted((copy / "pictures").iterdir())
+    first.unlink()
+    kept = kept_tokens(read_sweep(copy))
+    assert kept["lost"] == [first.name]
+    (subject,) = kept["subjects"]
+    assert [sample["pictures"] for sample in subject["samples"]] == [[second.name]]
+    second.write_bytes(second.read_bytes()[:60])  # what a full disk leaves of a copy
+    html = html_page(copy)
+    assert "2 pictures could not be read" in html
+    assert Reader(html).json("kept")["subjects"] == []
+
+
+def test_a_folder_that_is_no_folder_is_one_error(finished: FinishedSweep, tmp_path: Path) -> None:
+    copy = finished.copy(tmp_path / "copy")
+    shutil.rmtree(copy / "report", ignore_errors=True)
+    (copy / "report").write_text("not a folder")
+    with pytest.raises(StorageError, match="cannot write"):
+        write_report(copy)
 
 
 def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:

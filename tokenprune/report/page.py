@@ -24,9 +24,9 @@ from tokenprune.report.reading import SweepData, read_sweep
 from tokenprune.report.rows import FamilyScore, Table
 from tokenprune.report.sections import hard_sections, pair_section, stability_sections, summary_sections
 from tokenprune.report.tables import SCHEMA, Leaderboard, PairTable, leaderboard, pair_tables
-from tokenprune.report.text import NOTHING, interval
+from tokenprune.report.text import NOTHING, counted, interval
 from tokenprune.report.viewer import kept_tokens
-from tokenprune.sweep.ledger import write_bytes, write_json, write_text
+from tokenprune.sweep.files import make_folder, write_bytes, write_json, write_text
 
 FOLDER = "report"
 """Name of the folder in the sweep directory that holds all that is made of the results."""
@@ -67,12 +67,16 @@ def write_report(directory: str | Path, board: Leaderboard | None = None) -> Pat
 
     Returns:
         The path of the page.
+
+    Raises:
+        ConfigError: The directory holds no sweep.
+        StorageError: The disk does not take it.
     """
     data = read_sweep(directory)
     board = board or leaderboard(data)
     pairs = pair_tables(data)
     folder = data.ledger.directory / FOLDER
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     write_text(folder / "leaderboard.md", markdown_report(board))
     write_json(folder / "leaderboard.json", board.to_json())
     write_json(folder / "pairs.json", {"schema": SCHEMA, "tables": [asdict(table) for table in pairs]})
@@ -88,11 +92,12 @@ def write_report(directory: str | Path, board: Leaderboard | None = None) -> Pat
 def _page(data: SweepData, board: Leaderboard, pairs: Sequence[PairTable]) -> str:
     figures: list[Any] = []
     cases = [found for found in cases_of(data) if found.cells]
+    kept = kept_tokens(data)
     chapters = {
         "tables": _tables(board),
         "trade-offs": _trade_offs(board, data.colours(), figures),
         "families": _families(board, figures),
-        "kept-tokens": _viewer(),
+        "kept-tokens": _viewer(kept["lost"]),
         "errors": _errors(data, cases),
         "budgets": _budgets(board),
         "pairs": _pairs(pairs),
@@ -102,7 +107,7 @@ def _page(data: SweepData, board: Leaderboard, pairs: Sequence[PairTable]) -> st
         for key, title in _CHAPTERS
     )
     values = {
-        "kept": kept_tokens(data),
+        "kept": kept,
         "colours": data.colours(),
         "cases": list(_case_data(cases)),
         "figures": figures,
@@ -180,11 +185,14 @@ def _family(found: FamilyScore) -> str:
     return interval(found.accuracy) + ("*" if against is not None and against.significant else "")
 
 
-def _viewer() -> Iterator[str]:
+def _viewer(lost: Sequence[str]) -> Iterator[str]:
     yield (
         "<p class=note>What stayed after the last cut is bright. A colour of the frame is the reason that the pruner "
         "gives. The number of samples is the key <code>overlays</code> of the sweep file.</p>"
     )
+    if lost:
+        number = counted(len(lost), "picture")
+        yield markup.sentence(f"{number} could not be read, so the samples about them are left out: {', '.join(lost)}")
     yield _choices("viewer", {"subject": "", "sample": "sample", "budget": "budget"})
     yield '<p id="viewer-legend" class="legend note"></p><div id="viewer" class="panels"></div>'
 

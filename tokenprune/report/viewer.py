@@ -26,9 +26,10 @@ def kept_tokens(data: SweepData) -> dict[str, Any]:
     Returns:
         `pictures`: data URLs by file name. `subjects`: per model and task its `samples` (question, answer, names of
         the pictures), and its `cells` (pruner, budget, and per sample the prediction and, per picture, grid, kept
-        indices and their reasons).
+        indices and their reasons). `lost`: names of pictures that are not in the directory any more, or damaged; the
+        samples about them are left out.
     """
-    pictures: dict[str, str] = {}
+    pictures: dict[str, str | None] = {}
     subjects = []
     for model, task, arms in subjects_of(data):
         entries = [entry for arm in arms[:1] for entry in arm.unpruned]
@@ -45,11 +46,20 @@ def kept_tokens(data: SweepData) -> dict[str, Any]:
                 samples.setdefault(sample["index"], {**facts, "pictures": names})
                 for name in names:
                     if name not in pictures:
-                        pictures[name] = data_url(data.ledger.directory / "pictures" / name)
-        if samples:
-            shown = [sample for _, sample in sorted(samples.items())]
+                        pictures[name] = _picture(data.ledger.directory / "pictures" / name)
+        shown = [sample for _, sample in sorted(samples.items()) if all(map(pictures.get, sample["pictures"]))]
+        if shown:
             subjects.append({"model": model, "task": task, "samples": shown, "cells": cells})
-    return {"pictures": pictures, "subjects": subjects}
+    found = {name: url for name, url in pictures.items() if url is not None}
+    return {"pictures": found, "subjects": subjects, "lost": [name for name in pictures if name not in found]}
+
+
+def _picture(path: Path) -> str | None:
+    """The picture as text, or `None` where it is lost: a report is more than its pictures."""
+    try:
+        return data_url(path)
+    except OSError:  # Pillow's own error for a damaged file is one, too
+        return None
 
 
 def data_url(path: Path) -> str:
