@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.cli.commands import Commands, Ran, process
 from tokenprune.report import leaderboard
+from tokenprune.sweep import Ledger
 
 QUESTIONS = ("--task", "toy", "--limit", "8", "--precision", "12.5", "--device", "cpu")
 
@@ -90,10 +92,71 @@ def test_a_pruner_that_fails_retains_nothing(run: Commands, toy: None, tiny_mode
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["first", "--limit", "7"], "holds another search: limit 8, not 7"),
+        (["first", "--option", "pause=0.001"], "holds another search: pruners first, not first[pause=0.001]"),
+        (["refusing"], "holds another search: pruners first, not refusing"),
+        (["random", "--seed", "3"], "holds another search: pruners first, not random, seeds 0, not 3"),
+    ],
+)
+def test_a_directory_of_another_search_keeps_its_plan(
+    run: Commands, toy: None, searched: tuple[Path, Ran], tiny_model: Path, words: list[str], message: str
+) -> None:
+    directory = searched[0]
+    before = (directory / "plan.jsonl").read_text()
+    ran = run("budget", *words[:1], "--model", str(tiny_model), *QUESTIONS, *words[1:], "--out", str(directory))
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"error: `{directory}` {message}")
+    assert f"hint: name another directory, for example `--out {directory}-2`" in ran.err
+    assert (directory / "plan.jsonl").read_text() == before
+
+
+def test_a_directory_of_another_sweep_keeps_its_plan(
+    run: Commands, toy: None, searched: tuple[Path, Ran], tiny_model: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(searched[0], tmp_path / "copy"))
+    header = json.loads((copy / "sweep.json").read_text())
+    header["config"]["budgets"] = [{"ratio": 0.5, "tokens": None}, {"ratio": None, "tokens": 4}]
+    (copy / "sweep.json").write_text(json.dumps(header))
+    before = (copy / "plan.jsonl").read_text()
+    ran = run("budget", "first", "--model", str(tiny_model), *QUESTIONS, "--out", str(copy))
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"error: `{copy}` holds a sweep that is no search for a budget")
+    assert (copy / "plan.jsonl").read_text() == before
+
+
+def test_another_precision_adds_to_the_plan(
+    run: Commands, toy: None, searched: tuple[Path, Ran], tiny_model: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(searched[0], tmp_path / "copy"))
+    before = {cell.id for cell in Ledger(copy).plan()}
+    finer = [*QUESTIONS[:-3], "6.25", *QUESTIONS[-2:]]
+    ran = run("budget", "first", "--model", str(tiny_model), *finer, "--out", str(copy), "--json")
+    assert ran.code == 0, ran.err
+    assert before < {cell.id for cell in Ledger(copy).plan()}
+
+
+def test_options_and_seed_are_those_of_the_cells(run: Commands, toy: None, tiny_model: Path, tmp_path: Path) -> None:
+    words = ["--model", str(tiny_model), *QUESTIONS, "--retention", "50", "--json"]
+    ran = run("budget", "first", "--option", "pause=0.001", *words, "--out", str(tmp_path / "first"))
+    assert ran.code == 0, ran.err
+    assert ran.json()["budget"]["options"] == {"pause": 0.001}
+    assert {cell.label for cell in Ledger(tmp_path / "first").plan()} == {"none", "first[pause=0.001]"}
+    ran = run("budget", "random", "--seed", "3", *words, "--out", str(tmp_path / "random"))
+    assert ran.code == 0, ran.err
+    assert {cell.options.get("seed") for cell in Ledger(tmp_path / "random").plan()} == {None, 3}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (["budget", "fastw"], "unknown pruner `fastw`"),
         (["budget", "first", "--task", "toi"], "unknown task `toi`"),
         (["budget", "first", "--retention", "99,many"], "--retention must be percentages"),
         (["budget", "first", "--retention", "0"], "--retention must be percentages"),
+        (["budget", "first", "--option", "speed=1"], "unknown option of pruner `first` `speed`"),
+        (["budget", "first", "--option", "pause"], "not an option: `pause`"),
+        (["budget", "first", "--seed", "1"], "`first` draws nothing at random"),
+        (["budget", "random", "--seed", "1", "--option", "seed=2"], "--seed and --option seed=... exclude each other"),
         (["budget", "none"], "`none` keeps everything"),
         (["budget", "first", "--precision", "0"], "invalid value for '--precision'"),
     ],

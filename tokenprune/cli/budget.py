@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenprune.cli.calibrate import Account
+from tokenprune.cli.calibrate import _options as parse_options
 from tokenprune.cli.output import Output, session_of, table
 from tokenprune.errors import ConfigError, ExitCode
 
@@ -30,6 +31,10 @@ def budget(
     precision: Annotated[
         float, typer.Option(help="Percentage points between neighbouring ratios.", min=0.1, max=50.0)
     ] = 1.0,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the pruner, `KEY=VALUE`; may be repeated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of a pruner that draws at random.  [default: 0]")] = None,
     account: Annotated[Account, typer.Option(help="What the ratio counts.")] = Account.KEPT,
     batch_size: Annotated[int, typer.Option(help="Questions per batch.", min=1)] = 16,
     device: Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda`, ...")] = "auto",
@@ -41,23 +46,30 @@ def budget(
     Few runs do, as retention is assumed not to fall as the ratio grows; runs that contradict this are shown.
     The same command again runs nothing twice. Exit code 3 where a run failed: it counts as wrong answers.
 
-    Example: tokenprune budget divprune --limit 70 --retention 99,95
+    Example: tokenprune budget fastv --option layer=1 --limit 70 --retention 99,95
     """
     session = session_of(context)
     targets = _targets(retention)
-    session.host.pruners.get(name)  # wrong names are told before anything is loaded
+    spec = session.host.pruners.get(name)  # wrong names are told before anything is loaded
+    options = spec.validate(parse_options(option or []))
     session.host.tasks.get(task)
     from tokenprune.report.bisection import bisect
+    from tokenprune.report.text import counted
     from tokenprune.report.trials import open_trials
     from tokenprune.sweep.config import REFERENCE, parse_config
     from tokenprune.sweep.source import Source
 
     if name == REFERENCE:
         raise ConfigError(f"`{REFERENCE}` keeps everything, so it needs no budget", hint="name a pruner")
+    if seed is not None and "seed" not in spec.defaults:
+        raise ConfigError(f"`{name}` draws nothing at random, so it has no seed", hint="leave --seed out")
+    if seed is not None and "seed" in options:
+        raise ConfigError("--seed and --option seed=... exclude each other", hint="choose one")
     data = {
         "models": [model],
         "tasks": [task],
-        "pruners": [name],
+        "pruners": [{"name": name, "options": options}],
+        "seeds": [seed or 0],
         "budgets": ["50%"],
         "account": account.value,
         "limit": limit,
@@ -80,10 +92,18 @@ def budget(
         session.output.say(f"unpruned accuracy: {100.0 * trials.unpruned.mean:.1f} %")
         search = bisect(run, targets, steps)
         if as_json:
-            place = {"pruner": name, "model": model, "task": task, "account": account.value}
+            place = {
+                "pruner": name,
+                "options": options,
+                "seed": seed or 0,
+                "model": model,
+                "task": task,
+                "account": account.value,
+            }
             session.output.json({"budget": {**place, **_json(search, trials), "directory": str(directory)}})
         else:
-            session.output.show(f"{name} on {model}, {task}: {trials.questions} questions")
+            title = config.pruners[0].title
+            session.output.show(f"{title} on {model}, {task}: {counted(trials.questions, 'question')}")
             _show(session.output, search, trials)
     if any(trial.outcome == "failed" for trial in search.trials):
         session.output.error(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from tokenprune.errors import PrerequisiteError, TokenPruneError
+from tokenprune.errors import ConfigError, PrerequisiteError, TokenPruneError
 from tokenprune.plugins import Host
 from tokenprune.report.bisection import Trial
 from tokenprune.report.reading import Finished, SweepData
@@ -43,7 +45,10 @@ class Trials:
         self._reference, self._cells = reference, dict(enumerate(cells, start=1))
         self._ledger = ledger
         self._runner = CellRunner(ledger, Bench(host, config.device[0]))
-        self._asked: dict[str, Cell] = {}
+        # runs at other ratios, of a search with another precision, stay in the plan
+        subject = _without_budget(self._cells[1])
+        earlier = [cell for cell in (ledger.plan() if ledger.exists() else ()) if _without_budget(cell) == subject]
+        self._asked: dict[str, Cell] = {cell.id: cell for cell in (self._reference, *earlier)}
         self._header: Header | None = None
         self._scores: dict[int, Scores] = {}
 
@@ -127,12 +132,49 @@ def open_trials(config: SweepConfig, directory: Path, host: Host, steps: int) ->
     """Hold a directory for a search.
 
     Raises:
-        ConfigError: Another process works there, or it holds a sweep of another version.
+        ConfigError: Another process works there, or it holds a sweep of another version, one that is no search, or a
+            search of something else: its plan would be lost.
         StorageError: It cannot be written.
     """
     ledger = Ledger(directory)
     with ledger.lock():
+        if ledger.exists():
+            _check_subject(config, ledger.header().config, directory)
         yield Trials(config, ledger, host, steps)
+
+
+_OF_THE_RUN = frozenset({"budgets", "device"})
+"""Keys of the config that another search of the same subject may have otherwise."""
+
+
+def _check_subject(config: SweepConfig, recorded: Mapping[str, Any], directory: Path) -> None:
+    """Refuse a directory whose plan another search would replace."""
+    other = directory.with_name(f"{directory.name}-2")
+    hint = f"name another directory, for example `--out {other}`"
+    wanted = config.to_json()
+    known = [key for key in wanted if key in recorded and key not in _OF_THE_RUN]  # an older version has fewer keys
+    differing = [key for key in known if wanted[key] != recorded[key]]
+    ratios = [entry.get("ratio") for entry in recorded.get("budgets", ())]
+    if ratios != [step / (len(ratios) + 1) for step in range(1, len(ratios) + 1)]:
+        raise ConfigError(f"`{directory}` holds a sweep that is no search for a budget", hint=hint)
+    if differing:
+        facts = ", ".join(f"{key} {_said(recorded[key])}, not {_said(wanted[key])}" for key in differing)
+        raise ConfigError(f"`{directory}` holds another search: {facts}", hint=hint)
+
+
+def _said(value: Any) -> str:
+    """A value of the config in few words."""
+    if isinstance(value, Mapping) and "name" in value:
+        options = ",".join(f"{key}={option}" for key, option in (value.get("options") or {}).items())
+        return f"{value['name']}[{options}]" if options else str(value["name"])
+    if isinstance(value, list):
+        return " ".join(map(_said, value))
+    return str(value)
+
+
+def _without_budget(cell: Cell) -> Cell:
+    """The cell with nothing to tell it from the same at another budget."""
+    return replace(cell, budget_ratio=None, budget_tokens=None)
 
 
 def _reason(entry: Finished) -> str:
