@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 
 from tests.cli.commands import Commands
 from tests.sweep.fixtures import FinishedSweep
+from tokenprune.sweep import Ledger
+from tokenprune.sweep.ledger import write_jsonl
 
 
 @pytest.fixture
@@ -35,6 +39,58 @@ def test_everything_is_shown_within_80_columns(run: Commands, finished: Finished
     assert "Kendall's W - (only one pruner depends on the seed)" in shown.out
     assert "exploding: failed: boom" in shown.out
     assert "accuracy % on the hard subset" in " ".join(shown.out.split())
+
+
+def test_a_note_is_shown_only_with_its_column(run: Commands, finished: FinishedSweep, tmp_path: Path) -> None:
+    copy = finished.copy(tmp_path / "copy")
+    for path in copy.glob("cells/*/result.json"):
+        result = json.loads(path.read_text())
+        result["cost"]["busy"] = {"busy": True, "before": {"cpu": 0.5}, "during": {}, "limit": 0.1}
+        result["cost"]["precision"]["met"] = False
+        path.write_text(json.dumps(result))
+    shown = run("report", str(copy))
+    blocks = shown.out.split("\n\n")
+    assert any("\N{DAGGER}:" in block for block in blocks)
+    for block in blocks:
+        for mark in ("\N{DAGGER}", "?"):
+            bearing = [line for line in block.splitlines()[1:] if mark in line and not line.startswith(f"{mark}: ")]
+            assert (f"\n{mark}: " in block) == bool(bearing), block
+        assert bool(re.search(r"\nhard: \d+ question", block)) == ("hard %" in block)
+
+
+def test_families_keep_their_number_of_questions(run: Commands, finished: FinishedSweep) -> None:
+    shown = run("report", str(finished.directory), "--families")
+    assert all("questions" in line for line in headers(shown.out, "family"))
+
+
+def test_the_essentials_are_shown_within_80_columns(run: Commands, finished: FinishedSweep) -> None:
+    shown = run("report", str(finished.directory))
+    for column in ("accuracy %", "vs random", "layer average", "x none"):
+        assert len(headers(shown.out, column)) >= 2, column
+
+
+def test_without_down_sampling_there_is_no_empty_table(run: Commands, finished: FinishedSweep, tmp_path: Path) -> None:
+    copy = finished.copy(tmp_path / "copy")
+    plan = [line for line in (copy / "plan.jsonl").read_text().splitlines() if '"pruner": "downsample"' not in line]
+    (copy / "plan.jsonl").write_text("\n".join(plan) + "\n")
+    shown = run("report", str(copy))
+    assert shown.code == 0, shown.err
+    assert "hard subset" not in shown.out
+    assert "hard: - (`downsample` has no result at this budget)" in " ".join(shown.out.split())
+
+
+def test_an_unpruned_model_that_is_never_right_leaves_no_notes_without_columns(
+    run: Commands, finished: FinishedSweep, tmp_path: Path
+) -> None:
+    copy = finished.copy(tmp_path / "copy")
+    ledger = Ledger(copy)
+    (cell,) = [cell for cell in ledger.plan() if cell.pruner == "none"]
+    rows = [{**row, "score": 0.0} for row in ledger.samples(cell.id)]
+    write_jsonl(copy / "cells" / cell.id / "samples.jsonl", rows)
+    shown = run("report", str(copy))
+    assert "for 99 %" not in shown.out
+    assert "no retention: the unpruned model has no result, or answers nothing right" in " ".join(shown.out.split())
+    assert "hard: - (the unpruned model answers nothing right)" in shown.out
 
 
 def test_families_and_pairs_are_shown_when_asked_for(run: Commands, finished: FinishedSweep) -> None:

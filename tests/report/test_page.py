@@ -209,6 +209,22 @@ def test_the_viewer_has_every_stored_sample_of_every_cell(finished: FinishedSwee
     assert len(kept["pictures"]) == 2  # each picture once, however many cells show it
 
 
+def test_backticks_are_markup_and_not_shown(html: str) -> None:
+    text = re.sub(r"<(script|style).*?</\1>", "", html, flags=re.DOTALL)
+    assert "<code>downsample</code>" in text
+    assert "`" not in text
+
+
+def test_the_first_table_has_the_columns_that_matter_and_another_has_all(html: str) -> None:
+    boards = [
+        re.findall(r"<th[^>]*>([^<]*)</th>", board) for board in re.findall(r"<table class=board>.*?</thead>", html)
+    ]
+    first, whole = boards[:2]
+    assert {"accuracy %", "vs random", "layer average", "x none", "prefill ms"} <= set(first) < set(whole)
+    assert "quartiles" not in first
+    assert "quartiles" in whole
+
+
 def test_lost_pictures_leave_the_rest_of_the_page(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
     first, second = sorted((copy / "pictures").iterdir())

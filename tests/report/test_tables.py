@@ -252,6 +252,9 @@ def test_markdown(finished: FinishedSweep) -> None:
     assert "50% of the visual tokens kept, 8 questions" in text
     assert "4 visual tokens kept, 8 questions" in text
     assert "- exploding: failed: boom" in text
+    for table in leaderboard(finished.directory).tables:
+        if table.hard.questions == 1:
+            assert "- hard: 1 question\n" in text
     assert "- refusing: refused: no budget pleases me" in text
     more = markdown_report(finished.directory)
     assert more.startswith(text.rstrip())

@@ -54,8 +54,8 @@ async function drawFigures() {
 // Tables: a click on a heading sorts; the unpruned model stays first
 
 const value = (text) => {
-  const number = Number.parseFloat(text.replace(/^[<>≤]/, "").replace("+", ""));
-  return Number.isNaN(number) ? null : number;
+  const number = text.match(/[-+]?\d+(\.\d+)?/); // of an interval its lower end
+  return number === null ? null : Number(number[0]);
 };
 
 function sortTable(head) {

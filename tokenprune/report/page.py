@@ -37,6 +37,25 @@ PAGE = "report.html"
 _HARDEST = 20
 """Questions that are listed as lost by most cells."""
 
+_FIRST = frozenset(
+    {
+        "#",
+        "pruner",
+        "accuracy %",
+        "interval",
+        "retention %",
+        "vs random",
+        "vs downsample",
+        "hard %",
+        "same answer %",
+        "layer average",
+        "x none",
+        "x floor",
+        "prefill ms",
+    }
+)
+"""Columns of the leaderboard that a window of 1,480 pixels shows without scrolling; all open on a click."""
+
 _CHAPTERS = (
     ("tables", "Tables"),
     ("trade-offs", "Trade-offs"),
@@ -133,7 +152,11 @@ def _header(data: SweepData, board: Leaderboard) -> str:
 
 def _tables(board: Leaderboard) -> Iterator[str]:
     for table in board.tables:
-        yield markup.board(title_of(table), *cells_of(table), notes=notes_of(table))
+        header, rows = cells_of(table)
+        places = [place for place, name in enumerate(header) if name in _FIRST]
+        first = [[row[place] for place in places] for row in rows]
+        yield markup.board(title_of(table), [header[place] for place in places], first, notes_of(table))
+        yield markup.folded("every column", markup.grid(header, rows, ("pruner",), kind="board"))
         for found in cost_sections([table]):
             yield markup.folded(found.title, markup.grid(found.header, found.rows, found.names, found.notes))
     yield markup.sentence(f"{LEGEND} A click on a heading sorts.")

@@ -107,5 +107,6 @@ def against_baselines_by_family(
 def turned(found: Comparison) -> Comparison:
     """The same comparison, the other way round."""
     mean, low, high = found.difference.mean, found.difference.low, found.difference.high
-    back = Interval(-mean, None if high is None else -high, None if low is None else -low)
+    # 0 minus 0 is 0, where minus 0 would be shown with its sign
+    back = Interval(0.0 - mean, None if high is None else 0.0 - high, None if low is None else 0.0 - low)
     return replace(found, first=found.second, second=found.first, difference=back)

@@ -204,9 +204,9 @@ def interactive(tables: Sequence[Table], axis: Axis, colours: Mapping[str, str],
                 customdata=[f"{label} {dot.budget}" for label, dot, _ in floors],
                 marker={
                     "symbol": "line-ns-open",
-                    "size": 11,
-                    "color": "#57606a",
-                    "line": {"width": 2, "color": [colours[label] for label, _, _ in floors]},
+                    "size": 12,
+                    "color": [colours[label] for label, _, _ in floors],
+                    "line": {"width": 2},
                 },
                 hovertemplate="floor of <b>%{customdata}</b><br>%{x:.4g}<extra></extra>",
             )

@@ -47,12 +47,12 @@ def interval(found: Interval | None) -> str:
 
 
 def points(found: Interval | None) -> str:
-    """A difference with its interval, in percentage points."""
+    """A difference, in percentage points, with its interval where it has one."""
     if found is None:
         return NOTHING
     both = found.ends
-    shown = NOTHING if both is None else f"[{100.0 * both[0]:+.1f}, {100.0 * both[1]:+.1f}]"
-    return f"{100.0 * found.mean:+.1f} {shown}"
+    shown = "" if both is None else f" [{100.0 * both[0]:+.1f}, {100.0 * both[1]:+.1f}]"
+    return f"{100.0 * found.mean:+.1f}{shown}"
 
 
 def contrast(found: Comparison | None) -> str:
