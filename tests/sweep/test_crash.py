@@ -257,7 +257,7 @@ def test_a_clock_that_runs_backwards(workshop: Workshop, directory: Path, monkey
     events = read_jsonl(directory / "events.jsonl")
     times = [event["time"] for event in events]
     assert times == sorted(times, reverse=True)
-    assert [event["event"] for event in events[:3]] == ["sweep_start", "cell_start", "cell_end"]
+    assert [event["event"] for event in events[:4]] == ["sweep_start", "cell_start", "cell_start", "cell_end"]
     ledger = Ledger(directory)
     assert all((ledger.result(cell.id) or {"seconds": 1})["seconds"] > 0 for cell in ledger.plan())
 

@@ -11,19 +11,9 @@ import pytest
 
 from tests.sweep.test_identity import CELL
 from tokenprune.errors import PrerequisiteError
-from tokenprune.sweep.dispatch import (
-    MAX_ATTEMPTS,
-    MAX_STILLBIRTHS,
-    Died,
-    DiskFailed,
-    Dispatcher,
-    Finished,
-    Message,
-    Order,
-    Ready,
-    Took,
-)
-from tokenprune.sweep.executors import Began, Ended, Progress, Report
+from tokenprune.sweep.crew import Died, DiskFailed, Finished, Message, Order, Ready, Took
+from tokenprune.sweep.dispatch import MAX_ATTEMPTS, MAX_STILLBIRTHS, Dispatcher
+from tokenprune.sweep.executors import Answered, Began, Ended, Part, Progress, Report
 from tokenprune.sweep.files import StorageError
 from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.plan import Cell
@@ -41,6 +31,7 @@ class ScriptedCrew:
     behave: Behaviour
     places: Sequence[str] = ("one", "two")
     stillborn: Callable[[str], bool] = lambda worker: False
+    together: str = ""
     hired: list[str] = field(default_factory=list)
     orders: list[tuple[str, Order]] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
@@ -48,6 +39,9 @@ class ScriptedCrew:
 
     def slots(self) -> Sequence[str]:
         return self.places
+
+    def place(self, slot: str) -> str:
+        return self.together or slot
 
     def hire(self, slot: str) -> str:
         worker = f"{slot}#{len(self.hired)}"
@@ -245,6 +239,89 @@ def test_what_a_dead_worker_had_finished_of_its_cells_is_done(ledger: Ledger) ->
     assert sorted(report.cell_id for report in reports if isinstance(report, Ended)) == sorted(c.id for c in CELLS)
 
 
-def test_an_order_travels_as_json() -> None:
-    order = Order(CELLS[1], attempt=2, batch_size=4, beside=tuple(CELLS[2:4]))
+def asked(ledger: Ledger, order: Order) -> Sequence[Message]:
+    """A worker that asks, and then measures."""
+    if order.part == "cost":
+        return well("", order)
+    for cell in order.cells:
+        ledger.begin_cell(cell)
+        ledger.write_answers(cell, {"quality": {}})
+    return [Finished("", {cell.id: "answered" for cell in order.cells})]
+
+
+def as_worker(worker: str, messages: Sequence[Message]) -> Sequence[Message]:
+    return [replace(message, worker=worker) for message in messages]  # type: ignore[type-var]
+
+
+def test_costs_are_measured_alone_where_workers_share_a_place(ledger: Ledger) -> None:
+    crew = ScriptedCrew(lambda worker, order: as_worker(worker, asked(ledger, order)), together="cpu")
+    reports = run(ledger, crew)
+    parts = [order.part for _, order in crew.orders]
+    others = len(CELLS) - 1  # while one of them is asked, another one is, too
+    assert parts == ["answers", "cost", *["answers"] * others, *["cost"] * others]
+    assert [report.cell_id for report in reports if isinstance(report, Answered)] == [
+        order.cell.id for _, order in crew.orders if order.part == "answers"
+    ]
+    began = [report for report in reports if isinstance(report, Began)]
+    assert [report.part for report in began] == parts
+    last_asked = max(number for number, report in enumerate(reports) if isinstance(report, Answered))
+    running = 0
+    for report in reports[last_asked:]:
+        running += isinstance(report, Began) - isinstance(report, Ended)
+        assert running <= 1
+
+
+def test_a_worker_with_its_place_to_itself_measures_what_it_has_asked(ledger: Ledger) -> None:
+    crew = ScriptedCrew(lambda worker, order: as_worker(worker, asked(ledger, order)), places=("one",))
+    run(ledger, crew, share=2)
+    assert [(order.part, len(order.cells)) for _, order in crew.orders] == [
+        *[("answers", 1), ("cost", 1)],
+        *[("answers", 2), ("cost", 1), ("cost", 1)] * 2,
+    ]
+
+
+def test_answers_of_an_earlier_invocation_are_not_asked_again(ledger: Ledger) -> None:
+    for cell in CELLS[:2]:
+        asked(ledger, Order(cell))
+    crew = ScriptedCrew(lambda worker, order: as_worker(worker, asked(ledger, order)), places=("one",))
+    reports = run(ledger, crew)
+    parts = {cell.id: [order.part for _, order in crew.orders if order.cell == cell] for cell in CELLS}
+    assert [parts[cell.id] for cell in CELLS] == [["cost"]] * 2 + [["answers", "cost"]] * 3
+    assert sum(isinstance(report, Ended) for report in reports) == len(CELLS)
+
+
+def test_a_worker_that_dies_after_the_answers_costs_none_of_them(ledger: Ledger) -> None:
+    def behave(worker: str, order: Order) -> Sequence[Message]:
+        messages = as_worker(worker, asked(ledger, order))
+        return [Died(worker, "signal SIGKILL")] if len(order.cells) == 4 else messages
+
+    crew = ScriptedCrew(behave, places=("one",))
+    run(ledger, crew, share=4)
+    assert [(order.part, len(order.cells)) for _, order in crew.orders] == [
+        *[("answers", 1), ("cost", 1), ("answers", 4)],
+        *[("cost", 1)] * 4,
+    ]
+
+
+def test_a_measurement_that_keeps_killing_leaves_the_answers(ledger: Ledger) -> None:
+    poison = CELLS[2]
+
+    def behave(worker: str, order: Order) -> Sequence[Message]:
+        if order.part == "cost" and order.cell == poison:
+            return [Died(worker, "signal SIGSEGV")]
+        return as_worker(worker, asked(ledger, order))
+
+    crew = ScriptedCrew(behave, places=("one",))
+    reports = run(ledger, crew)
+    assert {report.outcome for report in reports if isinstance(report, Ended)} == {"done"}
+    assert [order.part for _, order in crew.orders if order.cell == poison] == ["answers", "cost", "cost", "cost"]
+    result = ledger.result(poison.id)
+    assert result is not None
+    assert result["cost"]["error"] == "3 workers died in this cell, the last with signal SIGSEGV"
+    assert result["quality"] == {}
+
+
+@pytest.mark.parametrize("part", ["answers", "cost"])
+def test_an_order_travels_as_json(part: Part) -> None:
+    order = Order(CELLS[1], attempt=2, batch_size=4, beside=tuple(CELLS[2:4]), part=part)
     assert Order.from_json(json.loads(json.dumps(order.to_json()))) == order

@@ -15,7 +15,7 @@ from tokenprune import hookimpl
 from tokenprune.plugins import load_host
 from tokenprune.registry import ExecutorSpec
 from tokenprune.sweep import run_sweep
-from tokenprune.sweep.dispatch import message_of
+from tokenprune.sweep.crew import message_of
 from tokenprune.sweep.events import CellEnded, CellProgress, CellStarted
 from tokenprune.sweep.executors import Began, Progress, Report
 from tokenprune.sweep.files import StorageError

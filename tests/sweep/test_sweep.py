@@ -13,7 +13,7 @@ from tests.sweep.tiny import TOKENS
 from tokenprune import hookimpl
 from tokenprune.plugins import load_host
 from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
-from tokenprune.sweep.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
+from tokenprune.sweep.events import CellAnswered, CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
 
 Run = Callable[..., SweepOutcome]
 
@@ -30,7 +30,9 @@ def test_a_whole_sweep(finished: FinishedSweep) -> None:
     assert outcome.status == "failures"
     assert outcome.problems == ()
     kinds = Counter(type(event) for event in finished.events)
-    assert kinds == {SweepStarted: 1, CellStarted: 15, CellEnded: 11, CellFailed: 4, SweepEnded: 1}
+    assert kinds == {SweepStarted: 1, CellStarted: 26, CellAnswered: 11, CellEnded: 11, CellFailed: 4, SweepEnded: 1}
+    parts = Counter(event.part for event in finished.events if isinstance(event, CellStarted))
+    assert parts == {"answers": 15, "cost": 11}
     assert [event.done for event in finished.events if isinstance(event, CellEnded | CellFailed)] == list(range(1, 16))
 
 

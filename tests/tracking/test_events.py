@@ -14,7 +14,7 @@ def test_event_lines(finished: FinishedSweep) -> None:
     events = read_jsonl(finished.directory / EVENTS_FILE)
     assert Counter(event["event"] for event in events) == {
         "sweep_start": 1,
-        "cell_start": 15,
+        "cell_start": 15 + 11,  # questions, then what has a cost to measure
         "cell_end": 11,
         "cell_failed": 2,
         "cell_refused": 2,

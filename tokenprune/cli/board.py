@@ -66,7 +66,7 @@ class Board:
     def _workers(self, width: int, most: int) -> RenderableType:
         """One row per worker; the name of the cell is what gives way in a narrow terminal."""
         everyone = self.tally.workers()
-        rows = [[busy.name, busy.shown.title, *figures(busy.progress)] for busy in everyone[:most]]
+        rows = [[busy.name, busy.shown.title, *figures(busy)] for busy in everyone[:most]]
         widths = [max(map(len, column)) for column in zip(_HEADINGS, *rows, strict=True)]
         room = max(_LEAST_NAME, width - sum(widths) + widths[1] - _GAP * (len(widths) - 1))
         built = _table()
@@ -90,7 +90,8 @@ class Board:
         for cell in tally.cells:
             title = f"{cell.label} {cell.model}/{cell.task}" if several else cell.label
             title += f" seed {cell.seed}" if cell.seed else ""
-            mark = tally.marks.get(cell.id, "running" if cell.id in tally.running else ".")
+            doing = "running" if cell.id in tally.running else "asked" if cell.id in tally.answered else "."
+            mark = tally.marks.get(cell.id, doing)
             rows.setdefault(title, {})[cell.budget_label] = mark
             when = tally.touched.get(cell.id, 0)
             latest_row[title] = max(when, latest_row.get(title, 0))

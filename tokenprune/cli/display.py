@@ -14,7 +14,16 @@ from rich.live import Live
 from tokenprune.cli.board import Board
 from tokenprune.cli.output import Output, ProgressForm
 from tokenprune.cli.tally import Tally, figures, reason
-from tokenprune.sweep.events import CellEnded, CellFailed, CellProgress, CellStarted, Event, SweepEnded, SweepStarted
+from tokenprune.sweep.events import (
+    CellAnswered,
+    CellEnded,
+    CellFailed,
+    CellProgress,
+    CellStarted,
+    Event,
+    SweepEnded,
+    SweepStarted,
+)
 
 if TYPE_CHECKING:
     from tokenprune.sweep.runner import Display
@@ -79,7 +88,7 @@ class Lines:
     def _heartbeat(self) -> None:
         self._say("  ".join(filter(None, [self.tally.totals(), self.tally.time_left()])))
         for busy in self.tally.workers():
-            samples, rate, kept, memory = figures(busy.progress)
+            samples, rate, kept, memory = figures(busy)
             told = f"{samples} samples  {rate}/s  kept {kept}  {memory}" if busy.progress is not None else samples
             beside = f" and {len(busy.cells) - 1} beside it" if len(busy.cells) > 1 else ""
             self._say(f"  {busy.name}  {busy.shown.title}{beside}  {told}")
@@ -107,6 +116,7 @@ class JsonLines:
 _WORDS: Mapping[type, str] = {
     SweepStarted: "sweep_started",
     CellStarted: "cell_started",
+    CellAnswered: "cell_answered",
     CellProgress: "cell_progress",
     CellEnded: "cell_ended",
     CellFailed: "cell_failed",
@@ -121,7 +131,9 @@ def _facts(event: Event) -> dict[str, Any]:
         return _fields(event, "status", "done", "failed", "refused", "pending", "seconds", "tracking_s")
     facts: dict[str, Any] = {"cell": event.cell.id, "name": event.cell.name}
     if isinstance(event, CellStarted):
-        return {**facts, **_fields(event, "worker", "attempt", "done", "total")}
+        return {**facts, **_fields(event, "worker", "attempt", "part", "done", "total")}
+    if isinstance(event, CellAnswered):
+        return facts
     if isinstance(event, CellProgress):
         figures = ("samples_done", "samples", "kept_tokens", "samples_per_s", "memory_mib")
         return {**facts, **_fields(event, "worker", *figures)}

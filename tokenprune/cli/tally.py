@@ -7,10 +7,20 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tokenprune.sweep.events import CellEnded, CellFailed, CellProgress, CellStarted, Event, SweepEnded, SweepStarted
+from tokenprune.sweep.events import (
+    CellAnswered,
+    CellEnded,
+    CellFailed,
+    CellProgress,
+    CellStarted,
+    Event,
+    SweepEnded,
+    SweepStarted,
+)
 
 if TYPE_CHECKING:
     from tokenprune.sweep import Cell
+    from tokenprune.sweep.executors import Part
 
 OUTCOMES = ("done", "failed", "refused")
 
@@ -25,11 +35,13 @@ class Running:
     cell: Cell
     worker: str
     attempt: int = 1
+    part: Part = "answers"
 
     @property
     def title(self) -> str:
-        """The cell, and which attempt it is where it is not the first."""
-        return self.cell.name + (f" (attempt {self.attempt})" if self.attempt > 1 else "")
+        """The cell, whether it is being measured, and which attempt it is where it is not the first."""
+        notes = ["cost"] * (self.part == "cost") + [f"attempt {self.attempt}"] * (self.attempt > 1)
+        return self.cell.name + (f" ({', '.join(notes)})" if notes else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,8 @@ class Busy:
     @property
     def fraction(self) -> float:
         """Share of the work that is behind, alike for all its cells."""
+        if self.cells[0].part == "cost":
+            return ANSWERS_SHARE
         if self.progress is None:
             return 0.0
         return ANSWERS_SHARE * self.progress.samples_done / max(1, self.progress.samples)
@@ -63,6 +77,8 @@ class Tally:
     marks: dict[str, str] = field(default_factory=dict)
     """The accuracy of a finished cell, or how it ended otherwise; for cells of an earlier invocation their state."""
     running: dict[str, Running] = field(default_factory=dict)
+    answered: set[str] = field(default_factory=set)
+    """Cells whose questions were asked, and whose cost nobody measures yet."""
     progress: dict[str, CellProgress] = field(default_factory=dict)
     """What each worker said last."""
     failures: list[str] = field(default_factory=list)
@@ -82,8 +98,12 @@ class Tally:
             self.marks = dict(event.finished)
             self.outcomes = Counter(event.finished.values())
         elif isinstance(event, CellStarted):
-            self.running[event.cell.id] = Running(event.cell, event.worker, event.attempt)
+            self.answered.discard(event.cell.id)
+            self.running[event.cell.id] = Running(event.cell, event.worker, event.attempt, event.part)
             self.touched[event.cell.id] = self._events
+        elif isinstance(event, CellAnswered):
+            self.running.pop(event.cell.id, None)
+            self.answered.add(event.cell.id)
         elif isinstance(event, CellProgress):
             self.progress[event.worker] = event
         elif isinstance(event, CellEnded):
@@ -112,7 +132,8 @@ class Tally:
         """What a worker said last, where it is about a cell that it still has."""
         said = self.progress.get(worker)
         running = self.running.get(said.cell.id) if said is not None else None
-        return said if running is not None and running.worker == worker else None
+        about = running is not None and running.worker == worker and running.part == "answers"
+        return said if about else None
 
     @property
     def finished(self) -> int:
@@ -121,8 +142,9 @@ class Tally:
 
     def totals(self) -> str:
         """How many cells ended how, as far as any did."""
-        left = len(self.cells) - self.finished - len(self.running)
-        counts = {**{name: self.outcomes[name] for name in OUTCOMES}, "running": len(self.running), "waiting": left}
+        going = {"running": len(self.running), "to be measured": len(self.answered)}
+        left = len(self.cells) - self.finished - sum(going.values())
+        counts = {**{name: self.outcomes[name] for name in OUTCOMES}, **going, "waiting": left}
         return ", ".join(f"{count} {name}" for name, count in counts.items() if count or name == "done")
 
     def elapsed(self) -> float:
@@ -140,7 +162,8 @@ class Tally:
             return None
         behind = sum(sum(times) for times in self._times.values())
         usual = behind / sum(len(times) for times in self._times.values())
-        through = {each.cell.id: busy.fraction for busy in self.workers() for each in busy.cells}
+        through = dict.fromkeys(self.answered, ANSWERS_SHARE)
+        through |= {each.cell.id: busy.fraction for busy in self.workers() for each in busy.cells}
         ahead = 0.0
         for cell in self.cells:
             if cell.id not in self.marks:
@@ -171,8 +194,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def figures(progress: CellProgress | None) -> tuple[str, str, str, str]:
+def figures(busy: Busy) -> tuple[str, str, str, str]:
     """Samples, samples per second, mean kept tokens and the worker's memory; dashes for what is not known."""
+    progress = busy.progress
+    if busy.shown.part == "cost":
+        return ("", "", "", "")
     if progress is None:
         return ("begins", "", "", "")
     return (

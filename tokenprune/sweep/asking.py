@@ -35,21 +35,28 @@ class Answers:
 
     Args:
         rows: One per question, as `samples.jsonl` holds it.
-        classes: Ids of the first answer token's likeliest classes.
+        classes: Ids of the first answer token's likeliest classes; `None` where the question failed.
         log_probs: Their log-probabilities.
         kept: The tokens that stayed, of the samples that are looked at later.
         first_error: What the first question that failed raised.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    classes: list[NDArray[np.int32]] = field(default_factory=list)
-    log_probs: list[NDArray[np.float32]] = field(default_factory=list)
+    classes: list[NDArray[np.int32] | None] = field(default_factory=list)
+    log_probs: list[NDArray[np.float32] | None] = field(default_factory=list)
     kept: dict[int, KeptTokens] = field(default_factory=dict)
     first_error: Exception | None = None
 
     def ran(self) -> int:
         """Questions that did not fail."""
         return sum(1 for row in self.rows if not row["error"])
+
+    def first_token(self) -> FirstToken:
+        """The first answer tokens; those of questions that failed have no log-probability (NaN)."""
+        width = next(len(ids) for ids in self.classes if ids is not None)
+        ids = [np.zeros(width, np.int32) if found is None else found for found in self.classes]
+        log_probs = [np.full(width, np.nan, np.float32) if found is None else found for found in self.log_probs]
+        return FirstToken(np.stack(ids), np.stack(log_probs))
 
     def mean_kept(self) -> float | None:
         """Visual tokens that stay of a sample, the mean so far."""
@@ -91,19 +98,6 @@ class Asking:
         self._host = host
         self._prepare = prepare
         self._keep = keep
-
-    def session(self, memo: PrefillMemo | None = None) -> AbstractContextManager[Session]:
-        """The model under the cell's pruner."""
-        return pruned(
-            self._loaded.model,
-            self.pruner,
-            self.cell.budget,
-            positions=cast(PositionPolicy | None, self.cell.positions),
-            joint=self._loaded.joint,
-            frames=self._host.tasks.get(self.cell.task).video,
-            memo=memo,
-            host=self._host,
-        )
 
     def ask(self, batch: Batch, memo: PrefillMemo | None = None) -> None:
         """Ask a batch; where it fails, its questions one by one, and those that fail alone count as wrong.
@@ -158,7 +152,7 @@ class Asking:
     def _ask(self, batch: Batch, memo: PrefillMemo | None) -> None:
         model, answers = self._loaded.model, self.answers
         torch.manual_seed(self.cell.seed)  # anew for every batch: cells that run together must not meet each other here
-        with self.session(memo) as session:
+        with session_of(self.cell, self.pruner, self._loaded, self._host, memo) as session:
             made = model.generate(
                 **batch.inputs,
                 do_sample=False,
@@ -198,9 +192,24 @@ class Asking:
         answers.rows.append(
             {**_identify(index, sample), "prediction": "", "score": 0.0, "error": f"{type(error).__name__}: {error}"}
         )
-        like = (answers.classes or [np.zeros(1, np.int32)])[0] if self.reference is None else self.reference.ids[index]
-        answers.classes.append(np.zeros_like(like))
-        answers.log_probs.append(np.full(like.shape, np.nan, dtype=np.float32))
+        answers.classes.append(None)
+        answers.log_probs.append(None)
+
+
+def session_of(
+    cell: Cell, pruner: Pruner, loaded: LoadedModel, host: Host, memo: PrefillMemo | None = None
+) -> AbstractContextManager[Session]:
+    """A cell's model under its pruner."""
+    return pruned(
+        loaded.model,
+        pruner,
+        cell.budget,
+        positions=cast(PositionPolicy | None, cell.positions),
+        joint=loaded.joint,
+        frames=host.tasks.get(cell.task).video,
+        memo=memo,
+        host=host,
+    )
 
 
 def must_have_pruned(cell: Cell, answers: Answers) -> None:

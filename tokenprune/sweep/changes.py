@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenprune.sweep.plan import Cell
@@ -12,7 +12,7 @@ from tokenprune.sweep.plan import Cell
 _SAME_CELL = ("model", "task", "label", "budget_ratio", "budget_tokens", "seed")
 """What a person calls the same cell; everything else that its id covers may have changed."""
 
-_NO_MATTER = frozenset({"id", "reference", *_SAME_CELL})
+_NO_MATTER = frozenset({"id", "reference", "efficiency", *_SAME_CELL})
 
 
 def explain_changes(before: Iterable[Mapping[str, Any]], cells: Iterable[Cell]) -> tuple[str, ...]:
@@ -35,6 +35,14 @@ def explain_changes(before: Iterable[Mapping[str, Any]], cells: Iterable[Cell]) 
     return tuple(
         f"{count} {'cell is' if count == 1 else 'cells are'} new: {cause}" for cause, count in causes.most_common()
     )
+
+
+def explain_measurements(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """Say that cells keep their answers and are measured again, because it is to be done in another way."""
+    if not cells:
+        return ()
+    count = f"{len(cells)} {'cell keeps its' if len(cells) == 1 else 'cells keep their'} answers"
+    return (f"{count}, and the cost is measured again: `efficiency` changed",)
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,23 +1,28 @@
 """What every executor with workers has in common: who gets which cell, and what happens when a worker dies.
 
-A *crew* hires workers and carries messages: processes of this machine, Ray actors, Slurm jobs. The rules are here:
+A *crew* hires workers and carries messages (`tokenprune.sweep.crew`): processes of this machine, Ray actors, Slurm
+jobs. The rules are here:
 
-- A free worker gets the next cell whose reference has ended, and with it others that can share its work.
+- A free worker gets the next cell whose reference was answered, and with it others that can share its work.
+- A cell's questions are asked first. Where its cost is to be measured, that is an order of its own, and nothing else
+  runs at the same place meanwhile.
 - Where a worker dies with several cells, those that are not done are tried in two halves.
 - The cell of a dead worker goes to another one, `MAX_ATTEMPTS` times in all; then it is set aside as failed, because
-  it is likely to be what kills them. Where the cause was too little memory, the next attempt has smaller batches.
+  it is likely to be what kills them; where measuring did it, its answers stay. Where the cause was too little memory,
+  the next attempt has smaller batches.
 - A worker that dies before it is ready is no cell's fault. A slot where that keeps happening is given up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from tokenprune.errors import PrerequisiteError
-from tokenprune.sweep.executors import Began, Ended, Outcome, Progress, Report, ready
+from tokenprune.sweep.crew import Crew, Died, DiskFailed, Finished, Message, Order, Ready, Took
+from tokenprune.sweep.executors import Answered, Began, Ended, Outcome, Part, Progress, Report, ready
 from tokenprune.sweep.files import StorageError
 from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.plan import Cell
@@ -27,142 +32,6 @@ MAX_ATTEMPTS = 3
 
 MAX_STILLBIRTHS = 5
 """Workers in a row that may die in one slot before they are ready."""
-
-SMALLER = 4
-"""How many times smaller the batches of an attempt after too little memory are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One cell for one worker, or several that run together.
-
-    Args:
-        cell: The cell.
-        attempt: Which attempt this is.
-        batch_size: Samples per batch in place of the cell's own, for this attempt.
-        beside: Further cells of the same company.
-        suspect: A worker has died with it: never to be put together with others again.
-    """
-
-    cell: Cell
-    attempt: int = 1
-    batch_size: int | None = None
-    beside: tuple[Cell, ...] = ()
-    suspect: bool = False
-
-    @property
-    def cells(self) -> tuple[Cell, ...]:
-        """All cells of the order."""
-        return (self.cell, *self.beside)
-
-    def singles(self) -> list[Order]:
-        """One order for each cell."""
-        return [replace(self, cell=cell, beside=()) for cell in self.cells]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        cells = [cell.to_json() for cell in self.cells]
-        return {"cells": cells, "attempt": self.attempt, "batch_size": self.batch_size}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Order:
-        """The inverse of `to_json`, for a worker."""
-        first, *beside = map(Cell.from_json, data["cells"])
-        return cls(first, data["attempt"], data["batch_size"], tuple(beside))
-
-    def smaller(self) -> int | None:
-        """The batch size of an attempt after too little memory; `None` where it was smaller already, or cannot be."""
-        if self.batch_size is not None or self.cell.batch_size == 1:
-            return None
-        return max(1, self.cell.batch_size // SMALLER)
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A new worker can be given orders."""
-
-    worker: str
-
-
-@dataclass(frozen=True, slots=True)
-class Took:
-    """A worker began the order that it was given."""
-
-    worker: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A worker ended its order; what came out of each cell, by its id, is on disk."""
-
-    worker: str
-    outcomes: Mapping[str, Outcome]
-
-
-@dataclass(frozen=True, slots=True)
-class Died:
-    """A worker is gone.
-
-    Args:
-        worker: Which.
-        cause: How, for people (`signal SIGKILL`).
-        log: The end of what it printed.
-        out_of_memory: True where it is known that there was too little memory.
-    """
-
-    worker: str
-    cause: str
-    log: str = ""
-    out_of_memory: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class DiskFailed:
-    """A worker cannot write to the sweep directory."""
-
-    worker: str
-    message: str
-    hint: str
-
-
-Message = Ready | Took | Progress | Finished | Died | DiskFailed
-
-
-def message_of(worker: str, report: Mapping[str, Any]) -> Message:
-    """What a worker said of itself as JSON: `ready`, `began`, `progress`, `ended` with the outcomes, or `disk`."""
-    if report["report"] == "ready":
-        return Ready(worker)
-    if report["report"] == "began":
-        return Took(worker)
-    if report["report"] == "progress":
-        return Progress(worker=worker, **{key: value for key, value in report.items() if key != "report"})
-    if report["report"] == "ended":
-        return Finished(worker, report["outcomes"])
-    return DiskFailed(worker, report["message"], report["hint"])
-
-
-class Crew(Protocol):
-    """Hires workers and carries messages; a worker has at most one order at a time."""
-
-    def slots(self) -> Sequence[str]:
-        """Where workers may run, one at a time each: the devices, usually."""
-        ...
-
-    def hire(self, slot: str) -> str:
-        """Start a worker and return its name, which no other worker ever had."""
-        ...
-
-    def give(self, worker: str, order: Order) -> None:
-        """Hand an order to a ready worker that has none; never fails (`listen` tells of a dead worker)."""
-        ...
-
-    def listen(self) -> Iterable[Message]:
-        """Wait until something happened, or for a moment; what happened, in order."""
-        ...
-
-    def dismiss(self) -> None:
-        """Stop all workers and wait until they are gone."""
-        ...
 
 
 @dataclass
@@ -191,6 +60,7 @@ class Dispatcher:
         self._hands: dict[str, _Hand] = {}
         self._queue: list[Order] = []
         self._waiting: dict[str, Cell] = {}
+        self._unanswered: set[str] = set()
         self._stillbirths: dict[str, int] = {}
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
@@ -201,7 +71,8 @@ class Dispatcher:
             StorageError: A worker cannot write to the sweep directory.
         """
         self._waiting = {cell.id: cell for cell in cells}
-        self._queue = [Order(cell) for cell in cells]
+        self._queue = [Order(cell, part=next_part(self._ledger, cell)) for cell in cells]
+        self._unanswered = {order.cell.id for order in self._queue if order.part == "answers"}
         try:
             self._stillbirths = dict.fromkeys(self._crew.slots(), 0)
             self._staff()
@@ -225,17 +96,33 @@ class Dispatcher:
     def _feed(self, worker: str, hand: _Hand) -> None:
         if hand.order is not None or not hand.ready:
             return
-        for place, order in enumerate(self._queue):
-            if ready(order.cell, self._waiting):
-                hand.order = self._joined(self._queue.pop(place))
+        for number, order in enumerate(self._queue):
+            if self._may_begin(order, hand.slot):
+                hand.order = self._joined(self._queue.pop(number))
                 self._crew.give(worker, hand.order)
                 return
 
+    def _may_begin(self, order: Order, slot: str) -> bool:
+        """Whether what an order needs is there; a measurement wants its place for itself, and gets it."""
+        place = self._crew.place(slot)
+        beside = [
+            hand.order
+            for hand in self._hands.values()
+            if hand.order is not None and self._crew.place(hand.slot) == place
+        ]
+        if order.part == "cost":
+            return not beside
+        return ready(order.cell, self._unanswered) and all(each.part != "cost" for each in beside)
+
     def _joined(self, order: Order) -> Order:
         """The order with further cells of its company, as many as leave some for the other workers."""
-        if order.suspect or order.beside:
+        if order.suspect or order.beside or order.part == "cost":
             return order
-        mates = [other for other in self._queue if not other.suspect and company(other.cell) == company(order.cell)]
+        mates = [
+            other
+            for other in self._queue
+            if not other.suspect and other.part == order.part and company(other.cell) == company(order.cell)
+        ]
         size = min(self._share, -(-(len(mates) + 1) // max(1, len(self._stillbirths))))
         beside = mates[: size - 1]
         for mate in beside:
@@ -255,14 +142,28 @@ class Dispatcher:
         elif hand.order is not None and isinstance(message, Took):
             hand.began = True
             for cell in hand.order.cells:
-                yield Began(cell.id, message.worker, hand.order.attempt)
+                yield Began(cell.id, message.worker, hand.order.attempt, hand.order.part)
         elif isinstance(message, Progress) and message.cell_id in self._waiting:  # not of a cell that has ended since
             yield message
         elif hand.order is not None and isinstance(message, Finished):
             order, hand.order, hand.began = hand.order, None, False
             for cell in order.cells:
-                del self._waiting[cell.id]
-                yield Ended(cell.id, message.outcomes[cell.id])
+                outcome = message.outcomes[cell.id]
+                if outcome != "answered":
+                    yield self._ended(cell, outcome)
+            yield from self._measure([cell for cell in order.cells if message.outcomes[cell.id] == "answered"])
+
+    def _ended(self, cell: Cell, outcome: Outcome) -> Ended:
+        del self._waiting[cell.id]
+        self._unanswered.discard(cell.id)
+        return Ended(cell.id, outcome)
+
+    def _measure(self, cells: Sequence[Cell]) -> Iterator[Report]:
+        """Cells were asked: their costs come next, before further questions where a worker has its place for itself."""
+        self._queue[:0] = [Order(cell, part="cost") for cell in cells]
+        for cell in cells:
+            self._unanswered.discard(cell.id)
+            yield Answered(cell.id)
 
     def _bury(self, hand: _Hand, death: Died) -> Iterator[Report]:
         """Decide what becomes of a dead worker's cells."""
@@ -275,11 +176,14 @@ class Dispatcher:
         if not hand.began:
             self._queue[:0] = order.singles()
             return
-        left = [each for each in order.singles() if self._ledger.state(each.cell.id) != "done"]
-        for cell in order.cells:  # it died between the last write and saying so
-            if all(cell != each.cell for each in left):
-                del self._waiting[cell.id]
-                yield Ended(cell.id, "done")
+        done = [cell for cell in order.cells if self._ledger.state(cell.id) == "done"]
+        for cell in done:  # it died between the last write and saying so
+            yield self._ended(cell, "done")
+        left = [each for each in order.singles() if each.cell not in done]
+        if order.part == "answers":
+            asked = [each.cell for each in left if next_part(self._ledger, each.cell) == "cost"]
+            yield from self._measure(asked)
+            left = [each for each in left if each.cell not in asked]
         if len(left) > 1:
             self._queue += _halves([each.cell for each in left], order)
         elif left:
@@ -289,13 +193,17 @@ class Dispatcher:
         """Try a cell again, or set it aside."""
         smaller = order.smaller() if death.out_of_memory else None
         if order.attempt < MAX_ATTEMPTS and (smaller or not death.out_of_memory):
-            again = Order(order.cell, order.attempt + 1, smaller or order.batch_size, suspect=True)
+            batch_size = smaller or order.batch_size
+            again = Order(order.cell, order.attempt + 1, batch_size, part=order.part, suspect=True)
             # other cells wait for a reference; anything else may be what killed the worker, and comes last
             self._queue.insert(0 if order.cell.reference is None else len(self._queue), again)
+        elif order.part == "cost":
+            answers = self._ledger.answers(order.cell.id) or {}
+            self._ledger.write_result(order.cell, {**answers, "cost": _unmeasured(order, death)})
+            yield self._ended(order.cell, "done")
         else:
             self._ledger.write_error(order.cell, _set_aside(order, death))
-            del self._waiting[order.cell.id]
-            yield Ended(order.cell.id, "failed")
+            yield self._ended(order.cell, "failed")
 
     def _note_stillbirth(self, slot: str, death: Died) -> None:
         self._stillbirths[slot] += 1
@@ -309,6 +217,11 @@ class Dispatcher:
                 + "".join(f" ({line})" for line in last),
                 hint=f"what the workers printed is in `{self._ledger.directory / 'logs'}`",
             )
+
+
+def next_part(ledger: Ledger, cell: Cell) -> Part:
+    """What of a cell is to be run next: its questions, or its measurement where they were asked."""
+    return "cost" if cell.efficiency and ledger.answers(cell.id) is not None else "answers"
 
 
 def company(cell: Cell) -> tuple[object, ...]:
@@ -337,12 +250,21 @@ def _halves(cells: Sequence[Cell], order: Order) -> list[Order]:
     ]
 
 
-def _set_aside(order: Order, death: Died) -> dict[str, Any]:
+def _unmeasured(order: Order, death: Died) -> dict[str, Any]:
+    """In place of a cost."""
+    return {"error": _deaths(order, death), "hint": "its answers are kept; the end of the worker's log is in `logs`"}
+
+
+def _deaths(order: Order, death: Died) -> str:
     count = f"{order.attempt} workers died in this cell, the last" if order.attempt > 1 else "the worker died"
+    return f"{count} with {death.cause}"
+
+
+def _set_aside(order: Order, death: Died) -> dict[str, Any]:
     return {
         "outcome": "failed",
         "type": "WorkerDied",
-        "message": f"{count} with {death.cause}",
+        "message": _deaths(order, death),
         "hint": "the cell is set aside; the end of the worker's log is below",
         "traceback": death.log,
         "attempts": order.attempt,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tokenprune.sweep.executors import Part
 from tokenprune.sweep.plan import Cell
 
 FailedOutcome = Literal["failed", "refused"]
@@ -38,7 +39,10 @@ class SweepStarted:
 
 @dataclass(frozen=True, slots=True)
 class CellStarted:
-    """A worker took a cell, for the `attempt`-th time; `done` of `total` cells are finished."""
+    """A worker took a part of a cell, for the `attempt`-th time; `done` of `total` cells are finished.
+
+    The part `answers` comes first; `cost` where there is one to measure.
+    """
 
     directory: Path
     sweep_id: str
@@ -47,6 +51,16 @@ class CellStarted:
     done: int
     total: int
     attempt: int = 1
+    part: Part = "answers"
+
+
+@dataclass(frozen=True, slots=True)
+class CellAnswered:
+    """All questions of a cell were asked; it ends when its cost was measured. Displays are told; trackers are not."""
+
+    directory: Path
+    sweep_id: str
+    cell: Cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,5 +139,5 @@ class SweepEnded:
 Tracked = SweepStarted | CellStarted | CellEnded | CellFailed | SweepEnded
 """What trackers are told: a hook each."""
 
-Event = Tracked | CellProgress
+Event = Tracked | CellAnswered | CellProgress
 """What displays are told."""

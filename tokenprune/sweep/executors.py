@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -17,14 +17,18 @@ if TYPE_CHECKING:
 
 Outcome = Literal["done", "failed", "refused"]
 
+Part = Literal["answers", "cost"]
+"""What of a cell is run: its questions are asked; then, alone on the device, its cost is measured."""
+
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """A worker took a cell; `attempt` counts the workers that did, this one included."""
+    """A worker took a part of a cell; `attempt` counts the workers that did, this one included."""
 
     cell_id: str
     worker: str
     attempt: int = 1
+    part: Part = "answers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,13 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """All questions of a cell were asked, and what they gave is on disk; its cost is still to be measured."""
+
+    cell_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """A cell has its result or its error in the sweep directory."""
 
@@ -59,13 +70,14 @@ class Ended:
     outcome: Outcome
 
 
-Report = Began | Progress | Ended
+Report = Began | Progress | Answered | Ended
 
 
 class Executor(Protocol):
     """Runs cells and writes what they gave into the sweep directory.
 
-    A cell with a `reference` must not begin before its reference has ended. A worker that dies is never the end of the
+    A cell with a `reference` must not begin before its reference was answered or has ended. Where a cell has a cost to
+    measure, nothing else may run on the device meanwhile. A worker that dies is never the end of the
     sweep: its cell is tried again elsewhere, and is a failed one (`error.json` is written for it) where that keeps
     happening. A disk that takes no more writes is the end: it raises `StorageError`.
     """
@@ -108,9 +120,9 @@ def register_executors(register: Callable[[ExecutorSpec], None]) -> None:
     )
 
 
-def ready(cell: Cell, waiting: Mapping[str, Cell]) -> bool:
-    """True where the cell's reference is not among the cells that still have to end."""
-    return cell.reference is None or cell.reference not in waiting
+def ready(cell: Cell, unanswered: Container[str]) -> bool:
+    """True where the cell's reference is not among the cells that still have to be asked."""
+    return cell.reference is None or cell.reference not in unanswered
 
 
 def check_option(executor: str, make: Callable[..., Any], option: str, value: object) -> None:

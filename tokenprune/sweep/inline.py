@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from tokenprune.plugins import Host
 from tokenprune.sweep.bench import Bench
 from tokenprune.sweep.config import SweepConfig
-from tokenprune.sweep.dispatch import Order, companies
+from tokenprune.sweep.crew import Order
+from tokenprune.sweep.dispatch import companies, next_part
 from tokenprune.sweep.executors import Began, Report
 from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.plan import Cell
@@ -18,11 +19,18 @@ class Inline:
     """Runs the cells on the first device of the sweep."""
 
     def __init__(self, ledger: Ledger, config: SweepConfig, host: Host) -> None:
+        self._ledger = ledger
         self._share = config.share
         self._runner = CellRunner(ledger, Bench(host, config.device[0]), overlays=config.overlays)
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
         """Run the cells, company by company (references come first in every plan)."""
+        parts = {cell.id: next_part(self._ledger, cell) for cell in cells}
         for group in companies(cells, self._share):
-            yield from (Began(cell.id, "inline") for cell in group)
-            yield from self._runner.run_together([Order(cell) for cell in group])
+            asked = [cell for cell in group if parts[cell.id] == "answers"]
+            yield from (Began(cell.id, "inline") for cell in asked)
+            yield from self._runner.run_together([Order(cell) for cell in asked])
+            for cell in group:
+                if next_part(self._ledger, cell) == "cost":
+                    yield Began(cell.id, "inline", part="cost")
+                    yield self._runner.measure(cell)

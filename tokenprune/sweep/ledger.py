@@ -2,7 +2,8 @@
 
     sweep.json      the resolved sweep file and the sweep's id      env.json   versions and machine
     plan.jsonl      every cell, planned                             lock       held by the running processes
-    cells/<id>/     samples.jsonl, first_token.npz, overlays.json, and `result.json`, written last; or `error.json`
+    cells/<id>/     samples.jsonl, first_token.npz, overlays.json, and `result.json`, written last; or `error.json`;
+                    until its cost is measured, `answers.json` in place of the result
     lease           the token of the invocation that may write
     pictures/       the few pictures that overlays are drawn on
     logs/           what each worker printed
@@ -186,7 +187,7 @@ class Ledger:
     def result(self, cell_id: str) -> dict[str, Any] | None:
         """The cell's result, or `None`."""
         data = read_json(self.cell_directory(cell_id) / "result.json")
-        return data if data is not None and data.get("schema") == SCHEMA and data.get("id") == cell_id else None
+        return data if _is_of(data, cell_id) else None
 
     def error(self, cell_id: str) -> dict[str, Any] | None:
         """The cell's error, or `None`."""
@@ -211,30 +212,65 @@ class Ledger:
         self._check_lease()
         folder = self.cell_directory(cell.id)
         make_folder(folder)
-        try:
-            for name in ("result.json", "error.json"):
-                (folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise storage_error(error, folder) from error
+        for name in ("result.json", "answers.json", "error.json"):
+            _remove(folder / name)
         remove_temporaries(folder)
         return folder
+
+    def answers(self, cell_id: str) -> dict[str, Any] | None:
+        """What the questions of a cell gave whose cost is still to be measured, or `None`; a result without `cost`."""
+        data = read_json(self.cell_directory(cell_id) / "answers.json")
+        return data if _is_of(data, cell_id) else None
+
+    def write_answers(self, cell: Cell, answers: Mapping[str, Any]) -> None:
+        """Keep what the questions gave until the cost is measured."""
+        self._check_lease()
+        write_json(self.cell_directory(cell.id) / "answers.json", _stamped(cell, answers))
+
+    def forget_cost(self, cell: Cell) -> bool:
+        """Make a result answers again where its cost was not measured as the plan says now; true where it was so."""
+        result = self.result(cell.id)
+        if result is None or not cell.efficiency or result["cell"].get("efficiency") == dict(cell.efficiency):
+            return False
+        self.write_answers(cell, {**result, "cost": None})
+        _remove(self.cell_directory(cell.id) / "result.json")
+        return True
 
     def write_result(self, cell: Cell, result: Mapping[str, Any]) -> None:
         """Complete a cell: this file is written last."""
         self._check_lease()
-        data = {"schema": SCHEMA, "id": cell.id, "cell": cell.to_json(), **result}
-        write_json(self.cell_directory(cell.id) / "result.json", data)
+        folder = self.cell_directory(cell.id)
+        write_json(folder / "result.json", _stamped(cell, result))
+        _remove(folder / "answers.json")
 
     def write_error(self, cell: Cell, error: Mapping[str, Any]) -> None:
         """Record why a cell has no result."""
         self._check_lease()
         folder = self.cell_directory(cell.id)
         make_folder(folder)
-        write_json(folder / "error.json", {"schema": SCHEMA, "id": cell.id, "cell": cell.to_json(), **error})
+        write_json(folder / "error.json", _stamped(cell, error))
 
     def _check_lease(self) -> None:
         if self.token:
             lease.check(self.directory, self.token)
+
+
+def _stamped(cell: Cell, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts under the version, the id and the cell that they are of."""
+    stamp = {"schema": SCHEMA, "id": cell.id, "cell": cell.to_json()}
+    return {**stamp, **{name: value for name, value in facts.items() if name not in stamp}}
+
+
+def _is_of(data: Mapping[str, Any] | None, cell_id: str) -> bool:
+    """Whether a file is whole, of this version, and of this cell."""
+    return data is not None and data.get("schema") == SCHEMA and data.get("id") == cell_id
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(error, path.parent) from error
 
 
 def environment() -> dict[str, Any]:

@@ -17,7 +17,8 @@ from typing import Any
 from tokenprune.errors import ConfigError, PrerequisiteError
 from tokenprune.plugins import Host
 from tokenprune.sweep.config import SweepConfig
-from tokenprune.sweep.dispatch import Died, Dispatcher, Message, Order, Ready, Took, message_of
+from tokenprune.sweep.crew import Died, Message, Order, Ready, Took, message_of
+from tokenprune.sweep.dispatch import Dispatcher
 from tokenprune.sweep.executors import Report
 from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.plan import Cell
@@ -127,6 +128,10 @@ class RayCrew:
         nodes = sum(1 for node in self._ray.nodes() if node["Alive"])
         count = self._actors or gpus or (len(devices) if only_cpu else nodes)
         return [f"{'gpu' if self._gpus else 'cpu'}-{number}" for number in range(count)]
+
+    def place(self, slot: str) -> str:
+        """A GPU each; actors on CPUs may be on one node, and count as if they were."""
+        return slot if self._gpus else "cpu"
 
     def hire(self, slot: str) -> str:
         """Ask the cluster for an actor; it may take a while to find room."""

@@ -21,7 +21,8 @@ from typing import Any
 from tokenprune.errors import ConfigError, PrerequisiteError
 from tokenprune.plugins import Host
 from tokenprune.sweep.config import SweepConfig
-from tokenprune.sweep.dispatch import Died, Dispatcher, Message, Order, message_of
+from tokenprune.sweep.crew import Died, Message, Order, message_of
+from tokenprune.sweep.dispatch import Dispatcher
 from tokenprune.sweep.executors import Report
 from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.mailbox import INBOX, OUTBOX, PULSE, STOP, Lines, Pulse, make_box, post
@@ -145,6 +146,10 @@ class JobCrew:
         """One per job that may run at a time."""
         shutil.rmtree(self._mail.parent, ignore_errors=True)  # jobs that a killed process left behind end with it
         return [f"job-{number}" for number in range(self._count)]
+
+    def place(self, slot: str) -> str:
+        """Slurm gives a job its own share of a node; without it all jobs are on this machine."""
+        return slot if self._submitter.cluster == "slurm" else self._device(slot)
 
     def hire(self, slot: str) -> str:
         """Submit a job."""

@@ -20,8 +20,9 @@ from tokenprune.sweep.identity import cell_id, directory_digest
 class Cell:
     """One point of the grid.
 
-    Everything but `model`, `label` and `reference` is part of its id: `model_digest` says which weights, wherever
-    they lie.
+    Everything that may change an answer is part of its id. `model`, `label` and `reference` are not: `model_digest`
+    says which weights, wherever they lie. Nor is `efficiency`: how costs are measured changes no answer, and a cell
+    that is to be measured in another way keeps those that it has.
     """
 
     model: str
@@ -54,7 +55,7 @@ class Cell:
     def id(self) -> str:
         """The cell's id (see `tokenprune.sweep.identity`)."""
         facts = asdict(self)
-        for name in ("model", "label", "reference"):
+        for name in ("model", "label", "reference", "efficiency"):
             del facts[name]
         return cell_id(facts)
 

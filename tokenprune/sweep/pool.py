@@ -17,7 +17,8 @@ from pathlib import Path
 from tokenprune.errors import ConfigError
 from tokenprune.plugins import Host
 from tokenprune.sweep.config import SweepConfig
-from tokenprune.sweep.dispatch import Died, Dispatcher, Message, Order, message_of
+from tokenprune.sweep.crew import Died, Message, Order, message_of
+from tokenprune.sweep.dispatch import Dispatcher
 from tokenprune.sweep.executors import Report
 from tokenprune.sweep.files import make_folder, open_log
 from tokenprune.sweep.ledger import Ledger
@@ -112,6 +113,10 @@ class ProcessCrew:
     def slots(self) -> Sequence[str]:
         """One per listed device; a device that is listed twice has two."""
         return tuple(self._devices)
+
+    def place(self, slot: str) -> str:
+        """The device: workers on the CPU share it, and so do those that are given one GPU."""
+        return self._devices[slot]
 
     def hire(self, slot: str) -> str:
         """Start a process."""

@@ -24,7 +24,7 @@ class Meter:
 
     Args:
         device: Torch device of the worker.
-        say: Takes a report as JSON (see `tokenprune.sweep.dispatch.message_of`); one that cannot be sent is lost.
+        say: Takes a report as JSON (see `tokenprune.sweep.crew.message_of`); one that cannot be sent is lost.
     """
 
     def __init__(self, device: str, say: Callable[[Mapping[str, Any]], None]) -> None:

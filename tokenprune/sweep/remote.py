@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from tokenprune.sweep.dispatch import Order
+from tokenprune.sweep.crew import Order
+from tokenprune.sweep.executors import Answered, Ended
 from tokenprune.sweep.files import StorageError
 from tokenprune.sweep.progress import Meter
 
@@ -54,10 +55,14 @@ class Worker:
         """
         meter = Meter(self._bench.device, say)
         try:
-            ended = list(self._runner.run_together(order.singles(), lambda cell, *how: meter(cell.id, *how)))
+            if order.part == "cost":
+                ended: list[Answered | Ended] = [self._runner.measure(order.cell, order.attempt)]
+            else:
+                ended = list(self._runner.run_together(order.singles(), lambda cell, *how: meter(cell.id, *how)))
         except StorageError as error:
             return {"report": "disk", "message": error.message, "hint": error.hint}
-        return {"report": "ended", "outcomes": {each.cell_id: each.outcome for each in ended}}
+        outcomes = {each.cell_id: each.outcome if isinstance(each, Ended) else "answered" for each in ended}
+        return {"report": "ended", "outcomes": outcomes}
 
 
 def main(arguments: list[str]) -> int:

@@ -15,9 +15,10 @@ from typing import Any, cast
 from tokenprune.errors import PrerequisiteError
 from tokenprune.plugins import Host, load_host
 from tokenprune.registry import load_target
-from tokenprune.sweep.changes import explain_changes
+from tokenprune.sweep.changes import explain_changes, explain_measurements
 from tokenprune.sweep.config import SweepConfig
 from tokenprune.sweep.events import (
+    CellAnswered,
     CellEnded,
     CellFailed,
     CellProgress,
@@ -29,7 +30,7 @@ from tokenprune.sweep.events import (
     SweepStatus,
     Tracked,
 )
-from tokenprune.sweep.executors import Began, Ended, Executor, Progress, check_option
+from tokenprune.sweep.executors import Answered, Began, Ended, Executor, Progress, check_option
 from tokenprune.sweep.files import StorageError
 from tokenprune.sweep.ledger import Header, Ledger
 from tokenprune.sweep.listeners import Listeners
@@ -155,6 +156,7 @@ def run_sweep(
         make = _executor(name, host, options)
         changes = explain_changes(ledger.planned_rows(), cells)
         header = ledger.open_sweep(config.to_json(), cells)
+        changes += explain_measurements([cell for cell in cells if ledger.forget_cost(cell)])
         run = _Run(ledger, header, cells, host, display, track)
         return run.go(lambda: make(ledger, config, host), redo, changes)
 
@@ -263,29 +265,35 @@ class _Run:
                             self._finished(),
                             len(self._cells),
                             report.attempt,
+                            report.part,
                         )
                     )
+                elif isinstance(report, Answered):
+                    self._show(CellAnswered(self._ledger.directory, self._header.sweep_id, cell))
                 elif isinstance(report, Progress):
                     self._advance(cell, report)
                 else:
                     self._end(cell, report)
 
     def _advance(self, cell: Cell, report: Progress) -> None:
+        self._show(
+            CellProgress(
+                self._ledger.directory,
+                self._header.sweep_id,
+                cell,
+                report.worker,
+                report.done,
+                report.total,
+                report.kept,
+                report.samples_per_s,
+                report.memory_mib,
+            )
+        )
+
+    def _show(self, event: Event) -> None:
         """Tell the display alone: trackers record what happened, not what goes on."""
         if self._display is not None:
-            self._display(
-                CellProgress(
-                    self._ledger.directory,
-                    self._header.sweep_id,
-                    cell,
-                    report.worker,
-                    report.done,
-                    report.total,
-                    report.kept,
-                    report.samples_per_s,
-                    report.memory_mib,
-                )
-            )
+            self._display(event)
 
     def _end(self, cell: Cell, report: Ended) -> None:
         """Take a finished cell from disk: what is not there does not count, whatever the worker says."""
@@ -323,8 +331,7 @@ class _Run:
 
     def _emit(self, event: Tracked) -> None:
         """Tell the display first (it is what the user sees), then the trackers."""
-        if self._display is not None:
-            self._display(event)
+        self._show(event)
         if self._listeners is not None:
             self._listeners.tell(event)
 

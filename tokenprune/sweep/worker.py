@@ -18,23 +18,22 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import numpy as np
-from torch import Tensor
 
 from tokenprune.engine import PrefillMemo
 from tokenprune.errors import BudgetError, IncompatibleError, TokenPruneError
 from tokenprune.metrics.accounts import token_accounts
 from tokenprune.metrics.distribution import FirstToken, kl_divergence
-from tokenprune.metrics.efficiency import measure_cost
 from tokenprune.metrics.lens import lens_errors
 from tokenprune.metrics.quality import compare, summarise
 from tokenprune.pruner import Pruner
 from tokenprune.sweep.asking import Answers, Asking, ran_out_of_memory
 from tokenprune.sweep.bench import Batch, Bench
-from tokenprune.sweep.dispatch import Order
-from tokenprune.sweep.executors import Ended, Outcome
+from tokenprune.sweep.crew import Order
+from tokenprune.sweep.executors import Answered, Ended, Outcome
 from tokenprune.sweep.files import StorageError, is_full, storage_error, write_json, write_jsonl
 from tokenprune.sweep.lease import LeaseLostError
 from tokenprune.sweep.ledger import Ledger
+from tokenprune.sweep.measuring import measure_cell
 from tokenprune.sweep.pictures import save_overlays
 from tokenprune.sweep.plan import Cell
 
@@ -86,12 +85,18 @@ class CellRunner:
         self.overlays = overlays
 
     def run(self, cell: Cell) -> Ended:
-        """Run one cell to its end; see `run_together`."""
-        (ended,) = self.run_together([Order(cell)])
-        return ended
+        """Run one cell to its end; see `run_together` and `measure`."""
+        (asked,) = self.run_together([Order(cell)])
+        return asked if isinstance(asked, Ended) else self.measure(cell)
 
-    def run_together(self, orders: Sequence[Order], progress: Progress | None = None) -> Iterator[Ended]:
-        """Run cells of one `company` to their ends, batch by batch; yields as they end.
+    def measure(self, cell: Cell, attempt: int = 1) -> Ended:
+        """Measure the cost of a cell that was answered, and complete it; see `tokenprune.sweep.measuring`."""
+        return measure_cell(self.ledger, self.bench, cell, attempt)
+
+    def run_together(self, orders: Sequence[Order], progress: Progress | None = None) -> Iterator[Answered | Ended]:
+        """Ask the questions of cells of one `company`, batch by batch; yields as they are through.
+
+        A cell without a cost to measure ends with that.
 
         Whatever happens in a cell is recorded and never raised (Ctrl-C is). A cell that runs out of memory is run
         once more by itself, and then with smaller batches, and its result says so.
@@ -116,13 +121,14 @@ class CellRunner:
                 if job.runs and progress is not None:
                     answers = _opened(job).answers
                     progress(job.order.cell, len(answers.rows), job.order.cell.samples, answers.mean_kept())
+            del memo  # it holds the tensors of its batch
         for job in jobs:
             if job.runs:
                 self._step(job, self._close, len(jobs))
             if job.error is not None:
                 yield self._fail(job, job.error)
             elif not job.starved:
-                yield Ended(job.order.cell.id, "done")
+                yield Answered(job.order.cell.id) if job.order.cell.efficiency else Ended(job.order.cell.id, "done")
         for job in jobs:
             if job.starved:
                 yield from self.run_together([self._again(job, len(jobs))], progress)
@@ -184,16 +190,15 @@ class CellRunner:
         )
 
     def _close(self, job: _Job) -> None:
-        """What is made of a cell's answers; its result is written last."""
+        """What is made of a cell's answers; its result, or what will become one, is written last."""
         clock = time.perf_counter()
         cell, asking = job.order.cell, _opened(job)
         answers = asking.finished()
         folder = self.ledger.cell_directory(cell.id)
         against = self._compare(cell, answers, asking.reference)
         lens = self._lens(cell, answers) if cell.lens else None
-        cost = self._cost(job.order, asking) if cell.efficiency else None
         if cell.reference is None:
-            FirstToken(np.stack(answers.classes), np.stack(answers.log_probs)).save(folder / FIRST_TOKEN_FILE)
+            answers.first_token().save(folder / FIRST_TOKEN_FILE)
         write_jsonl(folder / "samples.jsonl", answers.rows)
         if self.overlays:
             write_json(folder / "overlays.json", self._overlays(job.order, answers))
@@ -202,19 +207,20 @@ class CellRunner:
             "against_none": against,
             "tokens": token_accounts(answers.rows),
             "lens": lens,
-            "cost": cost,
+            "cost": None,
             "started": job.started.isoformat(timespec="seconds"),
             "seconds": job.seconds + time.perf_counter() - clock,
             "worker": {"pid": os.getpid(), "device": self.bench.device},
             "family": self.bench.model(cell).family,
         }
-        self.ledger.write_result(cell, {**result, **_how(job.order)})
+        write = self.ledger.write_answers if cell.efficiency else self.ledger.write_result
+        write(cell, {**result, **_how(job.order)})
 
     def _reference(self, cell: Cell) -> FirstToken | None:
         """First-token distributions of the unpruned cell; for the unpruned cell itself there is none."""
         if cell.reference is None:
             return None
-        if self.ledger.state(cell.reference) != "done":
+        if self.ledger.result(cell.reference) is None and self.ledger.answers(cell.reference) is None:
             raise TokenPruneError(
                 f"the unpruned cell `{cell.reference}` has no result, so there is nothing to compare with",
                 hint="mend what made it fail, then continue with failed cells retried",
@@ -224,7 +230,7 @@ class CellRunner:
     def _compare(self, cell: Cell, answers: Answers, reference: FirstToken | None) -> dict[str, float | None] | None:
         if cell.reference is None or reference is None:
             return None
-        divergence = kl_divergence(reference.log_probs, np.stack(answers.log_probs))
+        divergence = kl_divergence(reference.log_probs, answers.first_token().log_probs)
         for row, value in zip(answers.rows, divergence, strict=True):
             row["kl"] = float(value) if np.isfinite(value) else None
         known = [row["kl"] for row in answers.rows if row["kl"] is not None]
@@ -244,13 +250,6 @@ class CellRunner:
         drawn = {index: kept for index, kept in answers.kept.items() if index < min(self.overlays, len(first.indices))}
         grids = self.bench.grids(cell, first)
         return save_overlays(self.ledger.directory, cell, first.samples, grids, drawn, answers.rows)
-
-    def _cost(self, order: Order, asking: Asking) -> dict[str, Any]:
-        cell = order.cell
-        loaded = self.bench.model(cell)
-        first = self.bench.batches(cell, order.batch_size)[0]
-        sample: Mapping[str, Tensor] = self.bench.encode(loaded, first.samples[:1])
-        return measure_cost(loaded.model, sample, asking.session, **cell.efficiency).to_json()
 
 
 def describe_error(error: BaseException, outcome: Outcome) -> dict[str, Any]:

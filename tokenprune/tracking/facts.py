@@ -6,6 +6,7 @@ the last slash; names hold only characters that MLflow allows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -87,9 +88,15 @@ class Look:
         return cls(data["colours"], tuple(map(Slice.from_json, data["slices"])), data["several_models"])
 
 
-def tags_of(cell: Cell, sweep_id: str, outcome: str) -> dict[str, str]:
-    """What runs are found by."""
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """A result or an error in 16 hexadecimal digits: a run that has others says what was true before."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def tags_of(cell: Cell, sweep_id: str, outcome: str, facts: Mapping[str, Any]) -> dict[str, str]:
+    """What runs are found by, and which result or error they were made of."""
     return {
+        f"{PREFIX}.facts": fingerprint(facts),
         f"{PREFIX}.kind": "cell",
         f"{PREFIX}.sweep": sweep_id,
         f"{PREFIX}.cell_id": cell.id,

@@ -24,6 +24,7 @@ from tokenprune.tracking.facts import (
     Look,
     curves_of,
     data_set_of,
+    fingerprint,
     metrics_of,
     params_of,
     sample_table,
@@ -87,7 +88,7 @@ class Runs:
         """
         kept = False
         for run in runs:
-            if not kept and _settled(run, entry.state):
+            if not kept and _settled(run, entry):
                 kept = True
                 for name, value in self._look.tags(entry.cell).items():
                     if run.data.tags.get(name) != value:
@@ -107,7 +108,7 @@ class Runs:
         facts = entry.result or entry.error or {}
         started = _milliseconds(facts.get("started") or facts.get("ended"))
         rows = self._ledger.samples(cell.id) if entry.result else []
-        tags = {**tags_of(cell, self._sweep_id, entry.state), **self._look.tags(cell)}
+        tags = {**tags_of(cell, self._sweep_id, entry.state, facts), **self._look.tags(cell)}
         if rows:
             tags["mlflow.loggedArtifacts"] = json.dumps([{"path": TABLE_FILE, "type": "table"}])
         name = self._look.name(cell)
@@ -174,9 +175,10 @@ def client_class() -> Callable[..., Any]:
     return MlflowClient  # type: ignore[no-any-return]
 
 
-def _settled(run: Any, state: str) -> bool:
-    """True where a run is complete and says what the directory says."""
-    return run.info.status in ("FINISHED", "FAILED") and run.data.tags.get(f"{PREFIX}.outcome") == state
+def _settled(run: Any, entry: Finished) -> bool:
+    """True where a run is complete and was made of what the directory says."""
+    made_of = run.data.tags.get(f"{PREFIX}.facts")
+    return run.info.status in ("FINISHED", "FAILED") and made_of == fingerprint(entry.result or entry.error or {})
 
 
 def _milliseconds(text: str | None) -> int | None:

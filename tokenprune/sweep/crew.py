@@ -1,0 +1,152 @@
+"""What a crew is and says: it hires workers and carries messages between them and the dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from tokenprune.sweep.executors import Outcome, Part, Progress
+from tokenprune.sweep.plan import Cell
+
+SMALLER = 4
+"""How many times smaller the batches of an attempt after too little memory are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One cell for one worker, or several that run together.
+
+    Args:
+        cell: The cell.
+        attempt: Which attempt this is.
+        batch_size: Samples per batch in place of the cell's own, for this attempt.
+        beside: Further cells of the same company.
+        part: What of the cells is run.
+        suspect: A worker has died with it: never to be put together with others again.
+    """
+
+    cell: Cell
+    attempt: int = 1
+    batch_size: int | None = None
+    beside: tuple[Cell, ...] = ()
+    part: Part = "answers"
+    suspect: bool = False
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells of the order."""
+        return (self.cell, *self.beside)
+
+    def singles(self) -> list[Order]:
+        """One order for each cell."""
+        return [replace(self, cell=cell, beside=()) for cell in self.cells]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        cells = [cell.to_json() for cell in self.cells]
+        return {"cells": cells, "attempt": self.attempt, "batch_size": self.batch_size, "part": self.part}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Order:
+        """The inverse of `to_json`, for a worker."""
+        first, *beside = map(Cell.from_json, data["cells"])
+        return cls(first, data["attempt"], data["batch_size"], tuple(beside), data["part"])
+
+    def smaller(self) -> int | None:
+        """The batch size of an attempt after too little memory; `None` where it was smaller already, or cannot be."""
+        if self.batch_size is not None or self.cell.batch_size == 1 or self.part == "cost":
+            return None
+        return max(1, self.cell.batch_size // SMALLER)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A new worker can be given orders."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """A worker began the order that it was given."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A worker ended its order; what came out of each cell, by its id, is on disk."""
+
+    worker: str
+    outcomes: Mapping[str, Outcome | Literal["answered"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """A worker is gone.
+
+    Args:
+        worker: Which.
+        cause: How, for people (`signal SIGKILL`).
+        log: The end of what it printed.
+        out_of_memory: True where it is known that there was too little memory.
+    """
+
+    worker: str
+    cause: str
+    log: str = ""
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFailed:
+    """A worker cannot write to the sweep directory."""
+
+    worker: str
+    message: str
+    hint: str
+
+
+Message = Ready | Took | Progress | Finished | Died | DiskFailed
+
+
+def message_of(worker: str, report: Mapping[str, Any]) -> Message:
+    """What a worker said of itself as JSON: `ready`, `began`, `progress`, `ended` with the outcomes, or `disk`."""
+    if report["report"] == "ready":
+        return Ready(worker)
+    if report["report"] == "began":
+        return Took(worker)
+    if report["report"] == "progress":
+        return Progress(worker=worker, **{key: value for key, value in report.items() if key != "report"})
+    if report["report"] == "ended":
+        return Finished(worker, report["outcomes"])
+    return DiskFailed(worker, report["message"], report["hint"])
+
+
+class Crew(Protocol):
+    """Hires workers and carries messages; a worker has at most one order at a time."""
+
+    def slots(self) -> Sequence[str]:
+        """Where workers may run, one at a time each: the devices, usually."""
+        ...
+
+    def place(self, slot: str) -> str:
+        """What workers of several slots share, so that they would be in each other's measurements."""
+        ...
+
+    def hire(self, slot: str) -> str:
+        """Start a worker and return its name, which no other worker ever had."""
+        ...
+
+    def give(self, worker: str, order: Order) -> None:
+        """Hand an order to a ready worker that has none; never fails (`listen` tells of a dead worker)."""
+        ...
+
+    def listen(self) -> Iterable[Message]:
+        """Wait until something happened, or for a moment; what happened, in order."""
+        ...
+
+    def dismiss(self) -> None:
+        """Stop all workers and wait until they are gone."""
+        ...

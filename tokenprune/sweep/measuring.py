@@ -1,0 +1,66 @@
+"""Measure the cost of a cell whose questions were asked: alone on its device, and at no risk to the answers."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, cast
+
+from tokenprune.errors import ConfigError, TokenPruneError
+from tokenprune.metrics.efficiency import measure_cost
+from tokenprune.pruner import Pruner
+from tokenprune.sweep.asking import session_of
+from tokenprune.sweep.bench import Bench
+from tokenprune.sweep.executors import Ended
+from tokenprune.sweep.files import StorageError
+from tokenprune.sweep.lease import LeaseLostError
+from tokenprune.sweep.ledger import Ledger
+from tokenprune.sweep.plan import Cell
+
+_log = logging.getLogger(__name__)
+
+
+def measure_cell(ledger: Ledger, bench: Bench, cell: Cell, attempt: int = 1) -> Ended:
+    """Measure the first sample of a cell that ran, and complete the cell.
+
+    A measurement that fails is a cost with an `error` and a `hint`; the answers stand.
+
+    Args:
+        ledger: The sweep directory.
+        bench: Models, tasks and batches.
+        cell: A cell that was answered.
+        attempt: Which attempt this is.
+
+    Raises:
+        ConfigError: The cell has no answers.
+        StorageError: The disk takes no more.
+        LeaseLostError: Another invocation has taken the directory over.
+    """
+    answers = ledger.answers(cell.id)
+    if answers is None:
+        raise ConfigError(f"cell `{cell.name}` has no answers to add a cost to", hint="run the sweep again")
+    clock = time.perf_counter()
+    cost = _cost(ledger, bench, cell)
+    seconds = answers["seconds"] + time.perf_counter() - clock
+    attempts = max(attempt, answers.get("attempts", 1))
+    ledger.write_result(cell, {**answers, "cost": cost, "seconds": seconds, "attempts": attempts})
+    return Ended(cell.id, "done")
+
+
+def _cost(ledger: Ledger, bench: Bench, cell: Cell) -> Mapping[str, Any]:
+    try:
+        index = next(row["index"] for row in ledger.samples(cell.id) if not row["error"])
+        loaded, task = bench.model(cell), bench.task(cell)
+        pruner = cast(Pruner, bench.host.pruners.get(cell.pruner).build(dict(cell.options)))
+        sample = bench.prepare(loaded, task, [index]).inputs
+        session = functools.partial(session_of, cell, pruner, loaded, bench.host)
+        return measure_cost(loaded.model, sample, session, **cell.efficiency).to_json()
+    except (StorageError, LeaseLostError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong here is no matter of the answers
+        _log.warning("%s was not measured", cell.name, exc_info=True)
+        first = (str(error).strip().splitlines() or [""])[0]
+        text = first if isinstance(error, TokenPruneError) else f"{type(error).__name__}: {first}".rstrip(": ")
+        return {"error": text, "hint": getattr(error, "hint", "") or "the worker's log in `logs` has the traceback"}
