@@ -191,7 +191,7 @@ def test_one_refused_seed_takes_no_cost_away(rewrite: Rewrite) -> None:
     assert found.prefill_ms == 10.0
     assert found.cost is not None
     assert (found.cost.cells, found.cost.refused) == (2, 1)
-    assert markdown_report(copy).count("random: cost refused for 1 of 2 seeds: the device is busy") == 1
+    assert markdown_report(copy).count("random: cost not measured for 1 of 2 seeds: the device is busy") == 1
 
 
 def test_seeds_measured_on_different_devices_are_kept_apart(rewrite: Rewrite) -> None:
@@ -283,14 +283,14 @@ def test_a_refused_cost_is_said_and_has_no_figures(rewrite: Rewrite) -> None:
     assert found.accuracy is not None  # the answers are not the cost's matter
     text = markdown_report(copy)
     # said once: it is the same at both budgets
-    assert text.count("grid: cost refused: the device is busy: other work had 42 % of the CPU before it") == 1
+    assert text.count("grid: cost not measured: the device is busy: other work had 42 % of the CPU before it") == 1
 
 
 def test_where_every_cost_was_refused_there_are_only_the_reasons(rewrite: Rewrite) -> None:
     found = sections(
         rewrite(lambda name, cost: {"error": "the device is busy", "busy": {**cost["busy"], "busy": True}})
     )
-    assert [section.header for section in found] == [("pruner", "refused")] * 2
+    assert [section.header for section in found] == [("pruner", "not measured")] * 2
     assert all(("first", "the device is busy") in section.rows for section in found)
     assert all("\N{DAGGER}" not in note for section in found for note in notes(section))
 

@@ -56,7 +56,7 @@ def _of(table: Table) -> Iterator[Section]:
     refused = [(row.label, row.cost.refusal) for row in table.rows if row.cost is not None and row.cost.refused]
     if not measured:
         if refused:
-            yield Section(title, ("pruner", "refused"), tuple(refused), names=("pruner", "refused"))
+            yield Section(title, ("pruner", "not measured"), tuple(refused), names=("pruner", "not measured"))
         return
     lines = [(row.label, *_line(row, cost)) for row, cost in measured]
     used = [place for place in range(len(_HEADER)) if any(line[place] != NOTHING for line in lines)]
@@ -108,7 +108,7 @@ def _missing(rows: Sequence[Row]) -> Iterator[Note]:
             continue
         of = "" if cost.cells == 1 else f" for {cost.refused} of {counted(cost.cells, 'seed')}"
         if cost.refused:
-            yield Note(f"{row.label}: cost refused{of}: {cost.refusal}")
+            yield Note(f"{row.label}: cost not measured{of}: {cost.refusal}")
         for where, count in cost.elsewhere.items():
             yield Note(f"{row.label}: {count} of {counted(cost.cells, 'seed')} measured elsewhere, not shown: {where}")
 

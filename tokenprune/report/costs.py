@@ -43,7 +43,7 @@ class CostSummary:
         same_kernels: Whether both ran with the same ones.
         where: Device, threads, attention implementation and clock, in words.
         cells: Cells with a result; the figures are of those that were neither refused nor measured elsewhere.
-        refused: Cells whose cost was refused.
+        refused: Cells whose cost was refused, or could not be measured.
         refusal: Why.
         elsewhere: Cells that were measured in other places, by place: they are not in the figures.
         unmeasured: By figure, why it is not there.
