@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.calibrate import Account
-from tokenprune.cli.calibrate import _options as parse_options
+from tokenprune.cli.calibrate import Account, parse_options
 from tokenprune.cli.output import Output, session_of, table
 from tokenprune.errors import ConfigError, ExitCode
 

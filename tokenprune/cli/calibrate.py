@@ -54,7 +54,7 @@ def calibrate(
     if not spec.calibrates:
         able = ", ".join(f"`{other.name}`" for other in session.host.pruners if other.calibrates) or "none"
         raise IncompatibleError(f"`{name}` has no options to calibrate", hint=f"pruners that have some: {able}")
-    options = spec.validate(_options(option or []))
+    options = spec.validate(parse_options(option or []))
     budgets = [dataclasses.replace(parse_budget(text), account=account.value) for text in budget or ["25%"]]
     if not out.parent.is_dir():
         raise ConfigError(f"cannot write `{out}`: its folder does not exist", hint="give --out a folder that exists")
@@ -76,7 +76,7 @@ def calibrate(
     session.output.say(f"file: {out}; in a sweep file: `pruners: [{{name: {name}, from: {out.name}}}]`")
 
 
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` texts, values as in YAML."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.calibrate import _options as parse_options
+from tokenprune.cli.calibrate import parse_options
 from tokenprune.cli.explain import parse_budget
 from tokenprune.cli.output import Session, session_of
 from tokenprune.errors import ExitCode
