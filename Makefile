@@ -19,7 +19,7 @@ PLUGINS := $(sort $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.t
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.tokenprune-installed
 
-.PHONY: help env test unit families lint sweep ui screenshots bench bench-sweep large chaos matrix range nightly docs-tables constraints clean
+.PHONY: help env test unit families lint cluster sweep ui screenshots bench bench-sweep large chaos matrix range nightly docs-tables constraints clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -43,6 +43,9 @@ unit: $(STAMP) ## Only the tests (PYTEST_ARGS="tests/cli -n 0")
 
 families: $(STAMP) ## Small models of every family, in a process of their own: torchvision comes before transformers there
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" $(FAMILY_ARGS) tests/families
+
+cluster: $(STAMP) ## PostgreSQL, an MLflow server and two Ray nodes under kills (3 minutes; needs Debian's postgresql)
+	TOKENPRUNE_NIGHTLY=1 HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/tracking/test_cluster.py
 
 lint: $(STAMP) ## ruff, mypy, import-linter, generated tables
 	$(VENV)/bin/ruff check .
