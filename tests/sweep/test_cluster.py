@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections import Counter
 from pathlib import Path
@@ -190,6 +191,24 @@ def test_wrong_options_are_told(
             track=False,
         )
     assert caught.value.message == message
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_ray_address_where_nobody_answers_is_told_at_once(workshop: Workshop, tmp_path: Path, scheme: str) -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as held:  # bound, and not listening
+        held.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{held.getsockname()[1]}"
+        with pytest.raises(PrerequisiteError, match=f"nobody answers at the Ray address `{address}`") as caught:
+            run_sweep(
+                workshop.config(pruners=["first"], budgets=[4], efficiency=False),
+                directory=tmp_path / "run",
+                host=workshop.host,
+                executor="ray",
+                executor_options={"address": address},
+                track=False,
+            )
+    assert "ray status" in caught.value.hint
 
 
 def test_without_slurm_it_says_so(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ import pytest
 from tests.sweep.test_identity import CELL
 from tokenprune.errors import PrerequisiteError
 from tokenprune.sweep.crew import Died, DiskFailed, Finished, Message, Order, Ready, Took
-from tokenprune.sweep.dispatch import MAX_ATTEMPTS, MAX_STILLBIRTHS, Dispatcher
+from tokenprune.sweep.dispatch import MAX_ATTEMPTS, MAX_MOVES, MAX_STILLBIRTHS, Dispatcher
 from tokenprune.sweep.executors import Answered, Began, Ended, Part, Progress, Report
 from tokenprune.sweep.files import StorageError
 from tokenprune.sweep.ledger import Ledger
@@ -177,6 +178,47 @@ def test_where_no_worker_starts_at_all_the_sweep_ends_with_the_reason(ledger: Le
     assert crew.dismissed
     assert len(crew.hired) == 2 * MAX_STILLBIRTHS
     assert all(ledger.state(cell.id) == "pending" for cell in CELLS)
+
+
+def test_workers_that_die_before_they_begin_are_not_hired_for_ever(ledger: Ledger) -> None:
+    class Deaf(ScriptedCrew):
+        def give(self, worker: str, order: Order) -> None:
+            self.orders.append((worker, order))
+            self.messages.append(Died(worker, "exit status 1", "KeyError: 'part'"))
+
+    crew = Deaf(well)
+    with pytest.raises(PrerequisiteError, match=r"no worker can be started: .* exit status 1 \(KeyError: 'part'\)"):
+        run(ledger, crew)
+    assert len(crew.hired) == 2 * MAX_STILLBIRTHS
+    assert all(ledger.state(cell.id) == "pending" for cell in CELLS)
+
+
+def test_a_worker_that_was_taken_away_is_no_try_of_its_cells(ledger: Ledger) -> None:
+    taken = itertools.count()
+
+    def behave(worker: str, order: Order) -> Sequence[Message]:
+        if len(order.cells) == 4 and next(taken) < 5:
+            return [Died(worker, "job state PREEMPTED", blameless=True)]
+        return well(worker, order)
+
+    crew = ScriptedCrew(behave, places=("one",))
+    reports = run(ledger, crew, share=4)
+    assert [len(order.cells) for _, order in crew.orders] == [1, *[4] * 6]  # together, as they were
+    assert {order.attempt for _, order in crew.orders} == {1}
+    assert [report.outcome for report in reports if isinstance(report, Ended)] == ["done"] * len(CELLS)
+
+
+def test_a_cell_whose_workers_are_always_taken_away_ends(ledger: Ledger) -> None:
+    unlucky = CELLS[2]
+
+    def behave(worker: str, order: Order) -> Sequence[Message]:
+        gone = order.cell == unlucky
+        return [Died(worker, "job state TIMEOUT", blameless=True)] if gone else well(worker, order)
+
+    crew = ScriptedCrew(behave, places=("one",))
+    reports = run(ledger, crew)
+    assert Ended(unlucky.id, "failed") in reports
+    assert sum(order.cell == unlucky for _, order in crew.orders) == MAX_MOVES + MAX_ATTEMPTS
 
 
 def test_a_full_disk_ends_the_sweep_and_marks_no_cell(ledger: Ledger) -> None:

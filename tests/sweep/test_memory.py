@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from tokenprune.sweep import Ledger, SweepOutcome
-from tokenprune.sweep.asking import Asking, ran_out_of_memory
+from tokenprune.sweep.asking import Asking
+from tokenprune.sweep.devices import lost_device, ran_out_of_memory
 
 Run = Callable[..., SweepOutcome]
 SMALL: dict[str, Any] = {"pruners": ["first"], "budgets": [4], "efficiency": False, "lens": False, "batch_size": 8}
@@ -73,4 +75,12 @@ def test_who_says_that_there_is_no_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert ran_out_of_memory(caught.value)
+    for text in ("CUDA error: out of memory", "HIP out of memory. Tried to allocate", "CUDNN_STATUS_ALLOC_FAILED"):
+        assert ran_out_of_memory(RuntimeError(text))
+        assert not lost_device(torch.AcceleratorError(text))
+    assert ran_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"))
+    assert ran_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert not ran_out_of_memory(OSError(errno.ENOSPC, "No space left on device"))
     assert not ran_out_of_memory(RuntimeError("shape mismatch"))
+    assert lost_device(torch.AcceleratorError("CUDA error: device-side assert triggered"))
+    assert not lost_device(RuntimeError("shape mismatch"))

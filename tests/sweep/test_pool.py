@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.cli.commands import Commands
 from tests.sweep.fixtures import Workshop
+from tokenprune.errors import ConfigError, PrerequisiteError
 from tokenprune.sweep import Ledger, run_sweep
 from tokenprune.sweep.events import CellEnded, CellStarted
 from tokenprune.sweep.pool import oom_kills, worker_devices
@@ -88,6 +90,53 @@ def test_a_worker_that_the_kernel_killed_for_its_memory_gets_smaller_batches_onc
     assert error is not None
     assert (error["attempts"], error["batch_size"]) == (2, 2)
     assert error["message"] == "2 workers died in this cell, the last with the kernel's killer, out of memory"
+
+
+def test_a_device_that_is_not_here_is_told_before_anything_begins(workshop: Workshop, tmp_path: Path) -> None:
+    for executor in ("local", "inline"):
+        for device in ("cuda:63", "nonsense"):
+            config = workshop.config(**{**SMALL, "executor": executor, "device": [device]})
+            with pytest.raises(ConfigError, match=f"there is no device `{device}` here") as caught:
+                run_sweep(config, directory=tmp_path / "run", host=workshop.host)
+            assert "this machine has cpu" in caught.value.hint
+    assert not list((tmp_path / "run").glob("cells/*"))
+
+
+def test_a_device_that_fails_takes_no_cell_along(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is here, says the driver; but nothing can be put on it."""
+    monkeypatch.setattr("tokenprune.sweep.pool.check_devices", lambda listed: None)
+    config = workshop.config(pruners=["first"], **{**SMALL, "executor": "local", "device": ["cuda:63", "cpu"]})
+    outcome = run_sweep(config, directory=tmp_path / "run", host=workshop.host, track=False)
+    assert (outcome.done, outcome.failed) == (2, 0)
+
+
+def test_a_pruner_that_loses_the_device_is_found_and_the_others_go_on(workshop: Workshop, tmp_path: Path) -> None:
+    config = workshop.config(pruners=["losing", "first"], **{**SMALL, "executor": "local"})
+    outcome = run_sweep(config, directory=tmp_path / "run", host=workshop.host, track=False)
+    assert (outcome.done, outcome.failed) == (2, 1)
+    ledger = Ledger(outcome.directory)
+    error = ledger.error(next(cell.id for cell in ledger.plan() if cell.pruner == "losing"))
+    assert error is not None
+    assert error["message"] == "3 workers died in this cell, the last with exit status 1"
+    assert "the device `cpu` is lost: CUDA error: an illegal memory access was encountered" in error["traceback"]
+
+
+def test_in_this_process_a_lost_device_ends_the_sweep_with_a_line(workshop: Workshop, tmp_path: Path) -> None:
+    config = workshop.config(pruners=["losing"], **SMALL)
+    with pytest.raises(PrerequisiteError, match="the device `cpu` is lost: CUDA error") as caught:
+        run_sweep(config, directory=tmp_path / "run", host=workshop.host, track=False)
+    assert "\n" not in caught.value.message
+    assert "run the same command again" in caught.value.hint
+
+
+def test_a_dead_worker_is_noticed_though_a_child_of_it_lives(workshop: Workshop, tmp_path: Path) -> None:
+    config = workshop.config(pruners=["forking"], **{**SMALL, "executor": "local"})
+    began = time.monotonic()
+    outcome = run_sweep(config, directory=tmp_path / "run", host=workshop.host, track=False)
+    assert (outcome.done, outcome.failed) == (1, 1)
+    assert time.monotonic() - began < 100  # the children sleep for 120 seconds
 
 
 def test_what_the_kernel_says_of_its_killer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from tokenprune.models import LoadedModel
 from tokenprune.plugins import Host
 from tokenprune.pruner import PositionPolicy, Pruner, PruneRecord
 from tokenprune.sweep.bench import Batch, picture_digest
+from tokenprune.sweep.devices import lost_device, ran_out_of_memory
 from tokenprune.sweep.plan import Cell
 from tokenprune.tasks.base import Task
 
@@ -115,8 +116,8 @@ class Asking:
         except TokenPruneError:
             raise
         except Exception as error:
-            if ran_out_of_memory(error):
-                raise  # no matter of one sample either: the cell may do with smaller batches
+            if ran_out_of_memory(error) or lost_device(error):
+                raise  # no matter of one sample either: the cell may do with smaller batches, or on another device
             _log.warning("a batch failed (%s), asking its questions one by one", error)
             self._ask_one_by_one(batch)
 
@@ -142,7 +143,7 @@ class Asking:
             except TokenPruneError:
                 raise
             except Exception as error:
-                if ran_out_of_memory(error):
+                if ran_out_of_memory(error) or lost_device(error):
                     raise
                 answers.first_error = answers.first_error or error
                 self._note_failure(single, error)
@@ -235,13 +236,6 @@ def must_have_pruned(cell: Cell, answers: Answers) -> None:
                 f"`{row['id']}` and kept all",
                 hint="this is an error of the pruner or of the engine; please report it",
             )
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """True for the errors by which torch, numpy and Python say that there is no memory, on any device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's allocator of the CPU
 
 
 def _identify(index: int, sample: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Order:
         beside: Further cells of the same company.
         part: What of the cells is run.
         suspect: A worker has died with it: never to be put together with others again.
+        moves: Workers that were taken away from it.
     """
 
     cell: Cell
@@ -32,6 +33,7 @@ class Order:
     beside: tuple[Cell, ...] = ()
     part: Part = "answers"
     suspect: bool = False
+    moves: int = 0
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -91,12 +93,14 @@ class Died:
         cause: How, for people (`signal SIGKILL`).
         log: The end of what it printed.
         out_of_memory: True where it is known that there was too little memory.
+        blameless: True where it is known that it was taken away, whatever it did.
     """
 
     worker: str
     cause: str
     log: str = ""
     out_of_memory: bool = False
+    blameless: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ jobs. The rules are here:
 - The cell of a dead worker goes to another one, `MAX_ATTEMPTS` times in all; then it is set aside as failed, because
   it is likely to be what kills them; where measuring did it, its answers stay. Where the cause was too little memory,
   the next attempt has smaller batches.
-- A worker that dies before it is ready is no cell's fault. A slot where that keeps happening is given up.
+- A worker that dies before it begins anything is no cell's fault. A slot where that keeps happening is given up.
+- Nor is it one where a queue takes a worker away, or a node is lost: its cells go on elsewhere, as they were.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ MAX_ATTEMPTS = 3
 """Workers that a cell may take along before it is set aside."""
 
 MAX_STILLBIRTHS = 5
-"""Workers in a row that may die in one slot before they are ready."""
+"""Workers in a row that may die in one slot before they begin anything."""
+
+MAX_MOVES = 20
+"""Workers that a cell may lose without a try of its own: to a queue's time limit, to a more urgent job, to a node."""
 
 
 @dataclass
@@ -42,6 +46,8 @@ class _Hand:
     ready: bool = False
     order: Order | None = None
     began: bool = False
+    proved: bool = False
+    """It has begun an order since it was hired."""
 
 
 class Dispatcher:
@@ -138,9 +144,9 @@ class Dispatcher:
             yield from self._bury(hand, message)
         elif isinstance(message, Ready):
             hand.ready = True
-            self._stillbirths[hand.slot] = 0
         elif hand.order is not None and isinstance(message, Took):
-            hand.began = True
+            hand.began = hand.proved = True
+            self._stillbirths[hand.slot] = 0
             for cell in hand.order.cells:
                 yield Began(cell.id, message.worker, hand.order.attempt, hand.order.part)
         elif isinstance(message, Progress) and message.cell_id in self._waiting:  # not of a cell that has ended since
@@ -167,14 +173,12 @@ class Dispatcher:
 
     def _bury(self, hand: _Hand, death: Died) -> Iterator[Report]:
         """Decide what becomes of a dead worker's cells."""
-        if not hand.ready:
-            self._note_stillbirth(hand.slot, death)
-            return
         order = hand.order
-        if order is None:
-            return
-        if not hand.began:
+        if order is not None and not hand.began:
             self._queue[:0] = order.singles()
+        if not hand.proved:
+            self._note_stillbirth(hand.slot, death)
+        if order is None or not hand.began:
             return
         done = [cell for cell in order.cells if self._ledger.state(cell.id) == "done"]
         for cell in done:  # it died between the last write and saying so
@@ -184,7 +188,10 @@ class Dispatcher:
             asked = [each.cell for each in left if next_part(self._ledger, each.cell) == "cost"]
             yield from self._measure(asked)
             left = [each for each in left if each.cell not in asked]
-        if len(left) > 1:
+        if left and death.blameless and order.moves < MAX_MOVES:
+            beside = tuple(each.cell for each in left[1:])
+            self._queue.insert(0, replace(left[0], beside=beside, moves=order.moves + 1))
+        elif len(left) > 1:
             self._queue += _halves([each.cell for each in left], order)
         elif left:
             yield from self._once_more(left[0], death)
@@ -194,7 +201,7 @@ class Dispatcher:
         smaller = order.smaller() if death.out_of_memory else None
         if order.attempt < MAX_ATTEMPTS and (smaller or not death.out_of_memory):
             batch_size = smaller or order.batch_size
-            again = Order(order.cell, order.attempt + 1, batch_size, part=order.part, suspect=True)
+            again = replace(order, attempt=order.attempt + 1, batch_size=batch_size, suspect=True)
             # other cells wait for a reference; anything else may be what killed the worker, and comes last
             self._queue.insert(0 if order.cell.reference is None else len(self._queue), again)
         elif order.part == "cost":

@@ -8,6 +8,7 @@ from tokenprune.plugins import Host
 from tokenprune.sweep.bench import Bench
 from tokenprune.sweep.config import SweepConfig
 from tokenprune.sweep.crew import Order
+from tokenprune.sweep.devices import check_devices
 from tokenprune.sweep.dispatch import companies, next_part
 from tokenprune.sweep.executors import Began, Report
 from tokenprune.sweep.ledger import Ledger
@@ -19,6 +20,7 @@ class Inline:
     """Runs the cells on the first device of the sweep."""
 
     def __init__(self, ledger: Ledger, config: SweepConfig, host: Host) -> None:
+        check_devices(config.device[:1])
         self._ledger = ledger
         self._share = config.share
         self._runner = CellRunner(ledger, Bench(host, config.device[0]), overlays=config.overlays)

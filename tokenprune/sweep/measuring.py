@@ -13,6 +13,7 @@ from tokenprune.metrics.efficiency import measure_cost
 from tokenprune.pruner import Pruner
 from tokenprune.sweep.asking import session_of
 from tokenprune.sweep.bench import Bench
+from tokenprune.sweep.devices import device_error, lost_device
 from tokenprune.sweep.executors import Ended
 from tokenprune.sweep.files import StorageError
 from tokenprune.sweep.lease import LeaseLostError
@@ -59,7 +60,9 @@ def _cost(ledger: Ledger, bench: Bench, cell: Cell) -> Mapping[str, Any]:
         return measure_cost(loaded.model, sample, session, **cell.efficiency).to_json()
     except (StorageError, LeaseLostError):
         raise
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong here is no matter of the answers
+    except Exception as error:
+        if lost_device(error):
+            raise device_error(bench.device, error) from error
         _log.warning("%s was not measured", cell.name, exc_info=True)
         first = (str(error).strip().splitlines() or [""])[0]
         text = first if isinstance(error, TokenPruneError) else f"{type(error).__name__}: {first}".rstrip(": ")

@@ -7,6 +7,7 @@ All nodes see the sweep directory under the same path (a shared file system).
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ from tokenprune.sweep.remote import Worker
 
 LISTEN_S = 1.0
 """Seconds after which an unanswered wait is looked at again, and a busy actor is asked how far it is."""
+
+KNOCK_S = 5.0
+"""Seconds that the head of a cluster gets to answer."""
 
 START_S = 900.0
 """Seconds that the cluster gets to find room for an actor."""
@@ -229,6 +233,7 @@ class RayCrew:
         return Died(name, cause, log, out_of_memory)
 
     def _connect(self) -> None:
+        _knock(self._address)
         # the same modules as here; Ray does not hand on the path of a driver
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
@@ -242,6 +247,24 @@ class RayCrew:
                 f"cannot reach the Ray cluster `{self._address or 'local'}`: {_first_line(error)}",
                 hint="`ray status` tells whether one runs; `--executor-option address=HOST:PORT` names another",
             ) from error
+
+
+def _knock(address: str) -> None:
+    """Make sure that somebody answers at an address: Ray itself goes on trying for many minutes.
+
+    Raises:
+        PrerequisiteError: Nobody does.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):
+        return  # `auto`, or nothing: Ray looks for itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+    except OSError as error:
+        raise PrerequisiteError(
+            f"nobody answers at the Ray address `{address}`: {_first_line(error)}",
+            hint="`ray status` on a node of the cluster tells its address",
+        ) from error
 
 
 def _import_ray() -> Any:

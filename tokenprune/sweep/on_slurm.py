@@ -34,6 +34,9 @@ GRACE_S = 10.0
 
 CLUSTERS = ("slurm", "local", "debug")
 
+_TAKEN_AWAY = ("TIMEOUT", "PREEMPTED", "NODE_FAIL", "REQUEUED")
+"""States of jobs that Slurm ended for reasons of its own."""
+
 
 class SlurmExecutor:
     """Jobs of a Slurm cluster, submitted by submitit.
@@ -180,7 +183,13 @@ class JobCrew:
                 del self._hired[name]
                 state = "DONE" if hired.thread is not None else str(hired.job.state)
                 log = "" if hired.thread is not None else (hired.job.stderr() or "")[-2000:]
-                yield Died(name, f"job state {state}", log, out_of_memory=state.startswith("OUT_OF_ME"))
+                yield Died(
+                    name,
+                    f"job state {state}",
+                    log,
+                    out_of_memory=state.startswith("OUT_OF_ME"),
+                    blameless=state.startswith(_TAKEN_AWAY),
+                )
 
     def dismiss(self) -> None:
         """Tell the jobs to stop, cancel those that do not, and take the mail away."""

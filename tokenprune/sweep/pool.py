@@ -18,6 +18,7 @@ from tokenprune.errors import ConfigError
 from tokenprune.plugins import Host
 from tokenprune.sweep.config import SweepConfig
 from tokenprune.sweep.crew import Died, Message, Order, message_of
+from tokenprune.sweep.devices import check_devices
 from tokenprune.sweep.dispatch import Dispatcher
 from tokenprune.sweep.executors import Report
 from tokenprune.sweep.files import make_folder, open_log
@@ -26,6 +27,9 @@ from tokenprune.sweep.plan import Cell
 
 LOG_TAIL = 2000
 """Characters of a dead worker's log that go into its cell's error."""
+
+LOOK_S = 1.0
+"""Seconds of silence after which it is looked whether all workers are still alive."""
 
 GRACE_S = 5.0
 """Seconds that a worker gets to leave before it is killed."""
@@ -47,7 +51,7 @@ class LocalPool:
         workers: How many, in place of one per device; they take the devices in turns.
 
     Raises:
-        ConfigError: `workers` is not a number of workers.
+        ConfigError: `workers` is not a number of workers, or a device of the sweep is not here.
     """
 
     def __init__(self, ledger: Ledger, config: SweepConfig, host: Host, *, workers: int | str = "") -> None:
@@ -57,6 +61,7 @@ class LocalPool:
                 f"`workers` must be a whole number of at least 1, got `{workers}`",
                 hint="leave it out for one per device",
             )
+        check_devices(config.device)
         self._ledger = ledger
         self._config = config
         self._workers = int(workers) if workers != "" else None
@@ -153,16 +158,23 @@ class ProcessCrew:
 
     def listen(self) -> Iterator[Message]:
         """Wait for the next output of any worker."""
-        for key, _ in self._selector.select():
+        heard = self._selector.select(LOOK_S)
+        for key, _ in heard:
             worker: _Worker = key.data
             data = os.read(key.fd, 65536)
             if data:
                 yield from _messages(worker, data)
             else:
-                self._selector.unregister(key.fd)
-                del self._workers[worker.name]
-                _stop([worker])
-                yield _death(worker)
+                yield self._lose(worker)
+        if not heard:  # a process that a dead worker has started may hold its pipe open
+            for worker in [each for each in self._workers.values() if each.process.poll() is not None]:
+                yield self._lose(worker)
+
+    def _lose(self, worker: _Worker) -> Died:
+        self._selector.unregister(_pipe(worker))
+        del self._workers[worker.name]
+        _stop([worker])
+        return _death(worker)
 
     def dismiss(self) -> None:
         """Close the workers' inputs, which ends them."""
@@ -213,9 +225,12 @@ def _cause(code: int) -> str:
 
 
 def _tail(path: Path, start: int) -> str:
-    with path.open("rb") as stream:
-        stream.seek(start)
-        return stream.read().decode(errors="replace")[-LOG_TAIL:]
+    try:
+        with path.open("rb") as stream:
+            stream.seek(start)
+            return stream.read().decode(errors="replace")[-LOG_TAIL:]
+    except FileNotFoundError:  # somebody tidied up
+        return ""
 
 
 def _stop(workers: Sequence[_Worker]) -> None:

@@ -37,10 +37,12 @@ class Worker:
         # imported here, so that the process that only counts workers needs no torch
         from tokenprune.plugins import load_host
         from tokenprune.sweep.bench import Bench
+        from tokenprune.sweep.devices import try_device
         from tokenprune.sweep.ledger import Ledger
         from tokenprune.sweep.worker import CellRunner
 
         self._bench = Bench(load_host(), device)
+        try_device(self._bench.device)
         self._runner = CellRunner(Ledger(directory, token=token), self._bench, overlays=overlays)
 
     def serve(self, order: Order, say: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:

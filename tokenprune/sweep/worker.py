@@ -26,9 +26,10 @@ from tokenprune.metrics.distribution import FirstToken, kl_divergence
 from tokenprune.metrics.lens import lens_errors
 from tokenprune.metrics.quality import compare, summarise
 from tokenprune.pruner import Pruner
-from tokenprune.sweep.asking import Answers, Asking, ran_out_of_memory
+from tokenprune.sweep.asking import Answers, Asking
 from tokenprune.sweep.bench import Batch, Bench
 from tokenprune.sweep.crew import Order
+from tokenprune.sweep.devices import device_error, lost_device, ran_out_of_memory
 from tokenprune.sweep.executors import Answered, Ended, Outcome
 from tokenprune.sweep.files import StorageError, is_full, storage_error, write_json, write_jsonl
 from tokenprune.sweep.lease import LeaseLostError
@@ -141,6 +142,8 @@ class CellRunner:
         except (StorageError, LeaseLostError):
             raise
         except Exception as error:  # the boundary of a cell: a broken one is a recorded failure
+            if lost_device(error):
+                raise device_error(self.bench.device, error) from error
             if isinstance(error, OSError) and is_full(error):
                 raise storage_error(error, self.ledger.cell_directory(job.order.cell.id)) from error
             if ran_out_of_memory(error) and (beside > 1 or job.order.smaller() is not None):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,6 +96,32 @@ class Dying(OneCut):
         raise AssertionError("still alive")
 
 
+@pruner("losing", summary="loses its device", source=SOURCE, axes=Axes(site="input"))
+@dataclass(frozen=True)
+class Losing(OneCut):
+    def decide(self, view: View, stop: Stop, state: State) -> Decision:
+        import torch
+
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
+
+
+@pruner("forking", summary="leaves a process behind and dies", source=SOURCE, axes=Axes(site="input"))
+@dataclass(frozen=True)
+class Forking(OneCut):
+    def decide(self, view: View, stop: Stop, state: State) -> Decision:
+        pipes = [number for number in map(int, os.listdir("/proc/self/fd")) if _is_pipe(number)]
+        subprocess.Popen(["sleep", "120"], pass_fds=pipes, start_new_session=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")
+
+
+def _is_pipe(number: int) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(number).st_mode)
+    except OSError:  # the one with which the folder was listed
+        return False
+
+
 @pruner("first", summary="the first tokens", source=SOURCE, axes=Axes(site="input"))
 @dataclass(frozen=True)
 class First(ScoredPruner):
@@ -125,5 +153,5 @@ def register_tasks(register):
 
 @hookimpl
 def register_pruners(register):
-    for made in (Exploding, Lazy, Refusing, Dying, First):
+    for made in (Exploding, Lazy, Refusing, Dying, Losing, Forking, First):
         register(made.spec)
