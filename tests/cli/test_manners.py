@@ -139,6 +139,18 @@ def test_what_a_command_raises_becomes_a_message_and_a_code(
     assert (ran.code, ran.out, ran.err) == (code, "", text)
 
 
+def test_ctrl_c_in_the_middle_of_an_import_is_no_bug(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    def action() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as pressed:
+            raise ImportError("numpy is broken") from pressed
+
+    _with_command(monkeypatch, action)
+    ran = run("extra")
+    assert (ran.code, ran.out, ran.err) == (130, "", "error: interrupted\n")
+
+
 def test_a_bug_is_shown_in_full_with_its_own_code(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     def action() -> None:
         raise ZeroDivisionError("a bug")

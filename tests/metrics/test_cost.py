@@ -86,6 +86,8 @@ def test_what_can_be_counted_is_exact(loaded: LoadedModel, inputs: Any, whole: C
     row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     assert whole.kv_mib == (text + TOKENS) * row / MIB
     assert quarter.kv_mib == (text + 4) * row / MIB
+    assert quarter.prefill_tflops is not None
+    assert whole.prefill_tflops is not None
     assert quarter.prefill_tflops < whole.prefill_tflops
     assert quarter.floor is not None
     assert whole.floor is not None
@@ -163,7 +165,11 @@ def test_attention_that_torch_does_not_count_is_said(
     monkeypatch.setattr(efficiency, "_attention", lambda turns: "flash_attention_2")
     assert "prefill_tflops" not in measured(loaded, inputs).unmeasured  # a fused kernel was counted
     monkeypatch.setattr("tokenprune.metrics.runs.count", lambda run: Counted(7, ()))
-    assert "cannot count the attention of `flash_attention_2`" in measured(loaded, inputs).unmeasured["prefill_tflops"]
+    cost = measured(loaded, inputs)
+    assert cost.unmeasured["prefill_tflops"] == "torch cannot count the attention of `flash_attention_2`"
+    assert cost.prefill_tflops is None
+    assert cost.floor is not None
+    assert cost.floor.prefill_tflops is None
 
 
 @pytest.mark.parametrize(("mode", "moment"), [("mark", "before"), ("refuse", "before"), ("refuse", "after")])

@@ -117,10 +117,17 @@ def test_kl_of_equal_distributions_is_zero_and_of_failed_samples_unknown() -> No
     assert [math.isnan(value) for value in kl_divergence(known, broken)] == [False, True, False]
 
 
-def test_first_token_file(tmp_path: object) -> None:
-    path = tmp_path / "first.npz"  # type: ignore[operator]
+def test_first_token_file() -> None:
     stored = FirstToken(np.arange(6, dtype=np.int32).reshape(2, 3), np.full((2, 3), -1.5, dtype=np.float32))
-    stored.save(path)
-    loaded = FirstToken.load(path)
+    loaded = FirstToken.from_bytes(stored.to_bytes())
     assert (loaded.ids == stored.ids).all()
     assert (loaded.log_probs == stored.log_probs).all()
+
+
+def test_a_damaged_first_token_file_is_said_so() -> None:
+    whole = FirstToken(np.zeros((2, 3), np.int32), np.zeros((2, 3), np.float32)).to_bytes()
+    for length in range(len(whole)):
+        with pytest.raises(ValueError, match="no distributions of first tokens"):
+            FirstToken.from_bytes(whole[:length])
+    with pytest.raises(ValueError, match="no distributions of first tokens"):
+        FirstToken.from_bytes(whole.replace(b"ids.npy", b"idx.npy"))

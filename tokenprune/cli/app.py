@@ -60,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.error("interrupted")
         return ExitCode.INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the outermost boundary; a bug is shown in full
+        if _was_interrupted(error):
+            output.error("interrupted")
+            return ExitCode.INTERRUPTED
         output.talk.out(traceback.format_exc(), highlight=False)
         output.error(
             f"unexpected {type(error).__name__}: {error}",
@@ -67,6 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return ExitCode.UNEXPECTED
     return outcome if isinstance(outcome, int) else ExitCode.OK
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """True where Ctrl-C came in the middle of an import, which libraries tell as an error of their own."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, KeyboardInterrupt):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
 
 
 def build_app(host: Host) -> typer.Typer:

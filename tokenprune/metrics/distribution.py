@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # who only reads what was stored needs no torch
+    from torch import Tensor
 
 TOP = 256
 """Classes kept per sample; the rest of the vocabulary is one class more."""
@@ -25,15 +28,24 @@ class FirstToken:
     ids: NDArray[np.int32]
     log_probs: NDArray[np.float32]
 
-    def save(self, path: Path) -> None:
-        """Write an `.npz` file."""
-        np.savez_compressed(path, ids=self.ids, log_probs=self.log_probs)
+    def to_bytes(self) -> bytes:
+        """The content of an `.npz` file."""
+        stream = io.BytesIO()
+        np.savez_compressed(stream, ids=self.ids, log_probs=self.log_probs)
+        return stream.getvalue()
 
     @classmethod
-    def load(cls, path: Path) -> FirstToken:
-        """Read what `save` wrote."""
-        with np.load(path) as stored:
-            return cls(stored["ids"], stored["log_probs"])
+    def from_bytes(cls, data: bytes) -> FirstToken:
+        """The inverse of `to_bytes`.
+
+        Raises:
+            ValueError: The data are damaged, or something else.
+        """
+        try:
+            with np.load(io.BytesIO(data)) as stored:
+                return cls(stored["ids"], stored["log_probs"])
+        except Exception as error:  # an archive that is damaged somewhere raises nearly anything
+            raise ValueError(f"no distributions of first tokens ({type(error).__name__}: {error})") from error
 
 
 def top_classes(logits: Tensor, top: int = TOP) -> Tensor:

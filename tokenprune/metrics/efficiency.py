@@ -179,11 +179,11 @@ def measure_cost(
             if turn + 1 >= repeats and turns.precision(tolerance).met:
                 break
         with session():
-            figures = _figures(subject, turns.pruned, gpu, turns.unmeasured)
+            figures = _figures(subject, turns.pruned, gpu, _attention(turns), turns.unmeasured)
         lowest = None
         if turns.floor.prefill:
             with _at_floor(turns, subject) as tokens:
-                lowest = Floor(**_figures(subject, turns.floor, gpu, {}), tokens=tokens)
+                lowest = Floor(**_figures(subject, turns.floor, gpu, _attention(turns), {}), tokens=tokens)
         seen = watch.after()
     if busy == "refuse" and seen.busy is not False:
         return Refusal(seen)
@@ -191,9 +191,6 @@ def measure_cost(
         turns.unmeasured["energy_j"] = silence
     if not turns.pruned.encoder:
         turns.unmeasured["encoder_ms"] = "the model has no `get_image_features` that could be watched"
-    attention = _attention(turns)
-    if attention not in _COUNTED and not figures["kernels"]:
-        turns.unmeasured["prefill_tflops"] = f"torch cannot count the attention of `{attention}`; the rest is counted"
     shares = [part / whole for part, whole in zip(turns.overhead, turns.pruned.prefill, strict=True)]
     return Cost(
         **figures,
@@ -206,7 +203,7 @@ def measure_cost(
         new_tokens=new_tokens,
         device=_device_name(device),
         threads=held,
-        attention=attention,
+        attention=_attention(turns),
         clock=subject.clock.name,
         precision=turns.precision(tolerance),
         busy=seen,
@@ -261,12 +258,18 @@ def _at_floor(turns: _Turns, subject: Subject) -> Iterator[int]:
         yield tokens
 
 
-def _figures(subject: Subject, times: Times, gpu: Gpu | None, unmeasured: dict[str, str]) -> dict[str, Any]:
+def _figures(
+    subject: Subject, times: Times, gpu: Gpu | None, attention: str, unmeasured: dict[str, str]
+) -> dict[str, Any]:
     try:
-        return subject.figures(times, gpu)
+        figures = subject.figures(times, gpu)
     except PrerequisiteError as error:  # a GPU without a counter of energy
         unmeasured["energy_j"] = error.message
-        return subject.figures(times, None)
+        figures = subject.figures(times, None)
+    if attention not in _COUNTED and not figures["kernels"]:  # a part of the work is no figure of the work
+        figures["prefill_tflops"] = None
+        unmeasured["prefill_tflops"] = f"torch cannot count the attention of `{attention}`"
+    return figures
 
 
 def _attention(turns: _Turns) -> str:

@@ -79,7 +79,7 @@ class Figures(Durations):
 
     peak_mem_mib: float
     kv_mib: float
-    prefill_tflops: float
+    prefill_tflops: float | None
     energy_j: Spread | None
     kernels: tuple[str, ...]
 
