@@ -10,6 +10,7 @@ import pytest
 
 from tests.sweep.fixtures import TOY, Workshop
 from tests.sweep.test_identity import CELL
+from tokenprune.errors import ConfigError
 from tokenprune.sweep import SweepOutcome, run_sweep
 from tokenprune.sweep.changes import explain_changes
 from tokenprune.sweep.events import SweepStarted
@@ -40,6 +41,42 @@ def test_cells_of_one_cause_are_counted() -> None:
 def test_nothing_is_said_of_what_stayed_or_was_not_there() -> None:
     assert explain_changes([CELL.to_json()], [CELL, replace(CELL, label="another")]) == ()
     assert explain_changes([], [CELL]) == ()
+
+
+def test_one_task_listed_twice_is_no_change_of_it() -> None:
+    """Its cells have one name and differ in the options of the task."""
+    cells = [
+        replace(CELL, task_options={"split": split}, task_digest=digest, seed=seed)
+        for split, digest in (("dev", "aaaa"), ("test", "bbbb"))
+        for seed in range(2)
+    ]
+    before = [cell.to_json() for cell in cells]
+    assert explain_changes(before, cells) == ()
+    third = replace(CELL, task_options={"split": "third"}, task_digest="cccc")
+    assert explain_changes(before, [*cells, third]) == ()
+    changed = [replace(cell, task_digest="cccc") if cell.task_digest == "bbbb" else cell for cell in cells]
+    assert explain_changes(before, changed) == ("2 cells are new: the data of task `scenes` changed (bbbb to cccc)",)
+    both = [replace(cell, batch_size=5) for cell in cells]
+    assert explain_changes(before, both) == ("4 cells are new: `batch_size` changed from 15 to 5",)
+
+
+def test_an_executor_that_cannot_be_made_costs_no_reason(workshop: Workshop, tmp_path: Path) -> None:
+    """The old plan stays until the new one can be run."""
+
+    def go(batch_size: int, executor: str, **options: Any) -> SweepOutcome:
+        return run_sweep(
+            workshop.config(pruners=["none"], batch_size=batch_size, efficiency=False, lens=False),
+            directory=tmp_path / "run",
+            host=workshop.host,
+            executor=executor,
+            executor_options=options,
+            track=False,
+        )
+
+    go(3, "inline")
+    with pytest.raises(ConfigError, match="`workers` must be"):
+        go(4, "local", workers="0")
+    assert go(4, "inline").changes == ("1 cell is new: `batch_size` changed from 3 to 4",)
 
 
 def test_another_way_to_tell_cells_apart() -> None:

@@ -18,13 +18,16 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.sweep.fixtures import Workshop
 from tests.sweep.test_identity import CELL
 from tokenprune.errors import ConfigError
+from tokenprune.metrics.distribution import FirstToken
 from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
-from tokenprune.sweep.files import StorageError, append_line
+from tokenprune.sweep.events import CellEnded
+from tokenprune.sweep.files import StorageError, append_line, write_text
 from tokenprune.sweep.lease import LeaseLostError
 from tokenprune.sweep.ledger import read_jsonl
 
@@ -77,7 +80,7 @@ print("ready", flush=True)
 while True:
     number += 1
     ledger.begin_cell(CELL)
-    ledger.write_result(CELL, {"number": number, "padding": [number] * 20000})
+    ledger.write_result(CELL, {"number": number, "padding": [number] * 20000, "quality": {}})
     ledger.begin_cell(CELL)
     ledger.write_error(CELL, {"outcome": "failed", "number": number, "padding": [number] * 20000})
 """
@@ -295,13 +298,54 @@ def test_whoever_lost_the_directory_writes_nothing(ledger: Ledger) -> None:
         late.begin_cell(CELL)
     with ledger.lock():
         ledger.begin_cell(CELL)
-        ledger.write_result(CELL, {"by": "the new owner"})
-        for write in (late.write_result, late.write_error):
+        ledger.write_result(CELL, {"by": "the new owner", "quality": {}})
+        for write in (late.write_result, late.write_answers, late.write_overlays, late.write_error):
             with pytest.raises(LeaseLostError, match="has taken over"):
                 write(CELL, {"by": "the old worker"})
         with pytest.raises(LeaseLostError, match="has taken over"):
+            late.write_samples(CELL, [{"by": "the old worker"}])
+        with pytest.raises(LeaseLostError, match="has taken over"):
+            late.write_first_token(CELL, FirstToken(np.zeros((1, 1), np.int32), np.zeros((1, 1), np.float32)))
+        with pytest.raises(LeaseLostError, match="has taken over"):
             late.begin_cell(CELL)
     assert (ledger.result(CELL.id) or {})["by"] == "the new owner"
+    assert [path.name for path in ledger.cell_directory(CELL.id).iterdir()] == ["result.json"]
+
+
+def test_the_lease_is_looked_at_last(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk may take long to sync; who loses the directory meanwhile does not show what it wrote."""
+    with ledger.lock():
+        late = Ledger(ledger.directory, token=ledger.token)
+        late.begin_cell(CELL)
+        sync, slow = os.fsync, True
+
+        def taken_over(descriptor: int) -> None:
+            nonlocal slow
+            sync(descriptor)
+            if slow:
+                slow = False
+                write_text(ledger.directory / "lease", "another\n")
+
+        monkeypatch.setattr("tokenprune.sweep.files.os.fsync", taken_over)
+        with pytest.raises(LeaseLostError, match="has taken over") as caught:
+            late.write_result(CELL, {"quality": {}})
+    assert caught.value.hint
+    assert list(ledger.cell_directory(CELL.id).iterdir()) == []
+
+
+def test_a_lease_that_is_gone_ends_the_sweep_with_one_error(workshop: Workshop, tmp_path: Path) -> None:
+    """Not with one dead worker after the other: nobody has taken the directory over."""
+
+    def remove(event: Any) -> None:
+        if isinstance(event, CellEnded):
+            (tmp_path / "run" / "lease").unlink()
+
+    config = workshop.config(pruners=["first"], budgets=[4], executor="local", efficiency=False, share=1)
+    with pytest.raises(StorageError, match="lease` is gone") as caught:
+        run_sweep(config, directory=tmp_path / "run", host=workshop.host, display=remove, track=False)
+    assert "run the same command again" in caught.value.hint
+    again = run_sweep(config, directory=tmp_path / "run", host=workshop.host, track=False)
+    assert (again.done, again.skipped) == (2, 1)
 
 
 def test_two_sweeps_at_once_on_one_directory(workshop: Workshop, tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ def test_life_of_a_cell(ledger: Ledger) -> None:
         "[]",
         '{"schema": 99, "id": "ID"}',
         '{"schema": 1, "id": "another"}',
+        '{"schema": 1, "id": "ID"}',
+        '{"schema": 1, "id": "ID", "cell": {}, "quality": 1}',
         "\x00" * 64,
     ],
 )
@@ -71,7 +73,11 @@ def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_said(tmp_path: Path) 
     assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
     with path.open("a", encoding="utf-8") as stream:
         stream.write('\n{"a": 4}\n')
-    with pytest.raises(ConfigError, match="line 3 is damaged"):
+    with pytest.raises(ConfigError, match="line 3 is damaged") as caught:
+        read_jsonl(path)
+    assert caught.value.hint.startswith("run the sweep again")
+    path.write_text('{"a": 1}\n[2]\n{"a": 3}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 2 is damaged"):
         read_jsonl(path)
 
 
@@ -83,17 +89,19 @@ def test_the_sweep_keeps_its_id_and_takes_the_new_plan(ledger: Ledger) -> None:
     assert (again.config, ledger.plan()) == ({"models": ["other"]}, ())
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"schema": 99}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}', '{"schema": 1, "config": []}'])
 def test_a_damaged_sweep_file_is_said_so(ledger: Ledger, content: str) -> None:
     (ledger.directory / "sweep.json").write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match="damaged or of another version"):
         ledger.header()
 
 
-def test_a_damaged_plan_is_said_so(ledger: Ledger) -> None:
-    (ledger.directory / "plan.jsonl").write_text('{"id": ', encoding="utf-8")
-    with pytest.raises(ConfigError, match="damaged"):
+@pytest.mark.parametrize("content", ['{"id": ', "[]", "1", "null", '{"model": 1}'])
+def test_a_damaged_plan_is_said_so(ledger: Ledger, content: str) -> None:
+    (ledger.directory / "plan.jsonl").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"damaged|not a cell") as caught:
         ledger.plan()
+    assert caught.value.hint
 
 
 def test_not_a_sweep_directory(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.sweep.fixtures import Workshop
-from tokenprune.errors import ConfigError, PrerequisiteError
-from tokenprune.sweep import plan_cells
+from tokenprune.errors import ConfigError, PrerequisiteError, TokenPruneError
+from tokenprune.sweep import plan_cells, run_sweep
 
 
 def test_grid_with_the_unpruned_cell_first(workshop: Workshop) -> None:
@@ -62,6 +63,32 @@ def test_default_options_spelt_out_give_the_same_cell(workshop: Workshop) -> Non
 def test_an_empty_model_directory_is_said_so(workshop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(PrerequisiteError, match="holds no weights"):
         plan_cells(workshop.config(models=[str(tmp_path)]), workshop.host)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"models": ["/no/model/here"]}, {"tasks": [{"name": "toy", "options": {"size": 0}}]}],
+)
+def test_what_cannot_be_planned_makes_no_directory(workshop: Workshop, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(TokenPruneError) as caught:
+        run_sweep(workshop.config(**changes), directory=tmp_path / "run", host=workshop.host, track=False)
+    assert caught.value.hint
+    with pytest.raises(TokenPruneError):
+        run_sweep(
+            workshop.config(),
+            directory=tmp_path / "run",
+            host=workshop.host,
+            executor_options={"workers": 2},  # `inline` has no such option
+            track=False,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_that_a_task_finds_has_a_hint(workshop: Workshop) -> None:
+    config = workshop.config(tasks=[{"name": "scenes", "options": {"split": "val"}}], models=["scenes"])
+    with pytest.raises(ConfigError, match="task `scenes`: unknown split 'val'") as caught:
+        plan_cells(config, workshop.host)
+    assert caught.value.hint.startswith("its options: ")
 
 
 def test_a_wrong_task_option_is_said_so(workshop: Workshop) -> None:

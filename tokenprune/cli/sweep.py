@@ -155,17 +155,21 @@ def _comma_list(option: str, text: str) -> list[str]:
 
 def _show_plan(session: Session, config: SweepConfig, directory: Path, as_json: bool) -> None:
     from tokenprune.sweep import Ledger, plan_cells
+    from tokenprune.sweep.changes import survey
 
     ledger = Ledger(directory)
     cells = plan_cells(config, session.host)
-    states = {cell.id: ledger.state(cell.id) for cell in cells}
+    found = survey(ledger, cells)
     if as_json:
-        planned = [{**cell.to_json(), "state": states[cell.id]} for cell in cells]
-        session.output.json({"directory": str(ledger.directory), "cells": planned})
+        planned = [{**cell.to_json(), "state": found.states[cell.id]} for cell in cells]
+        changes = list(found.changes)
+        session.output.json({"directory": str(ledger.directory), "cells": planned, "changes": changes})
         return
-    rows = [[cell.name, cell.model, str(cell.samples), states[cell.id]] for cell in cells]
+    rows = [[cell.name, cell.model, str(cell.samples), found.states[cell.id]] for cell in cells]
     session.output.show(table(["cell", "model", "samples", "state"], rows, numbers=["samples"]))
-    waiting = sum(1 for state in states.values() if state == "pending")
+    for change in found.changes:
+        session.output.say(change)
+    waiting = sum(1 for state in found.states.values() if state == "pending")
     session.output.say(f"{len(cells)} cells, {waiting} to run, in {directory}")
 
 

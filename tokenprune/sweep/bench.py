@@ -6,7 +6,7 @@ import gc
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from tokenprune.engine import capture_prefill
 from tokenprune.models import LoadedModel, load_model
 from tokenprune.models.loading import parts_of
 from tokenprune.plugins import Host
-from tokenprune.sweep.plan import Cell
+from tokenprune.pruner import Pruner
+from tokenprune.sweep.identity import canonical
+from tokenprune.sweep.plan import Cell, PlanChangedError, check_model, check_pruner, check_task, planned_model
 from tokenprune.tasks.base import Sample, Task
 
 
@@ -29,7 +31,7 @@ class Batch:
 
 
 class Bench:
-    """Caches of one worker; everything in it depends on the cells' facts only.
+    """Caches of one worker; everything in it depends on the cells' facts only, and is checked against them.
 
     One model and the batches of one (model, task) are held at a time: cells come grouped so.
 
@@ -42,28 +44,60 @@ class Bench:
         self.host = host
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._models: dict[object, LoadedModel] = {}
+        self._changed: dict[object, PlanChangedError] = {}
         self._tasks: dict[object, Task] = {}
         self._batches: dict[object, tuple[Batch, ...]] = {}
         self._captures: dict[object, list[Any]] = {}
 
     def model(self, cell: Cell) -> LoadedModel:
-        """The cell's model."""
+        """The cell's model.
+
+        Raises:
+            PlanChangedError: Its files are not those of the plan.
+        """
         key = (cell.model, cell.model_digest, cell.dtype, cell.attention)
+        if key in self._changed:  # not to be loaded once more for every cell that is left
+            raise PlanChangedError(self._changed[key].message, hint=self._changed[key].hint)
         if key not in self._models:
             self._models.clear()
             self._batches.clear()
             self._captures.clear()
-            self._models[key] = load_model(
-                cell.model, device=self.device, dtype=cell.dtype, attention=cell.attention, host=self.host
+            loaded = load_model(
+                planned_model(cell, self.host),
+                device=self.device,
+                dtype=cell.dtype,
+                attention=cell.attention,
+                host=self.host,
             )
+            try:
+                check_model(cell, self.host)
+            except PlanChangedError as error:
+                self._changed[key] = PlanChangedError(error.message, hint=error.hint)  # its traceback holds the model
+                raise
+            self._models[key] = loaded
         return self._models[key]
 
     def task(self, cell: Cell) -> Task:
-        """The cell's task."""
+        """The cell's task.
+
+        Raises:
+            PlanChangedError: It is not that of the plan.
+        """
         key = _task_key(cell)
         if key not in self._tasks:
-            self._tasks[key] = self.host.tasks.get(cell.task).build(cell.task_options)
+            task = cast(Task, self.host.tasks.get(cell.task).build(cell.task_options))
+            check_task(cell, task)
+            self._tasks[key] = task
         return self._tasks[key]
+
+    def pruner(self, cell: Cell) -> Pruner:
+        """The cell's pruner, made anew.
+
+        Raises:
+            PlanChangedError: It is not that of the plan.
+        """
+        check_pruner(cell, self.host)
+        return cast(Pruner, self.host.pruners.get(cell.pruner).build(dict(cell.options)))
 
     def batches(self, cell: Cell, batch_size: int | None = None) -> tuple[Batch, ...]:
         """All batches of the cell, prepared once for every cell of the same model and task.
@@ -143,4 +177,4 @@ def _conversation(sample: Sample) -> list[dict[str, Any]]:
 
 
 def _task_key(cell: Cell) -> tuple[Any, ...]:
-    return cell.task, cell.task_version, cell.task_digest
+    return cell.task, cell.task_version, cell.task_digest, canonical(cell.task_options)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from errno import EDQUOT, EFBIG, ENOSPC, EROFS
+from errno import EDQUOT, EFBIG, EISDIR, ENOENT, ENOSPC, ENOTDIR, EROFS
 from pathlib import Path
 from typing import IO, Any
 
 from tokenprune.errors import ConfigError, TokenPruneError
 
 _FULL = frozenset({EDQUOT, EFBIG, ENOSPC, EROFS})
+_NO_PLACE = frozenset({EISDIR, ENOENT, ENOTDIR})
 _TEMPORARY = ".tmp"
 
 
@@ -23,9 +24,10 @@ class StorageError(TokenPruneError):
 
 def storage_error(error: OSError, place: Path) -> StorageError:
     """The error to raise where a write below `place` failed; what is complete on disk stays valid."""
+    mend = "make its folder, or name another place" if error.errno in _NO_PLACE else "make room or make it writable"
     return StorageError(
         f"cannot write `{place}`: {error.strerror or error}",
-        hint="make room or make it writable, then run the same command again: every finished cell is kept",
+        hint=f"{mend}, then run the same command again: every finished cell is kept",
     )
 
 
@@ -58,26 +60,31 @@ def open_log(path: Path) -> IO[bytes]:
         raise storage_error(error, path) from error
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
+Guard = Callable[[], None]
+"""Raises where a file must not be written any more; asked last, when there is nothing left to do but to rename it."""
+
+
+def write_json(path: Path, data: Mapping[str, Any], guard: Guard | None = None) -> None:
     """Write JSON atomically; a number that JSON cannot hold is an error here, not later."""
-    write_text(path, json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_text(path, json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n", guard)
 
 
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]], guard: Guard | None = None) -> None:
     """Write JSON lines atomically."""
-    write_text(path, "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows), guard)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, guard: Guard | None = None) -> None:
     """Write a file so that it is there either as a whole or not at all."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), guard)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, guard: Guard | None = None) -> None:
     """Write a file to a temporary name, sync, rename, and sync the folder.
 
     Raises:
         StorageError: The disk does not take it; an older file of that name is as it was.
+        Exception: What the guard raises; an older file of that name is as it was.
     """
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}{_TEMPORARY}")
     try:
@@ -85,16 +92,20 @@ def write_bytes(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+        if guard is not None:
+            guard()
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise storage_error(error, path) from error
+        if isinstance(error, OSError):
+            raise storage_error(error, path) from error
+        raise
 
 
 def append_line(path: Path, line: str) -> None:
@@ -119,10 +130,9 @@ def remove_temporaries(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or `None` where the file is missing or damaged."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _object(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
         return None
-    return data if isinstance(data, dict) else None
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -133,15 +143,26 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    rows = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for index, line in enumerate(lines):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if index < len(lines) - 1:
-                raise ConfigError(f"`{path}` line {index + 1} is damaged", hint="delete the file and rerun") from error
-    return rows
+    rows = [_object(line) for line in lines]
+    if rows and rows[-1] is None:
+        rows.pop()
+    found = [row for row in rows if row is not None]
+    if len(found) < len(rows):
+        raise ConfigError(
+            f"`{path}` line {rows.index(None) + 1} is damaged",
+            hint="run the sweep again: what it holds of a cell is made anew; any other file of lines can be deleted",
+        )
+    return found
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    """A JSON object, or `None` for anything else."""
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return None
+    return data if isinstance(data, dict) else None
 
 
 def _last_byte(stream: IO[bytes]) -> bytes:

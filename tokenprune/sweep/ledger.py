@@ -17,14 +17,15 @@ import json
 import os
 import platform
 import sys
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tokenprune.errors import ConfigError
 from tokenprune.sweep import lease
@@ -42,6 +43,9 @@ from tokenprune.sweep.files import (
 )
 from tokenprune.sweep.plan import Cell
 
+if TYPE_CHECKING:
+    from tokenprune.metrics.distribution import FirstToken
+
 __all__ = [
     "SCHEMA",
     "CellState",
@@ -57,7 +61,16 @@ __all__ = [
 ]
 
 SCHEMA = 1
+
+VISIBLE_S = 30.0
+"""Seconds that a file gets to show up that another machine says it has written: a network file system remembers for so
+long that it was not there."""
+
+_LOOK_S = 0.25
+
 CellState = Literal["pending", "done", "failed", "refused"]
+_T = TypeVar("_T")
+_HEADER = {"sweep_id": str, "name": str, "created": str, "config": dict}
 _PACKAGES = ("tokenprune-vlm", "torch", "transformers", "numpy", "pillow", "mlflow")
 
 
@@ -143,10 +156,11 @@ class Ledger:
         path = self.directory / "sweep.json"
         if not path.is_file():
             raise ConfigError(f"`{self.directory}` is not a sweep directory", hint="it has no sweep.json")
-        data = read_json(path)
-        if data is None or data.get("schema") != SCHEMA:
+        data = read_json(path) or {}
+        whole = all(isinstance(data.get(key), kind) for key, kind in _HEADER.items())
+        if not whole or data.get("schema") != SCHEMA:
             raise ConfigError(f"`{path}` is damaged or of another version", hint="use a new sweep directory")
-        return Header(data["sweep_id"], data["name"], data["created"], data["config"])
+        return Header(**{key: data[key] for key in _HEADER})
 
     def plan(self) -> tuple[Cell, ...]:
         """The planned cells.
@@ -197,10 +211,58 @@ class Ledger:
         """The cell's samples in task order; empty where there are none."""
         return read_jsonl(self.cell_directory(cell_id) / "samples.jsonl")
 
+    def first_token(self, cell_id: str) -> FirstToken:
+        """First-token distributions of an unpruned cell.
+
+        Raises:
+            ConfigError: They are not there, or damaged.
+        """
+        from tokenprune.metrics.distribution import FirstToken
+
+        path = self.cell_directory(cell_id) / "first_token.npz"
+        try:
+            return FirstToken.from_bytes(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"`{path}` cannot be read: {error}",
+                hint="run the sweep again with failed cells retried: the unpruned cell is asked anew",
+            ) from error
+
     def overlays(self, cell_id: str) -> list[dict[str, Any]]:
         """What the cell kept of its first few samples; empty where that was not stored."""
-        data = read_json(self.cell_directory(cell_id) / "overlays.json")
-        return list(data["samples"]) if data is not None else []
+        data = read_json(self.cell_directory(cell_id) / "overlays.json") or {}
+        return list(data.get("samples", ()))
+
+    def damaged(self, cell: Cell) -> bool:
+        """Whether a cell was answered and what others build on it cannot be read: a power cut can do that.
+
+        It reads every line, so it is asked once, when a sweep is opened.
+        """
+        if self.result(cell.id) is None and self.answers(cell.id) is None:
+            return False
+        try:
+            rows = self.samples(cell.id)
+            stored = len(self.first_token(cell.id).ids) if cell.reference is None else cell.samples
+        except ConfigError:
+            return True
+        return stored != cell.samples or [row.get("index") for row in rows] != list(range(cell.samples))
+
+    def awaited(self, cell_id: str, look: Callable[[], _T | None]) -> _T | None:
+        """What a look finds of a cell that a worker says it has written, perhaps on another machine.
+
+        Args:
+            cell_id: The cell.
+            look: Looks for it; asked again for `VISIBLE_S` where it finds nothing.
+
+        Returns:
+            What it found, or `None` where it is not there.
+        """
+        deadline = time.monotonic() + VISIBLE_S
+        while (found := look()) is None and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
+            with suppress(OSError):  # to list the folder makes a network file system ask its server
+                list(self.cell_directory(cell_id).iterdir())
+        return found
 
     def begin_cell(self, cell: Cell) -> Path:
         """Make the cell's folder and forget an earlier attempt; returns the folder.
@@ -209,7 +271,7 @@ class Ledger:
             LeaseLostError: Another invocation has taken the directory over.
             StorageError: The disk does not take it.
         """
-        self._check_lease()
+        self.check_lease()
         folder = self.cell_directory(cell.id)
         make_folder(folder)
         for name in ("result.json", "answers.json", "error.json"):
@@ -224,35 +286,64 @@ class Ledger:
 
     def write_answers(self, cell: Cell, answers: Mapping[str, Any]) -> None:
         """Keep what the questions gave until the cost is measured."""
-        self._check_lease()
-        write_json(self.cell_directory(cell.id) / "answers.json", _stamped(cell, answers))
+        write_json(self.cell_directory(cell.id) / "answers.json", _stamped(cell, answers), self.check_lease)
 
-    def forget_cost(self, cell: Cell) -> bool:
-        """Make a result answers again where its cost was not measured as the plan says now; true where it was so."""
+    def write_samples(self, cell: Cell, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep what every question gave; before the answers or the result, like all that these build on."""
+        write_jsonl(self.cell_directory(cell.id) / "samples.jsonl", rows, self.check_lease)
+
+    def write_first_token(self, cell: Cell, first: FirstToken) -> None:
+        """Keep the first-token distributions of an unpruned cell."""
+        write_bytes(self.cell_directory(cell.id) / "first_token.npz", first.to_bytes(), self.check_lease)
+
+    def write_overlays(self, cell: Cell, overlays: Mapping[str, Any]) -> None:
+        """Keep what stayed of the first few samples."""
+        write_json(self.cell_directory(cell.id) / "overlays.json", overlays, self.check_lease)
+
+    def measured_otherwise(self, cell: Cell) -> bool:
+        """Whether a cell has a result whose cost was not measured as the plan says now."""
         result = self.result(cell.id)
-        if result is None or not cell.efficiency or result["cell"].get("efficiency") == dict(cell.efficiency):
+        if result is None or not cell.efficiency:
             return False
-        self.write_answers(cell, {**result, "cost": None})
+        return bool(result["cell"].get("efficiency") != dict(cell.efficiency))
+
+    def forget_cost(self, cell: Cell) -> None:
+        """Make the result of a cell answers again, to be measured in another way."""
+        self.write_answers(cell, {**(self.result(cell.id) or {}), "cost": None})
         _remove(self.cell_directory(cell.id) / "result.json")
-        return True
 
     def write_result(self, cell: Cell, result: Mapping[str, Any]) -> None:
         """Complete a cell: this file is written last."""
-        self._check_lease()
         folder = self.cell_directory(cell.id)
-        write_json(folder / "result.json", _stamped(cell, result))
+        write_json(folder / "result.json", _stamped(cell, result), self.check_lease)
         _remove(folder / "answers.json")
 
     def write_error(self, cell: Cell, error: Mapping[str, Any]) -> None:
         """Record why a cell has no result."""
-        self._check_lease()
+        self.check_lease()
         folder = self.cell_directory(cell.id)
         make_folder(folder)
-        write_json(folder / "error.json", _stamped(cell, error))
+        write_json(folder / "error.json", _stamped(cell, error), self.check_lease)
 
-    def _check_lease(self) -> None:
-        if self.token:
+    def check_lease(self) -> None:
+        """Make sure that this process may still write here; every write does so last, before it shows.
+
+        Raises:
+            LeaseLostError: Another invocation has taken the directory over.
+            StorageError: Nobody can tell, because the lease is gone.
+        """
+        if not self.token:
+            return
+        try:
             lease.check(self.directory, self.token)
+        except lease.LeaseLostError as error:
+            path = self.directory / lease.LEASE_FILE
+            if not path.is_file():
+                raise StorageError(
+                    f"`{path}` is gone, so nobody can tell who may write there",
+                    hint="somebody removed it; run the same command again: every finished cell is kept",
+                ) from error
+            raise lease.LeaseLostError(error.message, hint="wait for it, or use another directory") from None
 
 
 def _stamped(cell: Cell, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,7 +354,9 @@ def _stamped(cell: Cell, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_of(data: Mapping[str, Any] | None, cell_id: str) -> bool:
     """Whether a file is whole, of this version, and of this cell."""
-    return data is not None and data.get("schema") == SCHEMA and data.get("id") == cell_id
+    if data is None or data.get("schema") != SCHEMA or data.get("id") != cell_id:
+        return False
+    return isinstance(data.get("cell"), dict) and isinstance(data.get("quality"), dict)
 
 
 def _remove(path: Path) -> None:

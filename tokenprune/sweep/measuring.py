@@ -6,11 +6,10 @@ import functools
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from tokenprune.errors import ConfigError, TokenPruneError
 from tokenprune.metrics.efficiency import measure_cost
-from tokenprune.pruner import Pruner
 from tokenprune.sweep.asking import session_of
 from tokenprune.sweep.bench import Bench
 from tokenprune.sweep.devices import device_error, lost_device
@@ -39,7 +38,8 @@ def measure_cell(ledger: Ledger, bench: Bench, cell: Cell, attempt: int = 1) -> 
         StorageError: The disk takes no more.
         LeaseLostError: Another invocation has taken the directory over.
     """
-    answers = ledger.answers(cell.id)
+    ledger.check_lease()  # a measurement is long, and its device may be somebody else's by now
+    answers = ledger.awaited(cell.id, lambda: ledger.answers(cell.id))
     if answers is None:
         raise ConfigError(f"cell `{cell.name}` has no answers to add a cost to", hint="run the sweep again")
     clock = time.perf_counter()
@@ -54,7 +54,7 @@ def _cost(ledger: Ledger, bench: Bench, cell: Cell) -> Mapping[str, Any]:
     try:
         index = next(row["index"] for row in ledger.samples(cell.id) if not row["error"])
         loaded, task = bench.model(cell), bench.task(cell)
-        pruner = cast(Pruner, bench.host.pruners.get(cell.pruner).build(dict(cell.options)))
+        pruner = bench.pruner(cell)
         sample = bench.prepare(loaded, task, [index]).inputs
         session = functools.partial(session_of, cell, pruner, loaded, bench.host)
         return measure_cost(loaded.model, sample, session, **cell.efficiency).to_json()

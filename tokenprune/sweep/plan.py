@@ -14,6 +14,11 @@ from tokenprune.errors import ConfigError, PrerequisiteError, TokenPruneError
 from tokenprune.plugins import Host
 from tokenprune.sweep.config import REFERENCE, LensConfig, PrunerEntry, SweepConfig, TaskEntry
 from tokenprune.sweep.identity import cell_id, directory_digest
+from tokenprune.tasks.base import Task
+
+
+class PlanChangedError(TokenPruneError):
+    """A worker finds something else than what was planned, and must not file what it gives under the planned id."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,10 @@ class Cell:
         """The inverse of `to_json`.
 
         Raises:
-            ConfigError: The stored id is not the id of the stored facts (another version wrote it).
+            ConfigError: The stored id is not the id of the stored facts (another version wrote it), or there are none.
         """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"not a cell: {data!r:.40}", hint="run the sweep again")
         facts = {key: value for key, value in data.items() if key != "id"}
         try:
             cell = cls(**facts)
@@ -149,14 +156,72 @@ def model_digest(name: str, host: Host) -> str:
         return directory_digest(Path(path))
     if Path(path).is_absolute() or path.startswith("."):
         raise PrerequisiteError(f"no model directory at `{path}`", hint="give a directory or a hub name")
-    return _hub_commit(path)
+    return _snapshot(path).name
 
 
-def _hub_commit(name: str) -> str:
+def planned_model(cell: Cell, host: Host) -> str:
+    """What to load a cell's model from: a hub name stands for the commit of the plan, whatever it stands for by now.
+
+    Raises:
+        UnknownNameError: The name is neither registered nor a directory nor a hub name.
+        PrerequisiteError: The hub cannot be reached.
+    """
+    from tokenprune.models.loading import model_path
+
+    path = model_path(cell.model, host)
+    if Path(path).is_dir() or Path(path).is_absolute() or path.startswith("."):
+        return cell.model
+    return str(_snapshot(path, cell.model_digest))
+
+
+def check_model(cell: Cell, host: Host) -> None:
+    """Make sure that the files of a cell's model are those of the plan; asked after they were loaded.
+
+    Raises:
+        PlanChangedError: They are not.
+    """
+    from tokenprune.models.loading import model_path
+
+    path = Path(model_path(cell.model, host))
+    if path.is_dir():  # a commit of a hub does not change
+        _must_be(f"the files of model `{cell.model}`", directory_digest(path), cell.model_digest)
+
+
+def check_task(cell: Cell, task: Task) -> None:
+    """Make sure that a cell's task is that of the plan.
+
+    Raises:
+        PlanChangedError: It is not.
+    """
+    _must_be(f"the version of task `{cell.task}`", str(task.version), cell.task_version)
+    _must_be(f"the data of task `{cell.task}`", str(task.digest()), cell.task_digest)
+
+
+def check_pruner(cell: Cell, host: Host) -> None:
+    """Make sure that a cell's pruner is that of the plan.
+
+    Raises:
+        PlanChangedError: Another plugin, or another version, has it here.
+    """
+    found = host.pruners.owner(cell.pruner)
+    _must_be(f"the plugin of pruner `{cell.pruner}`", found, cell.distribution)
+    _must_be(f"the version of `{found}`", _version(found), cell.distribution_version)
+
+
+def _must_be(what: str, found: str, planned: str) -> None:
+    if found != planned:
+        raise PlanChangedError(
+            f"{what} changed since the plan was made ({planned or 'none'} to {found or 'none'})",
+            hint="run the sweep again: it plans anew, with what is there now; machines that share it need the same",
+        )
+
+
+def _snapshot(name: str, commit: str | None = None) -> Path:
+    """The files of a hub name on this machine."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name)).name
+        return Path(snapshot_download(name, revision=commit))
     except Exception as error:
         raise PrerequisiteError(
             f"cannot get the model `{name}`: {str(error).strip().splitlines()[0]}",
@@ -168,9 +233,9 @@ def _subject(model: str, digest: str, entry: TaskEntry, config: SweepConfig, hos
     spec = host.tasks.get(entry.name)
     try:
         task = spec.build(entry.options)
-    except TokenPruneError:
-        raise
-    except (TypeError, ValueError) as error:
+    except (TokenPruneError, TypeError, ValueError) as error:
+        if isinstance(error, TokenPruneError) and error.hint:
+            raise
         raise ConfigError(f"task `{entry.name}`: {error}", hint=f"its options: {dict(spec.defaults)}") from error
     size = len(task)
     if size < 1:

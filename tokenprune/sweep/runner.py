@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, cast
 from tokenprune.errors import PrerequisiteError
 from tokenprune.plugins import Host, load_host
 from tokenprune.registry import load_target
-from tokenprune.sweep.changes import explain_changes, explain_measurements
+from tokenprune.sweep.changes import Survey, survey
 from tokenprune.sweep.config import SweepConfig
 from tokenprune.sweep.events import (
     CellAnswered,
@@ -31,7 +30,7 @@ from tokenprune.sweep.events import (
     Tracked,
 )
 from tokenprune.sweep.executors import Answered, Began, Ended, Executor, Progress, check_option
-from tokenprune.sweep.files import StorageError
+from tokenprune.sweep.files import StorageError, read_json
 from tokenprune.sweep.ledger import Header, Ledger
 from tokenprune.sweep.listeners import Listeners
 from tokenprune.sweep.plan import Cell, plan_cells
@@ -147,18 +146,24 @@ def run_sweep(
         StorageError: The directory cannot be written; what is finished is kept.
     """
     host = host or load_host()
-    ledger = Ledger(directory)
     name = executor or config.executor.name
     options = {**(config.executor.options if name == config.executor.name else {}), **(executor_options or {})}
     redo = {"pending"} | ({"failed"} if retry_failed else set()) | ({"refused"} if retry_refused else set())
+    # a mistake in the file or the options makes no directory
+    make = _executor(name, host, options)
+    cells = plan_cells(config, host)
+    ledger = Ledger(directory)
     with ledger.lock():
-        cells = plan_cells(config, host)
-        make = _executor(name, host, options)
-        changes = explain_changes(ledger.planned_rows(), cells)
+        found = survey(ledger, cells)
+        todo = [cell for cell in cells if found.states[cell.id] in redo]
+        # nor does a missing extra, or an option out of range, change anything in it
+        made = make(ledger, config, host) if todo else None
         header = ledger.open_sweep(config.to_json(), cells)
-        changes += explain_measurements([cell for cell in cells if ledger.forget_cost(cell)])
-        run = _Run(ledger, header, cells, host, display, track)
-        return run.go(lambda: make(ledger, config, host), redo, changes)
+        for cell in found.damaged:
+            ledger.begin_cell(cell)
+        for cell in found.measured_otherwise:
+            ledger.forget_cost(cell)
+        return _Run(ledger, header, cells, found, host, display, track).go(made, todo)
 
 
 def _executor(name: str, host: Host, options: Mapping[str, Any]) -> Callable[[Ledger, SweepConfig, Host], Executor]:
@@ -177,6 +182,7 @@ class _Run:
         ledger: Ledger,
         header: Header,
         cells: tuple[Cell, ...],
+        found: Survey,
         host: Host,
         display: Display | None,
         track: bool,
@@ -186,20 +192,18 @@ class _Run:
         self._cells = {cell.id: cell for cell in cells}
         self._display = display
         self._listeners = Listeners(host) if track else None
-        self._states: dict[str, str] = {cell.id: ledger.state(cell.id) for cell in cells}
+        self._changes = found.changes
+        self._states: dict[str, str] = dict(found.states)
         self._open: set[str] = set()
 
-    def go(self, make: Callable[[], Executor], redo: Set[str], changes: tuple[str, ...]) -> SweepOutcome:
+    def go(self, executor: Executor | None, todo: Sequence[Cell]) -> SweepOutcome:
         started = time.perf_counter()
-        todo = [cell for cell in self._cells.values() if self._states[cell.id] in redo]
         for cell in todo:
             self._states[cell.id] = "pending"
         self._open = {cell.id for cell in todo}
-        # a missing extra, or an option out of range, is told before anything begins
-        executor = make() if todo else None
         stopped: BaseException | None = None
         try:
-            self._emit(self._start(changes))
+            self._emit(self._start())
             if executor is not None:
                 self._work(executor, todo)
         except (KeyboardInterrupt, StorageError, PrerequisiteError) as error:
@@ -237,10 +241,10 @@ class _Run:
             tracking_wait_s=self._listeners.waited if self._listeners is not None else 0.0,
             tracking=self._tracking(),
             problems=self._listeners.problems if self._listeners is not None else (),
-            changes=changes,
+            changes=self._changes,
         )
 
-    def _start(self, changes: tuple[str, ...]) -> SweepStarted:
+    def _start(self) -> SweepStarted:
         return SweepStarted(
             directory=self._ledger.directory,
             sweep_id=self._header.sweep_id,
@@ -248,7 +252,7 @@ class _Run:
             config=self._header.config,
             cells=tuple(self._cells.values()),
             finished={key: state for key, state in self._states.items() if state != "pending"},
-            changes=changes,
+            changes=self._changes,
         )
 
     def _work(self, executor: Executor, todo: Sequence[Cell]) -> None:
@@ -297,9 +301,11 @@ class _Run:
 
     def _end(self, cell: Cell, report: Ended) -> None:
         """Take a finished cell from disk: what is not there does not count, whatever the worker says."""
+        # it may have been written on another machine, whose files show up here a little later
+        known = self._ledger.awaited(cell.id, lambda: self._ledger.result(cell.id) or self._ledger.error(cell.id))
         result = self._ledger.result(cell.id)
-        error = None if result is not None else self._ledger.error(cell.id)
-        if result is None and error is None:
+        error = None if result is not None else known
+        if known is None:
             error = {
                 "outcome": "failed",
                 "type": "LostResult",
@@ -339,5 +345,4 @@ class _Run:
         path = self._ledger.directory / TRACKING_FILE
         if self._listeners is None or not path.is_file():
             return {}
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return data if isinstance(data, dict) else {}
+        return read_json(path) or {}

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -25,20 +25,17 @@ from tokenprune.metrics.accounts import token_accounts
 from tokenprune.metrics.distribution import FirstToken, kl_divergence
 from tokenprune.metrics.lens import lens_errors
 from tokenprune.metrics.quality import compare, summarise
-from tokenprune.pruner import Pruner
 from tokenprune.sweep.asking import Answers, Asking
 from tokenprune.sweep.bench import Batch, Bench
 from tokenprune.sweep.crew import Order
 from tokenprune.sweep.devices import device_error, lost_device, ran_out_of_memory
 from tokenprune.sweep.executors import Answered, Ended, Outcome
-from tokenprune.sweep.files import StorageError, is_full, storage_error, write_json, write_jsonl
+from tokenprune.sweep.files import StorageError, is_full, storage_error
 from tokenprune.sweep.lease import LeaseLostError
 from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.measuring import measure_cell
 from tokenprune.sweep.pictures import save_overlays
 from tokenprune.sweep.plan import Cell
-
-FIRST_TOKEN_FILE = "first_token.npz"
 
 Progress = Callable[[Cell, int, int, float | None], None]
 """Told after every batch of a cell: samples asked so far, samples in all, visual tokens that stay (mean)."""
@@ -183,7 +180,7 @@ class CellRunner:
         self.bench.batches(cell, job.order.batch_size)
         job.asking = Asking(
             cell,
-            cast(Pruner, self.bench.host.pruners.get(cell.pruner).build(dict(cell.options))),
+            self.bench.pruner(cell),
             loaded,
             task,
             self.bench.host,
@@ -197,14 +194,13 @@ class CellRunner:
         clock = time.perf_counter()
         cell, asking = job.order.cell, _opened(job)
         answers = asking.finished()
-        folder = self.ledger.cell_directory(cell.id)
         against = self._compare(cell, answers, asking.reference)
         lens = self._lens(cell, answers) if cell.lens else None
         if cell.reference is None:
-            answers.first_token().save(folder / FIRST_TOKEN_FILE)
-        write_jsonl(folder / "samples.jsonl", answers.rows)
+            self.ledger.write_first_token(cell, answers.first_token())
+        self.ledger.write_samples(cell, answers.rows)
         if self.overlays:
-            write_json(folder / "overlays.json", self._overlays(job.order, answers))
+            self.ledger.write_overlays(cell, self._overlays(job.order, answers))
         result = {
             "quality": summarise(answers.rows),
             "against_none": against,
@@ -223,12 +219,17 @@ class CellRunner:
         """First-token distributions of the unpruned cell; for the unpruned cell itself there is none."""
         if cell.reference is None:
             return None
-        if self.ledger.result(cell.reference) is None and self.ledger.answers(cell.reference) is None:
+        known = functools.partial(self._known, cell.reference)
+        if not (self.ledger.awaited(cell.reference, known) or {}).get("quality"):
             raise TokenPruneError(
                 f"the unpruned cell `{cell.reference}` has no result, so there is nothing to compare with",
                 hint="mend what made it fail, then continue with failed cells retried",
             )
-        return FirstToken.load(self.ledger.cell_directory(cell.reference) / FIRST_TOKEN_FILE)
+        return self.ledger.first_token(cell.reference)
+
+    def _known(self, cell_id: str) -> Mapping[str, Any] | None:
+        """What an unpruned cell came to: its result, or its answers, or its error."""
+        return self.ledger.result(cell_id) or self.ledger.answers(cell_id) or self.ledger.error(cell_id)
 
     def _compare(self, cell: Cell, answers: Answers, reference: FirstToken | None) -> dict[str, float | None] | None:
         if cell.reference is None or reference is None:
