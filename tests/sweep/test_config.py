@@ -45,6 +45,42 @@ def test_short_forms(tmp_path: Path, workshop: Workshop) -> None:
     assert config.efficiency.enabled
 
 
+@pytest.mark.parametrize("name", ["model", "./model", "../here/model", "./nowhere/../model"])
+def test_a_model_beside_the_file_is_the_same_from_everywhere(
+    tmp_path: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "model").symlink_to(workshop.model)
+    path = write(here, GOOD, Path(name))
+    assert load_config(path, workshop.host).models == (str(here / "model"),)
+    monkeypatch.chdir(tmp_path)
+    config = load_config("here/sweep.yaml", workshop.host)
+    assert config.models == (str(here / "model"),)
+    monkeypatch.chdir("/")
+    assert plan_cells(config, workshop.host)[0].model == str(here / "model")
+
+
+def test_names_of_models_stay_as_they_are(tmp_path: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scenes").mkdir()  # a registered name comes first
+    monkeypatch.chdir(tmp_path)
+    for name in ("scenes", "someone/tiny"):
+        path = write(tmp_path, GOOD, Path(name))
+        assert load_config(path, workshop.host).models == (name,)
+        assert load_config(path).models == (name,)
+
+
+def test_a_model_that_is_only_where_the_command_was_given(
+    tmp_path: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep" / "model").mkdir(parents=True)
+    (tmp_path / "files").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "files", GOOD, Path("deep/model"))
+    with pytest.raises(ConfigError, match=r"sweep\.yaml:1:1: models\.0: no directory .*paths start at the sweep file"):
+        load_config(path, workshop.host)
+
+
 def test_an_executor_with_options_and_its_short_form(tmp_path: Path, workshop: Workshop) -> None:
     def executor(text: str) -> tuple[str, dict[str, object]]:
         read = load_config(write(tmp_path, GOOD + text, workshop.model), workshop.host)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import os
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -187,7 +189,9 @@ def load_config(path: str | Path, host: Host | None = None) -> SweepConfig:
     Raises:
         ConfigError: Everything that is wrong, one line each: `file:line:column: key: what, what is allowed`.
     """
-    return parse_config(with_calibrated(read_yaml(Path(path)), Path(path).parent), host)
+    path = Path(path)
+    source = with_calibrated(read_yaml(path), path.parent)
+    return parse_config(_with_directories(source, path.resolve().parent, host), host)
 
 
 def with_changes(config: SweepConfig, changes: Mapping[str, Any], host: Host | None = None) -> SweepConfig:
@@ -218,6 +222,38 @@ def parse_config(source: Source, host: Host | None = None) -> SweepConfig:
         lines = [f"{source.position(location)}: {_key(location)}{text}" for location, text in dict.fromkeys(problems)]
         raise ConfigError("\n".join(lines), hint="`tokenprune list` shows what is installed")
     return config
+
+
+def _with_directories(source: Source, folder: Path, host: Host | None) -> Source:
+    """The sweep file with the models that are directories beside it as absolute paths.
+
+    Workers on other machines and later commands (`runs retry`) start elsewhere than this one. Registered names and hub
+    names stay; without a host a plain word counts as registered.
+
+    Raises:
+        ConfigError: A path starts where the command was given, not at the file.
+    """
+    given = source.data.get("models")
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list):
+        return source
+    problems: list[str] = []
+
+    def absolute(index: int, name: Any) -> Any:
+        if not isinstance(name, str) or (name in host.models if host is not None else "/" not in name):
+            return name
+        path = Path(os.path.normpath(folder / name))
+        if path.is_dir() or name.startswith("."):
+            return str(path)
+        if not Path(name).is_absolute() and Path(name).is_dir():
+            where = source.position(("models", index))
+            problems.append(f"{where}: models.{index}: no directory `{path}`; paths start at the sweep file")
+        return name
+
+    found = [absolute(index, name) for index, name in enumerate(names)]
+    if problems:
+        raise ConfigError("\n".join(problems), hint="give the path as seen from the sweep file, or an absolute one")
+    return dataclasses.replace(source, data={**source.data, "models": found})
 
 
 def _is_list(value: Any) -> bool:
