@@ -14,7 +14,7 @@ from tests.sweep.fixtures import FinishedSweep
 from tokenprune.errors import ConfigError, PrerequisiteError
 from tokenprune.sweep.files import read_json, write_json
 from tokenprune.sweep.runner import TRACKING_FILE
-from tokenprune.tracking.server import HOST, PORT, choose_port, find_dashboard, main_links, serving
+from tokenprune.tracking.server import HOST, PORT, Dashboard, choose_port, find_dashboard, main_links, serving
 from tokenprune.tracking.slices import slices_of
 from tokenprune.tracking.views import filter_of, note, view_tags, views_of
 
@@ -107,14 +107,19 @@ def test_the_server_answers_and_ends(finished: FinishedSweep) -> None:
         os.killpg(process.pid, 0)  # no worker is left behind
 
 
-def test_a_server_that_cannot_start_says_where_its_log_is(finished: FinishedSweep, tmp_path: Path) -> None:
+def test_a_store_that_does_not_open(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
     (copy / "mlflow.db").write_bytes(b"this is no database" * 100)
     write_json(copy / TRACKING_FILE, dict(read_json(finished.directory / TRACKING_FILE)))
-    with (
-        pytest.raises(PrerequisiteError, match="the MLflow server ended") as caught,
-        serving(find_dashboard(copy), choose_port(None)),
-    ):
+    with pytest.raises(PrerequisiteError, match="does not open") as caught:
+        find_dashboard(copy)
+    assert f"tokenprune runs replay {copy}" in caught.value.hint
+
+
+def test_a_server_that_cannot_start_says_where_its_log_is(finished: FinishedSweep, tmp_path: Path) -> None:
+    copy = finished.copy(tmp_path / "copy")
+    dashboard = Dashboard(copy, "nonsense://x", {}, moved=False)
+    with pytest.raises(PrerequisiteError, match="the MLflow server ended") as caught, serving(dashboard, 5000):
         pass
     assert (copy / "logs" / "mlflow-ui.log").stat().st_size > 0
     assert "mlflow-ui.log" in caught.value.hint

@@ -141,14 +141,16 @@ def replay(context: typer.Context, directory: Directory, as_json: AsJson = False
     ledger = Ledger(directory)
     ledger.header()  # a directory without a sweep must not get a lock file
     with ledger.lock():
-        logged = fill(ledger.directory)
+        filled = fill(ledger.directory)
+    if filled.repaired:
+        output.warning(filled.repaired)
     facts = read_json(ledger.directory / TRACKING_FILE) or {}
     if as_json:
         place = {name: facts.get(name, "") for name in ("uri", "experiment_id", "experiment")}
-        output.json({"directory": str(ledger.directory), "logged": logged, **place})
+        output.json({"directory": str(ledger.directory), "logged": filled.logged, **place})
     else:
         output.say(
-            f"{logged} cells logged now, in experiment `{facts.get('experiment', '')}` of {facts.get('uri', '')}"
+            f"{filled.logged} cells logged now, in experiment `{facts.get('experiment', '')}` of {facts.get('uri', '')}"
         )
 
 

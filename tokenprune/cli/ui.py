@@ -41,7 +41,7 @@ def ui(
     if dashboard.moved:
         output.warning(
             "the directory was moved or copied, so pictures and tables of its runs are not found",
-            f"delete {dashboard.directory / 'mlflow.db'}, then `tokenprune runs replay {dashboard.directory}`",
+            f"`tokenprune runs replay {shlex.quote(str(dashboard.directory))}` tells them where they are now",
         )
     chosen = choose_port(port, host)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended in any way, it takes its server along

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.runner import TRACKING_FILE
 from tokenprune.tracking.facts import PREFIX, Look, legal, metrics_of
 from tokenprune.tracking.mlflow_runs import Place, Runs, client_class
+from tokenprune.tracking.own_store import ARTIFACTS, own_uri, prepare
 from tokenprune.tracking.slices import ANSWER_RUNS, slices_of
 from tokenprune.tracking.views import (
     artifact_link,
@@ -33,14 +32,15 @@ from tokenprune.tracking.views import (
     views_of,
 )
 
-_NOISY = ("mlflow", "alembic")
+_DELETED = "deleted"
 
 
 class MlflowStore:
     """The runs of one sweep directory, as a whole.
 
-    Opening it creates the store (and migrates it) where it is not there. Everything is found again by the tags
-    `tokenprune.sweep` and `tokenprune.cell_id`, so that logging twice changes nothing.
+    Opening it creates the store where it is not there, and replaces the directory's own one where that does not open.
+    Everything is found again by the tags `tokenprune.sweep` and `tokenprune.cell_id`, so that logging twice changes
+    nothing.
 
     Args:
         data: The sweep, as read from its directory.
@@ -50,15 +50,16 @@ class MlflowStore:
         self._data = data
         self._directory = data.ledger.directory
         self._report = self._directory / FOLDER
-        make_client = client_class()  # it sets the levels of mlflow's loggers, so it comes before `_quiet`
+        make_client = client_class()
         given = os.environ.get("MLFLOW_TRACKING_URI", "")
-        uri = given or f"sqlite:///{self._directory / 'mlflow.db'}"
+        uri = given or own_uri(self._directory)
         cells = [entry.cell for entry in data.cells]
         self._slices = slices_of(cells)
         self._look = Look(data.colours(), self._slices.all(), len({cell.model for cell in cells}) > 1)
-        with _quiet():
-            self._client = make_client(tracking_uri=uri)
-            self.place = self._experiment(uri, own=not given)
+        self.repaired = "" if given else prepare(self._directory, make_client)
+        """What was wrong with the directory's own store; `reconcile` fills the new one."""
+        self._client = make_client(tracking_uri=uri)
+        self.place = self._experiment(uri, own=not given)
         self._runs = Runs(self._client, self.place, data.ledger, data.header.sweep_id, self._look)
 
     def announce(self, summary_run: str = "") -> None:
@@ -172,15 +173,70 @@ class MlflowStore:
 
     def _experiment(self, uri: str, *, own: bool) -> Place:
         """Find or create the sweep's experiment; artifacts of our own store lie beside it."""
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"tokenprune {self._data.header.name}"
-        found = self._client.get_experiment_by_name(name)
+        chosen = os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
+        name = chosen or f"tokenprune {self._data.header.name}"
+        found = None
+        if not chosen:
+            found = self._only_one(name) if own else self._tagged()
+        found = found or self._client.get_experiment_by_name(name)
         if found is None:
-            location = (self._directory / "mlflow-artifacts").as_uri() if own else None
+            location = (self._directory / ARTIFACTS).as_uri() if own else None
             experiment_id = str(self._client.create_experiment(name, artifact_location=location))
             self._client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
-        else:
-            experiment_id = str(found.experiment_id)
-        return Place(uri, experiment_id, name, own)
+            found = self._client.get_experiment(experiment_id)
+        experiment_id = str(found.experiment_id)
+        if found.lifecycle_stage == _DELETED:  # on MLflow's page; the sweep is still wanted, or nobody would run it
+            self._client.restore_experiment(experiment_id)
+        if found.tags.get(self._tag) != str(self._directory):
+            self._client.set_experiment_tag(experiment_id, self._tag, str(self._directory))
+        return Place(uri, experiment_id, str(found.name), own)
+
+    @property
+    def _tag(self) -> str:
+        """Names the sweep in a tag of its experiment, which other sweeps may share; the value is the directory."""
+        return f"{PREFIX}.sweep.{self._data.header.sweep_id}"
+
+    def _only_one(self, name: str) -> Any | None:
+        """The experiment of our own store, which holds one sweep; it gets the name of a directory that was renamed.
+
+        An earlier version made a second experiment then: that one is deleted, as on MLflow's page.
+        """
+        ours = [found for found in self._experiments() if found.name.startswith(f"{PREFIX} ")]
+        if not ours:
+            return None
+        kept = min(ours, key=lambda found: (found.lifecycle_stage == _DELETED, found.name != name))
+        for other in ours:
+            if other is not kept and other.lifecycle_stage != _DELETED:
+                self._client.delete_experiment(other.experiment_id)
+        if kept.lifecycle_stage != _DELETED and name not in [found.name for found in ours]:
+            self._client.rename_experiment(kept.experiment_id, name)
+            return self._client.get_experiment(kept.experiment_id)
+        return kept
+
+    def _tagged(self) -> Any | None:
+        """The experiment in which a shared store has this sweep, but not that of a directory that this copies."""
+        found = self._experiments(f"tags.`{self._tag}` LIKE '%'")
+        mine = [one for one in found if one.tags[self._tag] == str(self._directory)]
+        moved = [one for one in found if not self._is_there(Path(one.tags[self._tag]))]
+        return min([*mine, *moved], key=lambda one: one.lifecycle_stage == _DELETED, default=None)
+
+    def _is_there(self, directory: Path) -> bool:
+        """Whether a directory holds this sweep."""
+        header = read_json(directory / "sweep.json")
+        return header is not None and header.get("sweep_id") == self._data.header.sweep_id
+
+    def _experiments(self, query: str | None = None) -> Sequence[Any]:
+        """All experiments that a search finds, also deleted ones."""
+        from mlflow.entities import ViewType
+
+        experiments: list[Any] = []
+        token = None
+        while True:
+            page = self._client.search_experiments(ViewType.ALL, filter_string=query, page_token=token)
+            experiments += page
+            token = page.token
+            if not token:
+                return experiments
 
 
 def open_store(directory: Path) -> MlflowStore:
@@ -201,17 +257,3 @@ def cell_runs(directory: Path, sweep_id: str) -> Runs | None:
     return Runs(
         client_class()(tracking_uri=place.uri), place, Ledger(directory), sweep_id, Look.from_json(facts["look"])
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what a first opening prints about every migration step."""
-    loggers = [logging.getLogger(name) for name in _NOISY]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -10,15 +10,22 @@ everything that it missed then, if it is back: the file `tracking.json` is there
 
 from __future__ import annotations
 
+import http.client
+import logging
 import os
+import shlex
+import sqlite3
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from tokenprune.errors import PrerequisiteError
+from tokenprune.errors import PrerequisiteError, TokenPruneError
 from tokenprune.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -26,19 +33,41 @@ if TYPE_CHECKING:
     from tokenprune.sweep.events import CellEnded, CellFailed, SweepEnded, SweepStarted
 
 PROBE_S = 5.0
-"""Seconds that a server which failed before gets to say that it is back."""
+"""Seconds that a server gets for a sign of life."""
+
+_NOISY = ("mlflow", "alembic")
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What `replay` did.
+
+    Args:
+        logged: How many cells were logged now.
+        repaired: What was wrong with the directory's own store, a sentence; empty where nothing was.
+    """
+
+    logged: int
+    repaired: str
 
 
 @hookimpl
 def on_sweep_start(event: SweepStarted) -> None:
-    """Open and migrate the store, and log what an earlier process finished but did not log."""
+    """Open the store, and log what an earlier process finished but did not log.
+
+    Raises:
+        PrerequisiteError: The server does not answer; or the directory's own store was broken, and is a new one now.
+    """
     from tokenprune.tracking.mlflow_store import open_store
 
     _health_file(event.directory).unlink(missing_ok=True)
+    _probe(_later(event.directory))
     with _health(event.directory):
         store = open_store(event.directory)
         store.announce()
         store.reconcile()
+    if store.repaired:
+        raise PrerequisiteError(store.repaired)  # all is well now: this is how a plugin says something
 
 
 @hookimpl
@@ -62,14 +91,14 @@ def on_sweep_end(event: SweepEnded) -> None:
     """Log what is missing, and the summary run with the report.
 
     Raises:
-        PrerequisiteError: The store failed during the sweep, and still does.
+        PrerequisiteError: The store failed during the sweep, and still does; or the directory's own was replaced.
     """
     from tokenprune.tracking.mlflow_store import open_store
 
     lost = not _health_file(event.directory).is_file()
     try:
         if lost:
-            _probe()
+            _probe(_later(event.directory))
         with _health(event.directory):
             store = open_store(event.directory)
             store.reconcile()
@@ -78,31 +107,32 @@ def on_sweep_end(event: SweepEnded) -> None:
         if not lost:
             raise
         raise PrerequisiteError(
-            "the MLflow store failed during the sweep, so its runs are missing or incomplete",
-            hint=f"nothing is lost: when the store is back, `tokenprune runs replay {event.directory}` fills it",
+            f"the MLflow store failed during the sweep: its runs are missing or incomplete; {_later(event.directory)}"
         ) from error
+    if store.repaired:
+        raise PrerequisiteError(store.repaired)
 
 
-def replay(directory: str | Path) -> int:
+def replay(directory: str | Path) -> Replayed:
     """Fill an MLflow store with everything that a sweep directory holds; what is there already stays.
-
-    Returns:
-        How many cells were logged now.
 
     Raises:
         ConfigError: The directory holds no sweep.
+        PrerequisiteError: The store cannot be reached, or does not take it.
     """
     from tokenprune.report import write_report
-    from tokenprune.tracking.mlflow_store import open_store
 
     place = Path(directory).resolve()
-    with _health(place):
-        write_report(place)
+    _probe("start it, or unset MLFLOW_TRACKING_URI to fill `mlflow.db` in the directory")
+    write_report(place)
+    with _told(), _health(place):
+        from tokenprune.tracking.mlflow_store import open_store
+
         store = open_store(place)
         store.announce()
         logged = store.reconcile()
         store.log_summary("replayed", 0.0)
-        return len(logged)
+        return Replayed(len(logged), store.repaired)
 
 
 def _log(directory: Path, sweep_id: str, entry: Finished) -> None:
@@ -114,25 +144,80 @@ def _log(directory: Path, sweep_id: str, entry: Finished) -> None:
             runs.log_cell(entry)
 
 
-def _probe() -> None:
-    """Ask a server for a sign of life, which takes moments where the client's own retries take minutes."""
+def _later(directory: Path) -> str:
+    """What to do about a store that was away."""
+    return f"nothing is lost: when it is back, `tokenprune runs replay {shlex.quote(str(directory))}` fills it"
+
+
+def _probe(hint: str) -> None:
+    """Ask a server for a sign of life, which takes moments where the client's own retries take minutes.
+
+    Raises:
+        PrerequisiteError: There is none.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri.startswith(("http://", "https://")):
         return
+    parts = urlsplit(uri)
+    address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # a password is for the client alone
+    reason = ""
     try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_S).close()
+        urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=PROBE_S).close()
     except urllib.error.HTTPError:
         return  # somebody answers; what it thinks of us will be seen
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLError):
+            return  # somebody answers; the client may know its certificate
+        reason = str(error.reason)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = str(error) or type(error).__name__
+    if reason:
+        raise PrerequisiteError(f"the MLflow server {address} does not answer: {reason}", hint=hint)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell what MLflow says of a store, whose address is the user's, as the user's mistake.
+
+    Raises:
+        PrerequisiteError: The store cannot be opened, or does not take a run.
+    """
+    from tokenprune.tracking.mlflow_runs import client_class
+
+    client_class()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except TokenPruneError:
+        raise
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:  # the last: a driver
+        lines = str(error).strip().splitlines()
+        raise PrerequisiteError(
+            f"the MLflow store does not take the runs: {lines[0] if lines else type(error).__name__}",
+            hint="MLFLOW_TRACKING_URI names it; without it, it is `mlflow.db` in the directory",
+        ) from error
 
 
 @contextmanager
 def _health(directory: Path) -> Iterator[None]:
-    """Take the health file away where the store fails."""
+    """Take the health file away where the store fails; what MLflow would print about that comes as an exception."""
+    from tokenprune.tracking.mlflow_runs import client_class
+
+    client_class()  # it sets the levels of mlflow's loggers, so it comes first
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     except BaseException:
         _health_file(directory).unlink(missing_ok=True)
         raise
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _health_file(directory: Path) -> Path:

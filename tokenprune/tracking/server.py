@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from tokenprune.errors import PrerequisiteError
 from tokenprune.sweep.files import read_json
 from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.runner import TRACKING_FILE
+from tokenprune.tracking.own_store import DATABASE, State, own_uri, state_of
 
 PORT = 5000
 HOST = "127.0.0.1"
@@ -28,6 +30,12 @@ START_S = 120.0
 
 _KINDS = ("Trade-off", "Per task", "All axes", "Compare answers", "Kept tokens", "Compare runs", "Report")
 """The views and pages that are named first, in this order."""
+
+_FAULTS: Mapping[State, str] = {
+    "absent": "is gone",
+    "broken": "does not open",
+    "outdated": "was written by another version of MLflow",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +65,22 @@ def find_dashboard(directory: str | Path) -> Dashboard:
 
     Raises:
         ConfigError: The directory holds no sweep.
-        PrerequisiteError: It holds a sweep without a store, or the store is lost.
+        PrerequisiteError: It holds a sweep without a store, or the store is lost or does not open.
     """
     ledger = Ledger(directory)
     ledger.header()
     facts: Mapping[str, Any] | None = read_json(ledger.directory / TRACKING_FILE)
-    fill = f"`tokenprune runs replay {ledger.directory}` makes one from the directory's files"
+    fill = f"`tokenprune runs replay {shlex.quote(str(ledger.directory))}` makes one from the directory's files"
     if facts is None:
         raise PrerequisiteError(f"the sweep in {ledger.directory} has no MLflow store", hint=fill)
     if "look" not in facts:
         # an earlier version wrote it, whose runs lack the tags that the views look for
-        refill = f"delete mlflow.db there; {fill}"
-        raise PrerequisiteError(f"the MLflow store of {ledger.directory} is of an earlier version", hint=refill)
+        raise PrerequisiteError(f"the MLflow store of {ledger.directory} is of an earlier version", hint=fill)
     uri, own = str(facts["uri"]), bool(facts["own"])
-    database = ledger.directory / "mlflow.db"
-    if own and not database.is_file():
-        raise PrerequisiteError(f"the MLflow store of {ledger.directory} is gone", hint=fill)
-    here = f"sqlite:///{database}"
+    state = state_of(ledger.directory / DATABASE) if own else "sound"
+    if state in _FAULTS:
+        raise PrerequisiteError(f"the MLflow store of {ledger.directory} {_FAULTS[state]}", hint=fill)
+    here = own_uri(ledger.directory)
     links = {entry["name"]: entry["address"] for entry in facts["links"]}
     return Dashboard(ledger.directory, here if own else uri, links, moved=own and uri != here)
 
