@@ -26,7 +26,7 @@ from tests.sweep.test_identity import CELL
 from tokenprune.errors import ConfigError
 from tokenprune.metrics.distribution import FirstToken
 from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
-from tokenprune.sweep.events import CellEnded
+from tokenprune.sweep.events import CellEnded, CellStarted
 from tokenprune.sweep.files import StorageError, append_line, write_text
 from tokenprune.sweep.lease import LeaseLostError
 from tokenprune.sweep.ledger import read_jsonl
@@ -346,6 +346,23 @@ def test_a_lease_that_is_gone_ends_the_sweep_with_one_error(workshop: Workshop, 
     assert "run the same command again" in caught.value.hint
     again = run_sweep(config, directory=tmp_path / "run", host=workshop.host, track=False)
     assert (again.done, again.skipped) == (2, 1)
+
+
+def test_a_sweep_that_was_taken_over_ends_with_one_error(workshop: Workshop, tmp_path: Path) -> None:
+    """Not with one dead worker after the other."""
+    started: list[int] = []
+
+    def take_over(event: Any) -> None:
+        if isinstance(event, CellStarted):
+            started.append(event.attempt)
+            write_text(tmp_path / "run" / "lease", "another\n")
+
+    config = workshop.config(pruners=["none"], executor="local", efficiency=False)
+    with pytest.raises(LeaseLostError, match="has taken over") as caught:
+        run_sweep(config, directory=tmp_path / "run", host=workshop.host, display=take_over, track=False)
+    assert caught.value.hint == "wait for it, or use another directory"
+    assert started == [1]
+    assert not list((tmp_path / "run").glob("cells/*/*"))
 
 
 def test_two_sweeps_at_once_on_one_directory(workshop: Workshop, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_plan_with_something_else_in_it(run: Commands, finished: FinishedSweep
     copy = finished.copy(tmp_path / "demo")
     with (copy / "plan.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(line + "\n")
-    assert "not a cell" in told(run, "runs", "status", str(copy))[0]
+    assert "plan.jsonl` is damaged" in told(run, "runs", "status", str(copy))[0]
 
 
 def test_a_result_with_nothing_in_it_is_none(run: Commands, finished: FinishedSweep, tmp_path: Path) -> None:
@@ -150,6 +150,12 @@ def test_a_result_with_nothing_in_it_is_none(run: Commands, finished: FinishedSw
     assert run("runs", "status", str(copy), "--json").json()["pending"] == 1
     rows = run("runs", "export", str(copy), "--json").json()["rows"]
     assert [row["state"] for row in rows if row["id"] == cell.id] == ["pending"]
+
+
+def test_a_place_that_is_not_there_is_not_called_full(run: Commands, finished: FinishedSweep, tmp_path: Path) -> None:
+    error, hint = told(run, "runs", "export", str(finished.directory), "--out", str(tmp_path / "missing" / "x.csv"))
+    assert "No such file or directory" in error
+    assert hint.startswith("hint: make its folder, or name another place")
 
 
 def test_a_dry_run_says_what_is_damaged_and_why_cells_are_new(

@@ -14,6 +14,9 @@ from tokenprune.sweep.plan import Cell
 _SAME_CELL = ("model", "task", "label", "budget_ratio", "budget_tokens", "seed")
 """What a person calls the same cell; everything else that its id covers may have changed."""
 
+_NAMED = 3
+"""Damaged cells that are named."""
+
 _NO_MATTER = frozenset({"id", "reference", "efficiency", *_SAME_CELL})
 
 
@@ -75,7 +78,9 @@ def _explain_damage(cells: Sequence[Cell]) -> tuple[str, ...]:
     if not cells:
         return ()
     count = f"{len(cells)} {'cell is' if len(cells) == 1 else 'cells are'} asked again"
-    return (f"{count}: files of {', '.join(f'`cells/{cell.id}`' for cell in cells[:3])} are damaged",)
+    named = ", ".join(f"`cells/{cell.id}`" for cell in cells[:_NAMED])
+    more = f" and {len(cells) - _NAMED} more" if len(cells) > _NAMED else ""
+    return (f"{count}: files of {named}{more} are damaged",)
 
 
 def _explain_measurements(cells: Sequence[Cell]) -> tuple[str, ...]:

@@ -172,7 +172,10 @@ class Ledger:
         if not path.is_file():
             raise ConfigError(f"`{self.directory}` has no plan", hint="run the sweep again")
         try:
-            return tuple(Cell.from_json(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("not every line is a cell")
+            return tuple(map(Cell.from_json, rows))
         except ValueError as error:
             if isinstance(error, ConfigError):
                 raise

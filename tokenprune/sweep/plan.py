@@ -91,10 +91,8 @@ class Cell:
         """The inverse of `to_json`.
 
         Raises:
-            ConfigError: The stored id is not the id of the stored facts (another version wrote it), or there are none.
+            ConfigError: The stored id is not the id of the stored facts (another version wrote it).
         """
-        if not isinstance(data, Mapping):
-            raise ConfigError(f"not a cell: {data!r:.40}", hint="run the sweep again")
         facts = {key: value for key, value in data.items() if key != "id"}
         try:
             cell = cls(**facts)

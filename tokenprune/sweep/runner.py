@@ -139,6 +139,7 @@ def run_sweep(
         track: Call the life-cycle hooks of plugins (the trackers).
 
     Raises:
+        LeaseLostError: Another process has taken the directory over.
         ConfigError: Another process runs a sweep there, the directory is of another version, or an option of the
             executor is not known.
         UnknownNameError: A name is not installed.
@@ -260,6 +261,7 @@ class _Run:
             for report in reports:
                 cell = self._cells[report.cell_id]
                 if isinstance(report, Began):
+                    self._ledger.check_lease()  # without it every worker dies at its first write
                     self._emit(
                         CellStarted(
                             self._ledger.directory,
@@ -302,10 +304,11 @@ class _Run:
     def _end(self, cell: Cell, report: Ended) -> None:
         """Take a finished cell from disk: what is not there does not count, whatever the worker says."""
         # it may have been written on another machine, whose files show up here a little later
-        known = self._ledger.awaited(cell.id, lambda: self._ledger.result(cell.id) or self._ledger.error(cell.id))
+        look = self._ledger.result if report.outcome == "done" else self._ledger.error
+        self._ledger.awaited(cell.id, lambda: look(cell.id))
         result = self._ledger.result(cell.id)
-        error = None if result is not None else known
-        if known is None:
+        error = None if result is not None else self._ledger.error(cell.id)
+        if result is None and error is None:
             error = {
                 "outcome": "failed",
                 "type": "LostResult",
