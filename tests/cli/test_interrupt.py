@@ -23,19 +23,23 @@ def heeding() -> None:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "words",
+    ("words", "told"),
     [
-        pytest.param(("--executor", "inline"), id="inline"),
-        pytest.param(("--executor", "local", "--workers", "2"), id="local"),
+        pytest.param(("--executor", "inline"), signal.SIGINT, id="inline"),
+        pytest.param(("--executor", "local", "--workers", "2"), signal.SIGINT, id="local"),
+        pytest.param(("--executor", "local", "--workers", "2"), signal.SIGTERM, id="local, as supervisors stop it"),
         pytest.param(
             (*("--executor", "slurm", "--executor-option", "cluster=local"), *("--executor-option", "jobs=2")),
+            signal.SIGINT,
             id="slurm",
         ),
-        pytest.param(("--executor", "ray", "--executor-option", "actors=2"), id="ray", marks=pytest.mark.slow),
+        pytest.param(
+            ("--executor", "ray", "--executor-option", "actors=2"), signal.SIGINT, id="ray", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_ctrl_c_stops_every_worker_and_the_printed_command_continues(
-    tiny_model: Path, tmp_path: Path, words: tuple[str, ...]
+    tiny_model: Path, tmp_path: Path, words: tuple[str, ...], told: signal.Signals
 ) -> None:
     gate, directory, path = tmp_path / "gate", tmp_path / "run", tmp_path / "slow.yaml"
     gate.touch()
@@ -58,7 +62,10 @@ def test_ctrl_c_stops_every_worker_and_the_printed_command_continues(
         wait_for(lambda: len(list(directory.glob("cells/*/result.json"))) == 2 or began.poll() is not None, "results")
         assert began.poll() is None, began.communicate()
         workers = {json.loads(found.read_text())["worker"]["pid"] for found in directory.glob("cells/*/result.json")}
-        os.killpg(began.pid, signal.SIGINT)  # a terminal sends it to everything that the command started
+        if told is signal.SIGINT:
+            os.killpg(began.pid, told)  # a terminal sends it to everything that the command started
+        else:
+            began.send_signal(told)
         _, err = began.communicate(timeout=DEADLINE_S)
     finally:
         began.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,14 +97,19 @@ def finish(session: Session, outcome: SweepOutcome, as_json: bool) -> None:
 def interruptible(session: Session) -> Iterator[None]:
     """End the command well where Ctrl-C comes before the sweep could begin, or while it was ending.
 
+    SIGTERM, with which queues and supervisors stop a command, is taken for Ctrl-C.
+
     Raises:
         typer.Exit: It came.
     """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         _say_interrupted(session)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def executor_options(words: Sequence[str], workers: int | None = None) -> dict[str, str | int]:
