@@ -115,10 +115,16 @@ def test_a_full_disk_while_the_store_is_made_leaves_none(tmp_path: Path) -> None
 
 
 def test_files_of_a_deleted_store_are_not_applied_to_the_new_one(filled: Path) -> None:
+    with closing(sqlite3.connect(filled / "mlflow.db")) as writer:
+        writer.execute("PRAGMA cache_size = 1")  # so that the journal is on disk before the end of the change
+        writer.execute("UPDATE metrics SET value = value + 1")
+        writer.execute("UPDATE params SET value = value || '!'")
+        shutil.copyfile(filled / "mlflow.db-journal", filled / "journal")
+        writer.rollback()
+    (filled / "journal").rename(filled / "mlflow.db-journal")
     (filled / "mlflow.db").unlink()
-    for name in ("mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm"):
-        (filled / name).write_bytes(b"of another database")
-    assert replay(filled).logged == 15
+    done = replay(filled)
+    assert (done.logged, done.repaired) == (15, "")
     assert each_once(filled, client_of(filled))
 
 
@@ -274,18 +280,24 @@ def test_a_shared_store_keeps_one_experiment_of_a_moved_sweep_and_another_of_a_c
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     client = MlflowClient(tracking_uri=uri)
 
+    def named(directory: Path) -> Path:
+        """As the next command names it."""
+        header = directory / "sweep.json"
+        text = header.read_text(encoding="utf-8").replace('"name": "demo"', f'"name": "{directory.name}"')
+        header.write_text(text, encoding="utf-8")
+        return directory
+
     def experiments() -> set[str]:
         return {found.name for found in client.search_experiments() if found.name != "Default"}
 
     first = finished.copy(tmp_path / "first")
     assert replay(first).logged == 15
     (name,) = experiments()
-    moved = first.rename(tmp_path / "moved")
+    shutil.copytree(first, tmp_path / "copied")
+    moved = named(first.rename(tmp_path / "moved"))
     assert replay(moved).logged == 0
     assert experiments() == {name}
-    copied = Path(shutil.copytree(moved, tmp_path / "copied"))
-    header = copied / "sweep.json"  # as the next command writes it
-    header.write_text(header.read_text(encoding="utf-8").replace('"name": "demo"', '"name": "copied"'), "utf-8")
+    copied = named(tmp_path / "copied")
     assert replay(copied).logged == 15
     assert experiments() == {name, "tokenprune copied"}
     assert replay(moved).logged == 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sqlite3
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,17 @@ def test_a_store_that_does_not_open(finished: FinishedSweep, tmp_path: Path) -> 
     with pytest.raises(PrerequisiteError, match="does not open") as caught:
         find_dashboard(copy)
     assert f"tokenprune runs replay {copy}" in caught.value.hint
+
+
+def test_a_store_of_another_mlflow(finished: FinishedSweep, tmp_path: Path) -> None:
+    copy = finished.copy(tmp_path / "copy")
+    for name in ("mlflow.db", TRACKING_FILE):
+        (copy / name).write_bytes((finished.directory / name).read_bytes())
+    with closing(sqlite3.connect(copy / "mlflow.db")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'another'")
+    with pytest.raises(PrerequisiteError, match="written by another version of MLflow") as caught:
+        find_dashboard(copy)
+    assert f"tokenprune runs replay {copy}` brings it up to date" in caught.value.hint
 
 
 def test_a_server_that_cannot_start_says_where_its_log_is(finished: FinishedSweep, tmp_path: Path) -> None:

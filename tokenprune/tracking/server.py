@@ -70,7 +70,8 @@ def find_dashboard(directory: str | Path) -> Dashboard:
     ledger = Ledger(directory)
     ledger.header()
     facts: Mapping[str, Any] | None = read_json(ledger.directory / TRACKING_FILE)
-    fill = f"`tokenprune runs replay {shlex.quote(str(ledger.directory))}` makes one from the directory's files"
+    replay = f"`tokenprune runs replay {shlex.quote(str(ledger.directory))}`"
+    fill = f"{replay} makes one from the directory's files"
     if facts is None:
         raise PrerequisiteError(f"the sweep in {ledger.directory} has no MLflow store", hint=fill)
     if "look" not in facts:
@@ -79,7 +80,8 @@ def find_dashboard(directory: str | Path) -> Dashboard:
     uri, own = str(facts["uri"]), bool(facts["own"])
     state = state_of(ledger.directory / DATABASE) if own else "sound"
     if state in _FAULTS:
-        raise PrerequisiteError(f"the MLflow store of {ledger.directory} {_FAULTS[state]}", hint=fill)
+        hint = f"{replay} brings it up to date" if state == "outdated" else fill
+        raise PrerequisiteError(f"the MLflow store of {ledger.directory} {_FAULTS[state]}", hint=hint)
     here = own_uri(ledger.directory)
     links = {entry["name"]: entry["address"] for entry in facts["links"]}
     return Dashboard(ledger.directory, here if own else uri, links, moved=own and uri != here)
