@@ -133,7 +133,7 @@ def _of_cell(data: SweepData, entry: Finished) -> Scores:
     if len(rows) != entry.cell.samples:
         raise ConfigError(
             f"cell `{entry.cell.name}` holds {len(rows)} of {entry.cell.samples} samples",
-            hint="run the sweep again in a new directory",
+            hint="run the sweep again: the cell is asked anew",
         )
     return Scores(
         by_seed=np.array([[float(row["score"]) for row in rows]]),

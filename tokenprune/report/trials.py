@@ -117,7 +117,7 @@ class Trials:
         self._asked[cell.id] = cell
         self._header = self._ledger.open_sweep(self._config.to_json(), self._asked.values())
         state = self._ledger.state(cell.id)
-        if state in ("pending", "failed"):
+        if state in ("pending", "failed") or self._ledger.damaged(cell):
             self.runs += 1
             state = self._runner.run(cell).outcome
         return Finished(cell, state, self._ledger.result(cell.id), self._ledger.error(cell.id))

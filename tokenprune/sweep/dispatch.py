@@ -25,6 +25,7 @@ from tokenprune.errors import PrerequisiteError
 from tokenprune.sweep.crew import Crew, Died, DiskFailed, Finished, Message, Order, Ready, Took
 from tokenprune.sweep.executors import Answered, Began, Ended, Outcome, Part, Progress, Report, ready
 from tokenprune.sweep.files import StorageError
+from tokenprune.sweep.identity import canonical
 from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.plan import Cell
 
@@ -204,8 +205,7 @@ class Dispatcher:
             again = replace(order, attempt=order.attempt + 1, batch_size=batch_size, suspect=True)
             # other cells wait for a reference; anything else may be what killed the worker, and comes last
             self._queue.insert(0 if order.cell.reference is None else len(self._queue), again)
-        elif order.part == "cost":
-            answers = self._ledger.answers(order.cell.id) or {}
+        elif order.part == "cost" and (answers := self._ledger.answers(order.cell.id)) is not None:
             self._ledger.write_result(order.cell, {**answers, "cost": _unmeasured(order, death)})
             yield self._ended(order.cell, "done")
         else:
@@ -234,8 +234,8 @@ def next_part(ledger: Ledger, cell: Cell) -> Part:
 def company(cell: Cell) -> tuple[object, ...]:
     """Cells of one company ask the same questions of the same model, and can share what is the same for all."""
     model = (cell.model, cell.model_digest, cell.dtype, cell.attention)
-    task = (cell.task, cell.task_version, cell.task_digest, cell.samples, cell.batch_size, cell.max_new_tokens)
-    return (*model, *task, cell.reference)
+    task = (cell.task, cell.task_version, cell.task_digest, canonical(dict(cell.task_options)), cell.samples)
+    return (*model, *task, cell.batch_size, cell.max_new_tokens, cell.reference)
 
 
 def companies(cells: Sequence[Cell], size: int) -> Iterator[tuple[Cell, ...]]:
