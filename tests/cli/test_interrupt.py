@@ -13,12 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import environment, process
-from tests.processes import DEADLINE_S, alive, wait_for
-
-
-def heeding() -> None:
-    """Let the process hear Ctrl-C, also where a shell in the background has it ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from tests.processes import DEADLINE_S, alive, heeding, wait_for
 
 
 @pytest.mark.timeout(900)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import Commands, Ran, environment
-from tests.processes import wait_for
+from tests.processes import heeding, wait_for
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tokenprune.sweep import run_sweep
 from tokenprune.tracking import mlflow_tracker
@@ -152,6 +152,7 @@ def test_ctrl_c_does_not_wait_for_a_lost_server(workshop: Workshop, tmp_path: Pa
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=heeding,
         )
         try:
             wait_for(lambda: (directory / "report" / "report.html").is_file() and asked.is_set(), "final wait")
