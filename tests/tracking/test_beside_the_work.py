@@ -13,8 +13,8 @@ from mlflow.tracking import MlflowClient
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tokenprune import hookimpl
 from tokenprune.plugins import load_host
-from tokenprune.sweep import Ledger, run_sweep
-from tokenprune.sweep.events import CellEnded, SweepEnded, SweepStarted
+from tokenprune.sweep import Ledger, measuring, run_sweep
+from tokenprune.sweep.events import CellEnded, CellStarted, SweepEnded, SweepStarted
 from tokenprune.tracking import mlflow_tracker
 from tokenprune.tracking.mlflow_runs import Runs
 from tokenprune.tracking.mlflow_store import open_store
@@ -79,6 +79,43 @@ def test_workers_start_while_a_tracker_opens_its_store(workshop: Workshop, tmp_p
     run_sweep(config, directory=tmp_path / "run", host=host, display=display)
     assert order[0] == "none/toy@all"
     assert "opened" in order
+
+
+def test_no_tracker_works_while_a_cost_is_measured(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked: list[tuple[float, float]] = []
+    measured: list[tuple[float, float]] = []
+    whole = measuring.measure_cost
+
+    def noted(*given: Any, **options: Any) -> Any:
+        began = time.monotonic()
+        cost = whole(*given, **options)
+        measured.append((began, time.monotonic()))
+        return cost
+
+    class Slow:
+        @hookimpl
+        def on_cell_start(self, event: CellStarted) -> None:
+            self._work()
+
+        @hookimpl
+        def on_cell_end(self, event: CellEnded) -> None:
+            self._work()
+
+        def _work(self) -> None:
+            began = time.monotonic()
+            time.sleep(0.4)
+            tracked.append((began, time.monotonic()))
+
+    monkeypatch.setattr(measuring, "measure_cost", noted)
+    host = load_host(defaults=PLAIN)
+    host.add(Slow(), "slow")
+    config = workshop.config(pruners=["first", "grid"], budgets=[4], lens=False)
+    outcome = run_sweep(config, directory=tmp_path / "run", host=host)
+    assert outcome.problems == ()
+    assert (len(measured), len(tracked)) == (3, 9)  # questions and cost of three cells began, and they ended
+    assert all(end <= start or stop <= began for began, end in tracked for start, stop in measured)
 
 
 def test_reports_are_there_before_trackers_hear_of_the_end(

@@ -85,26 +85,29 @@ class Dispatcher:
             self._staff()
             while self._waiting:
                 reports = [report for message in self._crew.listen() for report in self._take(message)]
-                self._staff()  # before the reports go out: work goes on while somebody reads them
+                self._staff(costs=False)  # before the reports go out: questions are asked while somebody reads them
                 yield from reports
+                self._staff()  # and costs are measured when they were read: what is done with them is work, too
         finally:
             self._crew.dismiss()
 
-    def _staff(self) -> None:
-        """Hand out what can begin, and hire where there is a slot and work for it."""
+    def _staff(self, *, costs: bool = True) -> None:
+        """Hand out what can begin, costs or only questions, and hire where there is a slot and work for it."""
         for worker, hand in self._hands.items():
-            self._feed(worker, hand)
+            self._feed(worker, hand, costs)
         busy = {hand.slot for hand in self._hands.values()}
         for slot in self._stillbirths:
             idle = sum(1 for hand in self._hands.values() if hand.order is None)
             if slot not in busy and len(self._queue) > idle:
                 self._hands[self._crew.hire(slot)] = _Hand(slot)
 
-    def _feed(self, worker: str, hand: _Hand) -> None:
+    def _feed(self, worker: str, hand: _Hand, costs: bool) -> None:
         if hand.order is not None or not hand.ready:
             return
         for number, order in enumerate(self._queue):
             if self._may_begin(order, hand.slot):
+                if order.part == "cost" and not costs:
+                    return
                 hand.order = self._joined(self._queue.pop(number))
                 self._crew.give(worker, hand.order)
                 return

@@ -23,7 +23,7 @@ class Listeners:
     """Calls the life-cycle hooks of all plugins.
 
     A tracker that is slow, or whose server is away, holds up no cell: workers start while it opens its store. Only the
-    last event is waited for, so that a store is complete before the sweep returns.
+    last event is waited for, so that a store is complete before the sweep returns; and a moment before a measurement.
 
     Args:
         host: Plugins.
@@ -31,12 +31,12 @@ class Listeners:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._events: SimpleQueue[tuple[Tracked, threading.Event]] = SimpleQueue()
+        self._events: SimpleQueue[tuple[Tracked | None, threading.Event]] = SimpleQueue()
         self._problems: list[str] = []
         self.seconds = 0.0
         """Time that went into the hooks so far, most of it beside the work."""
         self.waited = 0.0
-        """Time that the sweep waited for them at its end."""
+        """Time that the sweep waited for them, before measurements and at its end."""
         # a daemon: whoever interrupts the wait for a lost server leaves at once
         threading.Thread(target=self._serve, name="tokenprune-listeners", daemon=True).start()
 
@@ -54,6 +54,14 @@ class Listeners:
             told.wait()
         self.waited += time.perf_counter() - began
 
+    def settle(self, seconds: float) -> None:
+        """Wait until all that was told is done, at most so long: what trackers do would be in a measurement."""
+        told = threading.Event()
+        began = time.perf_counter()
+        self._events.put((None, told))
+        told.wait(seconds)
+        self.waited += time.perf_counter() - began
+
     def write_reports(self, event: SweepEnded) -> None:
         """Let every plugin write its report, in the caller's thread: trackers may still have cells to log."""
         self._problems += self._host.emit("write_report", event)
@@ -61,6 +69,9 @@ class Listeners:
     def _serve(self) -> None:
         while True:
             event, told = self._events.get()
+            if event is None:
+                told.set()
+                continue
             began = time.perf_counter()
             try:
                 self._problems += self._host.emit(_HOOKS[type(event)], event)

@@ -29,7 +29,7 @@ from tokenprune.sweep.events import (
     SweepStatus,
     Tracked,
 )
-from tokenprune.sweep.executors import Answered, Began, Ended, Executor, Progress, check_option
+from tokenprune.sweep.executors import Answered, Began, Ended, Executor, Progress, Report, check_option
 from tokenprune.sweep.files import StorageError, read_json
 from tokenprune.sweep.ledger import Header, Ledger
 from tokenprune.sweep.listeners import Listeners
@@ -37,6 +37,9 @@ from tokenprune.sweep.plan import Cell, plan_cells
 
 TRACKING_FILE = "tracking.json"
 """Where a tracker says where its view of the sweep is; written by trackers, read back into the outcome."""
+
+SETTLE_S = 5.0
+"""Seconds that a measurement waits for trackers at most, so that they are not in it."""
 
 Display = Callable[[Event], None]
 
@@ -260,26 +263,32 @@ class _Run:
         with closing(cast(Any, executor.run(todo))) as reports:
             for report in reports:
                 cell = self._cells[report.cell_id]
-                if isinstance(report, Began):
-                    self._ledger.check_lease()  # without it every worker dies at its first write
-                    self._emit(
-                        CellStarted(
-                            self._ledger.directory,
-                            self._header.sweep_id,
-                            cell,
-                            report.worker,
-                            self._finished(),
-                            len(self._cells),
-                            report.attempt,
-                            report.part,
-                        )
-                    )
-                elif isinstance(report, Answered):
-                    self._show(CellAnswered(self._ledger.directory, self._header.sweep_id, cell))
-                elif isinstance(report, Progress):
-                    self._advance(cell, report)
-                else:
-                    self._end(cell, report)
+                self._take(cell, report)
+                if self._listeners is not None and _before_a_cost(cell, report):
+                    self._listeners.settle(SETTLE_S)
+
+    def _take(self, cell: Cell, report: Report) -> None:
+        """Tell what an executor reported."""
+        if isinstance(report, Began):
+            self._ledger.check_lease()  # without it every worker dies at its first write
+            self._emit(
+                CellStarted(
+                    self._ledger.directory,
+                    self._header.sweep_id,
+                    cell,
+                    report.worker,
+                    self._finished(),
+                    len(self._cells),
+                    report.attempt,
+                    report.part,
+                )
+            )
+        elif isinstance(report, Answered):
+            self._show(CellAnswered(self._ledger.directory, self._header.sweep_id, cell))
+        elif isinstance(report, Progress):
+            self._advance(cell, report)
+        else:
+            self._end(cell, report)
 
     def _advance(self, cell: Cell, report: Progress) -> None:
         self._show(
@@ -349,3 +358,10 @@ class _Run:
         if self._listeners is None or not path.is_file():
             return {}
         return read_json(path) or {}
+
+
+def _before_a_cost(cell: Cell, report: Report) -> bool:
+    """Whether the next thing that an executor does may be to measure: after a cell's questions, or after its cost."""
+    if isinstance(report, Began):
+        return report.part == "cost"
+    return bool(cell.efficiency) and not isinstance(report, Progress)
