@@ -59,7 +59,7 @@ class SweepOutcome:
         skipped: Cells that were finished before this invocation.
         seconds: Wall time of this invocation.
         tracking_s: Time that trackers took, most of it in a thread beside the work.
-        tracking_wait_s: Time that the sweep waited for trackers, at its end.
+        tracking_wait_s: Time that the sweep waited for trackers, before measurements and at its end.
         tracking: What the trackers said about where their view is (`uri`, `experiment_id`, `experiment`, ...).
         problems: What went wrong in trackers and other plugins, one line each.
         changes: Why cells that were planned before are new ones now, a sentence each.
