@@ -47,18 +47,17 @@ class Listeners:
 
     def tell(self, event: Tracked) -> None:
         """Call the event's hook in every plugin; returns at once, but for the last event of a sweep."""
-        told = threading.Event()
-        began = time.perf_counter()
-        self._events.put((event, told))
-        if isinstance(event, SweepEnded):
-            told.wait()
-        self.waited += time.perf_counter() - began
+        self._put(event, None if isinstance(event, SweepEnded) else 0.0)
 
     def settle(self, seconds: float) -> None:
         """Wait until all that was told is done, at most so long: what trackers do would be in a measurement."""
+        self._put(None, seconds)
+
+    def _put(self, event: Tracked | None, seconds: float | None) -> None:
+        """Hand an event over, or nothing, and wait so long until it is through; `None` waits without end."""
         told = threading.Event()
         began = time.perf_counter()
-        self._events.put((None, told))
+        self._events.put((event, told))
         told.wait(seconds)
         self.waited += time.perf_counter() - began
 
