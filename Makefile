@@ -11,10 +11,12 @@ FAMILY_ARGS ?= -n 2 --dist loadscope
 DIR ?= runs/default
 PORT ?=
 
-TORCH_VERSION := 2.13.0
-# With a GPU the plain release is taken (`===` passes over builds with a suffix); without one, `==` lets the package
-# index offer a `+cpu` build.
-TORCH ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 'torch===$(TORCH_VERSION)' || echo 'torch==$(TORCH_VERSION)')
+# torch and the torchvision that was built for it. With a GPU the plain releases are taken (`===` passes over builds
+# with a suffix); without one, `==` lets a package index offer `+cpu` builds.
+TORCH_VERSION := 2.14.1
+TORCHVISION_VERSION := 0.29.1
+EXACT := $(shell nvidia-smi -L >/dev/null 2>&1 && echo '===' || echo '==')
+TORCH ?= torch$(EXACT)$(TORCH_VERSION) torchvision$(EXACT)$(TORCHVISION_VERSION)
 PLUGINS := $(sort $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml)))
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.tokenprune-installed
@@ -30,10 +32,8 @@ $(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt pip
-	$(PIP) install -c constraints.txt '$(TORCH)'
+	$(PIP) install -c constraints.txt $(TORCH)
 	$(PIP) install -c constraints.txt --build-constraint constraints.txt --group dev -e . $(addprefix -e ,$(PLUGINS))
-	# beside the environment, for tests/families alone: no build of torchvision matches a CPU torch
-	$(PIP) install --no-deps --upgrade --target $(VENV)/extras -c constraints.txt torchvision timm num2words docopt
 	@touch $@
 
 test: lint unit families ## Lint, types, layers, generated tables, then all tests
@@ -94,8 +94,7 @@ docs-tables: $(STAMP) ## Write the generated tables of README and docs again
 
 constraints: ## Write constraints.txt again from the environment as it is
 	{ sed '/^[^#]/,$$d' constraints.txt; \
-	  { $(VENV)/bin/python -m pip freeze --all --exclude-editable; \
-	    $(VENV)/bin/python -m pip freeze --path $(VENV)/extras; } | sed -E '/ @ |^-e /d; s/\+[A-Za-z0-9.]+$$//' | sort -f; } > constraints.new
+	  $(VENV)/bin/python -m pip freeze --all --exclude-editable | sed -E '/ @ |^-e /d; s/\+[A-Za-z0-9.]+$$//' | sort -f; } > constraints.new
 	mv constraints.new constraints.txt
 
 clean: ## Remove the environment and caches; sweeps in runs/ stay
