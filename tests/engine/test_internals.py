@@ -136,7 +136,7 @@ def test_a_layer_that_is_called_otherwise_is_named(monkeypatch: Patch) -> None:
 
     layer = type(model.model.language_model.layers[0])
     monkeypatch.setattr(layer, "forward", forward)
-    with pytest.raises(IncompatibleError, match=r"LlamaDecoderLayer.forward` takes no `past_key_values`") as raised:
+    with pytest.raises(IncompatibleError, match=r"LlamaDecoderLayer.forward` takes no `cache`") as raised:
         begins(model)
     told(raised.value)
 

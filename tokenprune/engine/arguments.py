@@ -11,9 +11,10 @@ from torch.utils.hooks import RemovableHandle
 
 from tokenprune.engine.rows import gather_embeddings
 from tokenprune.errors import IncompatibleError
+from tokenprune.models.supported import CACHE_NAMES
 
 #: What the engine gives to a layer itself.
-_OWN = ("hidden_states", "attention_mask", "position_embeddings", "position_ids", "past_key_values")
+_OWN = ("hidden_states", "attention_mask", "position_embeddings", "position_ids", *CACHE_NAMES)
 
 
 def shortened(arguments: Mapping[str, Any], length: int, index: Tensor) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from tokenprune.engine.reach import reach_back
 from tokenprune.engine.rows import Rows, gather_embeddings, spread_rows
 from tokenprune.engine.steps import visible_columns
 from tokenprune.errors import IncompatibleError
+from tokenprune.models.supported import CACHE_NAMES, cache_in
 from tokenprune.pruner import Kept, PruneRecord, Stop
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class DecoderHooks:
                     "the model passes its text model no `inputs_embeds`", hint="describe the family in a plugin"
                 )
             return None
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         past = self._session.caches.find(cache, self._parts.kv_sources)
         self._rotary.forget()
         length = embeddings.shape[1]
@@ -183,7 +184,7 @@ class DecoderHooks:
 
     def _begin(self, running: Pass, kwargs: dict[str, Any]) -> None:
         """Layer 0: now the cache is known, also where the text model has made it itself."""
-        running.cache = kwargs.get("past_key_values")
+        running.cache = cache_in(kwargs)
         if running.past is not None:
             running.seen = running.past.logical_length
         elif running.cache is not None:
@@ -276,7 +277,7 @@ class DecoderHooks:
         """Let the coming call of a layer be cut between attention and MLP."""
         halves = Halves(module, self._parts.family.attention, self._parts.family.mlp)
         if layer not in self._whole:
-            given = {name: value for name, value in kwargs.items() if name not in ("past_key_values", "hidden_states")}
+            given = {name: value for name, value in kwargs.items() if name not in (*CACHE_NAMES, "hidden_states")}
             start = first_rows(given, running.length, 2) | {"attention_mask": None, "position_ids": None}
             few = torch.arange(2, device=present.hidden.device)[None]
             start["position_embeddings"] = gather_embeddings(_first_sample(kwargs["position_embeddings"]), few)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.models.family import Parts
-from tokenprune.models.supported import UnknownInternalError, internal
+from tokenprune.models.supported import CACHE_NAMES, UnknownInternalError, internal
 
 #: What a foreign part may answer to a call that it does not know.
 _MISMATCH = (AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError, RuntimeError)
@@ -165,8 +165,8 @@ INTERNALS = (
 )
 
 #: Arguments by which text models and their layers are told what the engine changes.
-_TEXT = ("inputs_embeds", "attention_mask", "position_ids", "past_key_values")
-_LAYER = ("hidden_states", "attention_mask", "past_key_values")
+_TEXT = ("inputs_embeds", "attention_mask", "position_ids")
+_LAYER = ("hidden_states", "attention_mask")
 
 
 def check_internals(parts: Parts) -> None:
@@ -198,6 +198,8 @@ def _without(module: nn.Module, names: tuple[str, ...]) -> Iterator[str]:
     if {each.kind for each in list(takes.values())[1:]} <= {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}:
         return  # a wrapper, which hands everything on
     absent = [name for name in names if name not in takes]
+    if not takes.keys() & set(CACHE_NAMES):
+        absent.append(CACHE_NAMES[0])
     if absent:
         yield f"`{type(module).__name__}.forward` takes no " + ", ".join(f"`{name}`" for name in absent)
 

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tokenprune.engine.look import Run
+from tokenprune.models.supported import CACHE_NAMES, cache_in
 
-#: Argument of a decoder layer in which its keys and values go; what was written there is replayed.
-_CACHE = "past_key_values"
 Value = TypeVar("Value")
 
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
@@ -81,8 +80,8 @@ class PrefillMemo:
             args: Arguments by place.
             kwargs: Arguments by name.
         """
-        cache = kwargs.get(_CACHE)
-        given = {name: value for name, value in kwargs.items() if name != _CACHE}
+        cache = cache_in(kwargs)  # what was written there is replayed
+        given = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
         known = self._layers.get(index)
         if known is not None and known.cached == (cache is not None) and self._matches(known, args, given):
             for written, named in known.writes:

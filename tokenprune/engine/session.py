@@ -26,6 +26,7 @@ from tokenprune.errors import BudgetError, IncompatibleError, NothingPrunedError
 from tokenprune.models.family import Parts
 from tokenprune.models.joint import JointSpace
 from tokenprune.models.loading import parts_of
+from tokenprune.models.supported import cache_in
 from tokenprune.plugins import Host, load_host
 from tokenprune.pruner import PositionPolicy, Pruner, PruneRecord, Stop
 from tokenprune.record import StepRecord
@@ -247,7 +248,7 @@ class Session:
         def run(*args: Any, **kwargs: Any) -> Any:
             inputs = dict(kwargs)
             input_ids = inputs.get("input_ids", inputs.get("inputs", args[0] if args else None))
-            cache = inputs.get("past_key_values")
+            cache = cache_in(inputs)
             if input_ids is not None and cache is not None:
                 input_ids = input_ids[:, int(cache.get_seq_length()) :]
             inputs["input_ids"] = input_ids

@@ -17,6 +17,7 @@ from tokenprune.metrics.memory import MIB, cache_bytes, peak_memory
 from tokenprune.metrics.nvml import Gpu
 from tokenprune.metrics.spread import Spread
 from tokenprune.metrics.timing import Clock, no_collection
+from tokenprune.models.supported import cache_in
 
 
 @dataclass
@@ -161,7 +162,7 @@ class Subject:
         return {
             **{each.name: getattr(durations, each.name) for each in fields(durations)},
             "peak_mem_mib": peak / MIB,
-            "kv_mib": cache_bytes(made.past_key_values) / MIB,
+            "kv_mib": cache_bytes(cache_in(made)) / MIB,
             "prefill_tflops": counted.flops / 1e12,
             "energy_j": energy_per_run(gpu, synchronised(self.whole, self.device)),
             "kernels": counted.kernels,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -12,6 +13,14 @@ from tokenprune.errors import IncompatibleError
 
 #: Oldest and newest release of transformers with which the families' proofs and the matrix ran (`make range`).
 TESTED = ("5.20.0", "5.23.0")
+
+#: What the KV cache is called among the arguments of models and layers: since 5.24, and before.
+CACHE_NAMES = ("cache", "past_key_values")
+
+
+def cache_in(arguments: Mapping[str, Any]) -> Any:
+    """The KV cache among the arguments of a call, by the name of any tested release, or `None`."""
+    return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
 
 
 def tested_range() -> str:

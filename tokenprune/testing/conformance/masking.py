@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokenprune.engine.layout import find_images
 from tokenprune.models.family import Parts
+from tokenprune.models.supported import cache_in
 from tokenprune.pruner import PruneRecord
 
 
@@ -60,7 +61,7 @@ def masks_changed(parts: Parts, change: Callable[[int, int, int, Any], Tensor]) 
 
     def count(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         nonlocal seen
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         seen = kwargs["inputs_embeds"].shape[1] + (0 if cache is None else int(cache.get_seq_length()))
 
     def hook(layer: int) -> Any:
