@@ -105,6 +105,7 @@ def block_makers(host: Host) -> Mapping[str, Callable[[], str]]:
         "refused-families": lambda: refused_table(host),
         "family-names": lambda: family_names(host),
         "executors": lambda: executors_table(host),
+        "trackers": lambda: trackers_table(host),
         "composition-parts": parts_table,
         "composition-settings": settings_table,
         "exit-codes": exit_codes_table,
@@ -240,6 +241,12 @@ def executors_table(host: Host) -> str:
     """The ways to run the cells of a sweep."""
     rows = [f"| `{spec.name}` | {spec.summary} |" for spec in host.executors]
     return "\n".join(["| executor | how |", "| --- | --- |", *rows])
+
+
+def trackers_table(host: Host) -> str:
+    """What hears of a sweep."""
+    rows = [f"| `{spec.name}` | {spec.summary} |" for spec in host.trackers]
+    return "\n".join(["| tracker | what it writes |", "| --- | --- |", *rows])
 
 
 def parts_table() -> str:

@@ -23,6 +23,16 @@ PROJECT = "tokenprune"
 API_VERSION = 2
 #: The oldest version that still works; it grows only when a hook or an argument is taken away.
 OLDEST_API_VERSION = 1
+#: What is called once in each plugin, when the host loads it.
+REGISTRATION_HOOKS = (
+    "register_pruners",
+    "register_families",
+    "register_models",
+    "register_tasks",
+    "register_executors",
+)
+#: What tells of a sweep: a plugin that implements one of them is a tracker.
+LIFE_HOOKS = ("on_sweep_start", "on_cell_start", "on_cell_end", "on_cell_error", "on_sweep_end")
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

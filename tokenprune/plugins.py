@@ -10,7 +10,7 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,7 @@ import pluggy
 
 from tokenprune import hookspecs
 from tokenprune.errors import PluginError
-from tokenprune.registry import ExecutorSpec, FamilySpec, ModelSpec, PrunerSpec, Registry, TaskSpec
+from tokenprune.registry import ExecutorSpec, FamilySpec, ModelSpec, PrunerSpec, Registry, TaskSpec, TrackerSpec
 
 if TYPE_CHECKING:
     import typer
@@ -40,6 +40,15 @@ LOAD_VARIABLE = "TOKENPRUNE_LOAD_PLUGINS"
 DISABLE_VARIABLE = "TOKENPRUNE_DISABLE_PLUGINS"
 
 API_ATTRIBUTE = "TOKENPRUNE_API"
+TRACKER_ATTRIBUTE = "TOKENPRUNE_TRACKER"
+"""A tracker's module may give itself a name with this attribute; without it, the name is the entry point's. An empty
+name says that the plugin is no tracker: it hears of every sweep, whichever trackers were chosen."""
+
+NO_TRACKER = "none"
+"""What stands for no tracker at all, so no tracker may have this name."""
+
+_ORDER_OPTIONS = ("tryfirst", "trylast")
+_WRAPPER_OPTIONS = ("wrapper", "hookwrapper")
 
 Outcome = Literal["loaded", "partial", "blocked", "failed"]
 """`partial`: the plugin is in use, but something that it wanted to register was refused."""
@@ -70,7 +79,9 @@ class Host:
         self.models: Registry[ModelSpec] = Registry("model")
         self.tasks: Registry[TaskSpec] = Registry("task")
         self.executors: Registry[ExecutorSpec] = Registry("executor")
+        self.trackers: Registry[TrackerSpec] = Registry("tracker")
         self.reports: list[PluginReport] = []
+        self._observers: set[str] = set()
 
     def failures(self) -> tuple[PluginReport, ...]:
         """The plugins that could not be loaded, or not with all that they register."""
@@ -88,58 +99,95 @@ class Host:
                 version=version,
                 outcome=outcome,
                 seconds=time.perf_counter() - started,
-                hooks=tuple(hook for hook in _hook_names() if hasattr(plugin, hook)),
+                hooks=_hooks_of(plugin),
                 reason=reason,
                 details=details,
             )
             self.reports.append(entry)
             return entry
 
+        taken = self.manager.has_plugin(name)
         try:
             problem = _misfit(plugin)
             if problem:
                 return report("failed", problem)
             self.manager.register(plugin, name=name)
         except Exception as error:  # noqa: BLE001 - a plugin's fault must not stop the host
+            if not taken and self.manager.has_plugin(name):
+                self.manager.unregister(name=name)  # pluggy keeps the hooks that it checked before the wrong one
             return report("failed", _one_line(error), traceback.format_exc())
         problems: list[str] = []
         details = ""
         for hook, registry in self._registries():
-            implementation = getattr(plugin, hook, None)
-            if implementation is None:
-                continue
-            try:
-                _call(implementation, register=_register_into(registry, distribution, problems))
-            except Exception as error:  # noqa: BLE001 - a plugin's fault must not stop the host
-                problems.append(f"{hook}: {_one_line(error)}")
-                details += traceback.format_exc()
+            for implementation in self._implementations(hook):
+                if implementation.plugin_name != name:
+                    continue
+                try:
+                    _call(implementation, register=_register_into(registry, distribution, problems))
+                except Exception as error:  # noqa: BLE001 - a plugin's fault must not stop the host
+                    problems.append(f"{hook}: {_one_line(error)}")
+                    details += traceback.format_exc()
+        if set(hookspecs.LIFE_HOOKS) & set(_hooks_of(plugin)):
+            self._add_tracker(plugin, name, distribution, problems)
         if problems:
             return report("partial", "; ".join(problems), details)
         return report("loaded")
 
-    def emit(self, hook: str, event: object) -> list[str]:
-        """Call a life-cycle hook in every plugin, each on its own; returns the problems met, one line each."""
+    def _add_tracker(self, plugin: object, name: str, distribution: str, problems: list[str]) -> None:
+        """Give a plugin that hears of sweeps the name under which it can be chosen."""
+        tracker = str(getattr(plugin, TRACKER_ATTRIBUTE, name)).lower()
+        if not tracker:
+            self._observers.add(name)
+            return
+        if tracker == NO_TRACKER:
+            problems.append(f"tracker name `{tracker}` of plugin `{name}` stands for no tracker")
+            return
+        about = (inspect.getdoc(plugin) or "").partition("\n")[0].rstrip(".")
+        _register_into(self.trackers, distribution, problems)(TrackerSpec(tracker, name, about))
+
+    def emit(self, hook: str, event: object, trackers: Collection[str] | None = None) -> list[str]:
+        """Call a life-cycle hook in every plugin, each on its own; returns the problems met, one line each.
+
+        Args:
+            hook: Name of the hook.
+            event: What happened.
+            trackers: Names of the trackers that hear of it; all of them if not given. Plugins that are no trackers hear
+                of it, too, and `write_report` is called in every plugin.
+
+        Raises:
+            UnknownNameError: A tracker is not installed.
+        """
         problems = []
-        for name, plugin in self.manager.list_name_plugin():
-            implementation = getattr(plugin, hook, None)
-            if implementation is None:
+        names = self.trackers.names() if trackers is None else trackers
+        chosen = self._observers | {self.trackers.get(name).target for name in names}
+        for implementation in self._implementations(hook):
+            if hook in hookspecs.LIFE_HOOKS and implementation.plugin_name not in chosen:
                 continue
             try:
                 _call(implementation, event=event)
             except Exception as error:  # noqa: BLE001 - a tracker must never kill a sweep
-                problems.append(f"plugin `{name}` failed in `{hook}`: {_one_line(error)}")
+                problems.append(f"plugin `{implementation.plugin_name}` failed in `{hook}`: {_one_line(error)}")
         return problems
 
     def add_commands(self, app: typer.Typer) -> None:
         """Let every plugin add its commands; a plugin that fails is reported and skipped."""
-        for name, plugin in self.manager.list_name_plugin():
-            implementation = getattr(plugin, "register_commands", None)
-            if implementation is None:
-                continue
+        for implementation in self._implementations("register_commands"):
             try:
                 _call(implementation, app=app)
             except Exception as error:  # noqa: BLE001 - a plugin's fault must not stop the command line
-                self._downgrade(name, f"register_commands: {_one_line(error)}", traceback.format_exc())
+                reason = f"register_commands: {_one_line(error)}"
+                self._downgrade(implementation.plugin_name, reason, traceback.format_exc())
+
+    def _implementations(self, hook: str) -> list[pluggy.HookImpl]:
+        """All implementations of a hook in the order of their calls.
+
+        That is the order of registration, ours first; `tryfirst` and `trylast` are honoured as pluggy does: of several,
+        the one that was registered last is the very first, or the very last.
+        """
+        found = getattr(self.manager.hook, hook).get_hookimpls()
+        first = [each for each in reversed(found) if each.tryfirst]
+        last = [each for each in reversed(found) if each.trylast]
+        return [*first, *(each for each in found if not (each.tryfirst or each.trylast)), *last]
 
     def _downgrade(self, name: str, reason: str, details: str) -> None:
         """Note a fault of a plugin that was loaded before, in the report that it already has."""
@@ -208,8 +256,18 @@ def load_host(
     return host
 
 
+@functools.cache
+def default_host() -> Host:
+    """The host of this process, for callers that are given none: to load it takes as long as a small forward pass.
+
+    It does not see what is installed, or set in the environment, later; `default_host.cache_clear()` forgets it, and
+    `load_host()` makes a fresh one.
+    """
+    return load_host()
+
+
 def _misfit(plugin: object) -> str:
-    """Name a misspelt hook, an unmarked one, or a wrong hook version; empty if all is well."""
+    """Name a misspelt or unmarked hook, a mark that does nothing, or a wrong hook version; empty if all is well."""
     made_for = getattr(plugin, API_ATTRIBUTE, hookspecs.API_VERSION)
     if not isinstance(made_for, int) or made_for > hookspecs.API_VERSION:
         return (
@@ -224,20 +282,52 @@ def _misfit(plugin: object) -> str:
     known = set(_hook_names())
     for name in dir(plugin):
         member = getattr(plugin, name, None)
-        marked = getattr(member, f"{hookspecs.PROJECT}_impl", None) is not None
-        if marked and name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=1)
-            suggestion = f", did you mean `{close[0]}`?" if close else ""
-            return f"unknown hook `{name}`{suggestion}"
-        if name in known and not marked and callable(member):
+        if name in known and callable(member) and _options(member) is None:
             return f"hook `{name}` is not marked with `@tokenprune.hookimpl`"
+    for hook, options in _marked(plugin):
+        if hook not in known and not options.get("optionalhook"):
+            close = difflib.get_close_matches(hook, sorted(known), n=1)
+            suggestion = f", did you mean `{close[0]}`?" if close else ""
+            return f"unknown hook `{hook}`{suggestion}"
+        for option in _WRAPPER_OPTIONS:
+            if options.get(option):
+                return (
+                    f"hook `{hook}` is marked with `{option}`, which does nothing here: "
+                    "every plugin is called on its own, so there is no call to wrap"
+                )
+        for option in _ORDER_OPTIONS:
+            if options.get(option) and hook in hookspecs.REGISTRATION_HOOKS:
+                return (
+                    f"hook `{hook}` is marked with `{option}`, which does nothing here: "
+                    "plugins register one after the other, in order of their distributions' names"
+                )
     return ""
 
 
-def _call(implementation: Callable[..., object], **available: object) -> None:
+def _marked(plugin: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The hooks that a plugin implements, as it names them, with the options of their marks."""
+    for name in dir(plugin):
+        options = _options(getattr(plugin, name, None))
+        if options is not None:
+            yield options.get("specname") or name, options
+
+
+def _options(member: object) -> Mapping[str, Any] | None:
+    """The options of `@tokenprune.hookimpl`, or `None` if the mark is missing."""
+    options = getattr(member, f"{hookspecs.PROJECT}_impl", None)
+    return options if isinstance(options, dict) else None
+
+
+def _hooks_of(plugin: object) -> tuple[str, ...]:
+    """The known hooks that a plugin implements, in the order of their specifications."""
+    implemented = {hook for hook, _ in _marked(plugin)}
+    return tuple(hook for hook in _hook_names() if hook in implemented)
+
+
+def _call(implementation: pluggy.HookImpl, **available: object) -> None:
     """Call an implementation with those of the hook's arguments that it takes."""
-    taken = inspect.signature(implementation).parameters
-    implementation(**{name: value for name, value in available.items() if name in taken})
+    taken = {*implementation.argnames, *implementation.kwargnames}
+    implementation.function(**{name: value for name, value in available.items() if name in taken})
 
 
 def _hook_names() -> tuple[str, ...]:

@@ -201,6 +201,15 @@ class ExecutorSpec:
     summary: str
 
 
+@dataclass(frozen=True, slots=True)
+class TrackerSpec:
+    """A plugin that hears of sweeps, under the name by which it is chosen; `target` is its name in the host."""
+
+    name: str
+    target: str
+    summary: str
+
+
 AnySpec = TypeVar("AnySpec", bound=Spec)
 
 

@@ -12,7 +12,7 @@ from tokenprune.composition import PARTS as AXIS_PARTS
 from tokenprune.plugins import load_host
 from tokenprune.registry import PrunerSpec
 
-PARTS = ["pruners", "tasks", "models", "families", "executors"]
+PARTS = ["pruners", "tasks", "models", "families", "executors", "trackers"]
 
 
 def test_list_shows_every_pruner_with_where_it_comes_from(run: Commands) -> None:

@@ -7,7 +7,7 @@ from importlib import metadata
 import pytest
 
 from tokenprune import hookspecs
-from tokenprune.plugins import DEFAULT_PLUGINS, Host, PluginReport, load_host
+from tokenprune.plugins import DEFAULT_PLUGINS, Host, PluginReport, default_host, load_host
 
 from .distributions import Site
 
@@ -192,3 +192,78 @@ def test_a_missing_part_of_our_own_is_a_failure_and_not_a_crash() -> None:
     host = load_host((), defaults=("tokenprune.not_a_module",))
     (report,) = host.failures()
     assert "ModuleNotFoundError" in report.reason
+
+
+# --- what pluggy's marks ask for --------------------------------------------------------------------------------------
+
+MARKED = "from tokenprune import hookimpl\n\n\n@hookimpl({options})\ndef {hook}({arguments}): {body}\n"
+
+
+def marked(hook: str, options: str, body: str = "pass") -> str:
+    arguments = "register" if hook.startswith("register_") else "event"
+    return MARKED.format(hook=hook, options=options, arguments=arguments, body=body)
+
+
+@pytest.mark.parametrize("option", ["wrapper", "hookwrapper"])
+@pytest.mark.parametrize("hook", ["on_cell_end", "register_pruners", "write_report"])
+def test_a_wrapper_is_refused_because_there_is_nothing_to_wrap(site: Site, hook: str, option: str) -> None:
+    site.install("tokenprune-a", marked(hook, f"{option}=True", "yield"))
+    report = report_of(loaded(site), "a")
+    assert report.outcome == "failed"
+    assert f"hook `{hook}` is marked with `{option}`, which does nothing here" in report.reason
+
+
+@pytest.mark.parametrize("option", ["tryfirst", "trylast"])
+def test_an_order_is_refused_when_plugins_register_one_after_the_other(site: Site, option: str) -> None:
+    site.install("tokenprune-a", marked("register_pruners", f"{option}=True"))
+    assert f"marked with `{option}`, which does nothing here" in report_of(loaded(site), "a").reason
+
+
+def test_the_order_of_calls_is_that_of_registration_but_for_tryfirst_and_trylast(site: Site) -> None:
+    options = {"a": "trylast=True", "b": "", "c": "tryfirst=True", "d": "", "e": "tryfirst=True", "f": "trylast=True"}
+    for name, option in options.items():
+        site.install(f"tokenprune-{name}", marked("on_cell_end", option, f"event.append('{name}')"))
+    heard: list[str] = []
+    assert loaded(site).emit("on_cell_end", heard) == []
+    assert heard == ["e", "c", "b", "d", "a", "f"]  # as in pluggy, the last that wants to be the first is
+
+
+def test_a_hook_of_another_version_may_be_optional(site: Site) -> None:
+    code = marked("on_full_moon", "optionalhook=True") + marked("on_cell_end", "", "event.append('heard')")
+    site.install("tokenprune-a", code)
+    host = loaded(site)
+    assert report_of(host, "a").outcome == "loaded"
+    heard: list[str] = []
+    assert host.emit("on_cell_end", heard) == []
+    assert heard == ["heard"]
+
+
+def test_an_implementation_may_have_another_name_than_its_hook(site: Site) -> None:
+    site.install("tokenprune-a", marked("ended", "specname='on_cell_end'", "event.append('heard')"))
+    host = loaded(site)
+    assert (report_of(host, "a").outcome, report_of(host, "a").hooks) == ("loaded", ("on_cell_end",))
+    heard: list[str] = []
+    host.emit("on_cell_end", heard)
+    assert heard == ["heard"]
+
+
+def test_a_wrong_hook_takes_the_right_ones_of_its_plugin_along(site: Site) -> None:
+    """A plugin is in use as a whole or not at all, whichever hook is checked first."""
+    right = HOOK + "def on_cell_end(event): event.append('heard')\n"
+    site.install("tokenprune-a", right + HOOK + "def on_sweep_end(event, colour): pass\n")
+    host = loaded(site)
+    heard: list[str] = []
+    assert host.emit("on_cell_end", heard) == []
+    assert (report_of(host, "a").outcome, heard) == ("failed", [])
+
+
+def test_the_host_of_a_process_is_loaded_once_and_can_be_forgotten(site: Site) -> None:
+    site.install_good("tokenprune-good", "late")
+    default_host.cache_clear()
+    try:
+        host = default_host()
+        assert "late" in host.pruners
+        assert default_host() is host
+        assert load_host(()) is not load_host(())
+    finally:
+        default_host.cache_clear()

@@ -34,6 +34,7 @@ class Part(StrEnum):
     MODELS = "models"
     FAMILIES = "families"
     EXECUTORS = "executors"
+    TRACKERS = "trackers"
 
 
 def list_parts(
@@ -44,7 +45,7 @@ def list_parts(
     axes: Annotated[bool, typer.Option("--axes", help="Print the pruners as points on the seven axes.")] = False,
     parts: Annotated[bool, typer.Option("--parts", help="Print the parts that a composition takes.")] = False,
 ) -> None:
-    """List pruners, tasks, models, model families or executors.
+    """List pruners, tasks, models, model families, executors or trackers.
 
     Example: tokenprune list tasks
     """
@@ -142,6 +143,7 @@ def _registry(session: Session, part: Part) -> Registry[Any]:
         Part.MODELS: session.host.models,
         Part.FAMILIES: session.host.families,
         Part.EXECUTORS: session.host.executors,
+        Part.TRACKERS: session.host.trackers,
     }
     return registries[part]
 

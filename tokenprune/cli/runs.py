@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenprune.cli.output import ProgressForm, session_of, table
-from tokenprune.cli.sweep import executor_options, finish, interruptible
+from tokenprune.cli.sweep import NO_TRACKERS, TRACKER, executor_options, finish, interruptible, tracker_change
 from tokenprune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def retry(
         list[str] | None, typer.Option(help="`NAME=VALUE` for the executor; repeatable.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes of this machine.", min=1)] = None,
+    tracker: Annotated[list[str] | None, TRACKER] = None,
+    no_tracker: Annotated[bool, NO_TRACKERS] = False,
     as_json: AsJson = False,
     progress: Annotated[ProgressForm, typer.Option(help="How progress is told, on stderr.")] = ProgressForm.AUTO,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -108,7 +110,8 @@ def retry(
 
     session = session_of(context)
     header = Ledger(directory).header()
-    config = parse_config(Source(str(directory / "sweep.json"), dict(header.config)), session.host)
+    data = {**header.config, **tracker_change(tracker, no_tracker)}
+    config = parse_config(Source(str(directory / "sweep.json"), data), session.host)
     options = executor_options(executor_option or [], workers)
     with interruptible(session), sweep_display(session.output, quiet=quiet, form=progress) as display:
         outcome = run_sweep(

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _RUNS = Path("runs")
 _RETRY = "--retry-failed"
 
+TRACKER = typer.Option("--tracker", help="Where the sweep is logged: `tokenprune list trackers`; repeatable.")
+NO_TRACKERS = typer.Option("--no-tracker", help="Log it nowhere, like `--tracker none`; the report is written.")
+
 
 def sweep(
     context: typer.Context,
@@ -39,13 +42,15 @@ def sweep(
         int | None,
         typer.Option(help="Worker processes of this machine, in place of one per device.", min=1),
     ] = None,
+    tracker: Annotated[list[str] | None, TRACKER] = None,
+    no_tracker: Annotated[bool, NO_TRACKERS] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option(_RETRY, help="Run failed cells again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     progress: Annotated[ProgressForm, typer.Option(help="How progress is told, on stderr.")] = ProgressForm.AUTO,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Compare pruners: one cell per model, task, pruner, budget and seed, each one tracked in MLflow.
+    """Compare pruners: one cell per model, task, pruner, budget and seed, each one tracked in MLflow by default.
 
     The same command again continues where it stopped. Exit codes: 3 where cells failed, 130 after Ctrl-C.
 
@@ -58,6 +63,7 @@ def sweep(
     session = session_of(context)
     chosen = default_config(session.host) if config is None else load_config(config, session.host)
     changes = _changes(chosen, pruners=pruners, budgets=budgets, limit=limit, device=device)
+    changes |= tracker_change(tracker, no_tracker)
     if changes:
         chosen = with_changes(chosen, changes, session.host)
     directory = out or (Path(chosen.out) if chosen.out else _RUNS / (config.stem if config else "default"))
@@ -129,6 +135,17 @@ def executor_options(words: Sequence[str], workers: int | None = None) -> dict[s
     return options
 
 
+def tracker_change(names: Sequence[str] | None, none: bool) -> dict[str, Any]:
+    """What `--tracker` and `--no-tracker` say, as a key of a sweep file; empty where they say nothing.
+
+    Raises:
+        ConfigError: Both were given.
+    """
+    if names and none:
+        raise ConfigError("--tracker and --no-tracker exclude each other", hint="leave one of them out")
+    return {"trackers": list(names or ())} if names or none else {}
+
+
 def _changes(config: SweepConfig, *, pruners: str, budgets: str, limit: int | None, device: str) -> dict[str, Any]:
     """What the options say, as top-level keys of a sweep file."""
     changes: dict[str, Any] = {}
@@ -180,6 +197,8 @@ def _show_plan(session: Session, config: SweepConfig, directory: Path, as_json: 
 
 
 def _show_outcome(session: Session, outcome: SweepOutcome, as_json: bool) -> None:
+    from tokenprune.report.page import FOLDER, PAGE
+
     output = session.output
     if as_json:
         output.json({"sweep": outcome.to_json(), **leaderboard_json(outcome.directory)})
@@ -188,7 +207,9 @@ def _show_outcome(session: Session, outcome: SweepOutcome, as_json: bool) -> Non
             show_leaderboard(output, outcome.directory)
     counts = f"{outcome.done} done, {outcome.failed} failed, {outcome.refused} refused, {outcome.pending} pending"
     output.say(f"{counts}, {outcome.seconds:.0f} s, in {outcome.directory}")
-    for line in dashboard_lines(outcome.tracking, outcome.directory):
+    lines = dashboard_lines(outcome.tracking, outcome.directory)
+    page = outcome.directory / FOLDER / PAGE
+    for line in lines or ([f"report: {page}"] if page.is_file() else []):
         output.say(line)
     place = shlex.quote(str(outcome.directory))
     if outcome.interrupted:

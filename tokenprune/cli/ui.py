@@ -35,6 +35,11 @@ def ui(
 
     output = session_of(context).output
     dashboard = find_dashboard(directory)
+    if dashboard.behind:
+        output.warning(
+            "the sweep went on without MLflow, so cells that it ran then are missing on this page",
+            f"`tokenprune runs replay {shlex.quote(str(dashboard.directory))}` adds them",
+        )
     if dashboard.server:
         _show(output, dashboard.links, dashboard.server, browser=browser, as_json=as_json)
         return

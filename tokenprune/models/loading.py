@@ -16,7 +16,7 @@ from tokenprune.errors import ConfigError, IncompatibleError, PrerequisiteError,
 from tokenprune.models.discovery import discover
 from tokenprune.models.family import Family, Parts, resolve
 from tokenprune.models.joint import JointSpace
-from tokenprune.plugins import Host, load_host
+from tokenprune.plugins import Host, default_host
 from tokenprune.pruner import ModelFacts
 from tokenprune.registry import FamilySpec, load_target
 
@@ -58,7 +58,7 @@ def load_model(
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    host = host or load_host()
+    host = host or default_host()
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype `{dtype}`", hint="use " + ", ".join(f"`{name}`" for name in _DTYPES))
     path = model_path(name_or_path, host)
@@ -128,7 +128,7 @@ def parts_of(model: nn.Module, host: Host | None = None) -> Parts:
         IncompatibleError: No registered family names the model's type, and its parts cannot be found without one; or
             models of its family cannot be pruned.
     """
-    host = host or load_host()
+    host = host or default_host()
     spec = family_of(model, host)
     if spec is not None:
         family: Family = load_target(spec.target)

@@ -10,6 +10,9 @@ from tokenprune.hookspecs import hookimpl
 if TYPE_CHECKING:
     from tokenprune.sweep.events import SweepEnded, SweepStarted
 
+TOKENPRUNE_TRACKER = ""
+"""It is no tracker: the report is written whichever trackers were chosen."""
+
 _HEAVY = ("scipy.stats", "matplotlib.figure", "plotly.graph_objects")
 """What the report is made with; a second or two to import."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from tokenprune.budget import Account, Budget
 from tokenprune.errors import BudgetError, ConfigError, TokenPruneError, UnknownNameError
-from tokenprune.plugins import Host
+from tokenprune.plugins import NO_TRACKER, Host
 from tokenprune.registry import load_target
 from tokenprune.sweep.calibrated import with_calibrated
 from tokenprune.sweep.entries import expand_entries
@@ -63,22 +63,10 @@ class ExecutorEntry(_Section):
 
 
 class BudgetEntry(_Section):
-    """One budget: a ratio (`0.25`, `25%`) or a number of tokens (`64`), as `Budget.parse` reads it."""
+    """One budget: a ratio (`0.25`, `25%`) or a number of tokens (`64`)."""
 
     ratio: float | None = None
     tokens: int | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _written(cls, value: Any) -> Any:
-        """What people write in the long form; whole figures in the long form are checked alike."""
-        if isinstance(value, Mapping):
-            if not set(value) <= set(cls.model_fields):
-                return value  # an unknown key: the check of the keys tells it
-            made = _budget(lambda: Budget(**value))
-        else:
-            made = _budget(lambda: Budget.parse(value))
-        return {"ratio": made.ratio, "tokens": made.tokens}
 
     def budget(self, account: Account) -> Budget:
         """The budget object under the sweep's account."""
@@ -143,6 +131,8 @@ class SweepConfig(_Section):
     efficiency: EfficiencyConfig = EfficiencyConfig()
     overlays: int = Field(default=2, ge=0)
     share: int = Field(default=12, ge=1)
+    trackers: tuple[str, ...] | None = None
+    """Names of the trackers that hear of the sweep; `None` is all that are installed, and no name is none of them."""
     out: str | None = None
 
     @field_validator("models", "seeds", "device", mode="before")
@@ -161,10 +151,23 @@ class SweepConfig(_Section):
     def _executor(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return None if value else []
+        names = [value] if isinstance(value, str) else value
+        if not _is_list(names) or NO_TRACKER not in names:
+            return list(dict.fromkeys(names)) if _is_list(names) and all(isinstance(it, str) for it in names) else names
+        if len(names) > 1:
+            raise PydanticCustomError("trackers", "`none` means no tracker, so it stands alone")
+        return []
+
     @field_validator("budgets", mode="before")
     @classmethod
     def _budgets(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str | int | float) else value
+        items = [value] if isinstance(value, str | int | float) else value
+        return [_budget_arm(item) for item in items] if _is_list(items) else items
 
     @model_validator(mode="before")
     @classmethod
@@ -223,7 +226,7 @@ def parse_config(source: Source, host: Host | None = None) -> SweepConfig:
     try:
         config = SweepConfig.model_validate(data)
     except ValidationError as error:
-        problems = [_explain(detail) for detail in _own(error.errors(include_url=False))]
+        problems = [_explain(detail) for detail in error.errors(include_url=False)]
     if config is not None:
         problems = list(_duplicates(config))
         if host is not None:
@@ -271,23 +274,23 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
-def _budget(make: Callable[[], Budget]) -> Budget:
-    """A budget, its error in pydantic's words."""
-    try:
-        return make()
-    except BudgetError as error:
-        raise PydanticCustomError(
-            "budget", "{problem}; {hint}", {"problem": error.message, "hint": error.hint}
-        ) from None
-
-
-def _own(details: Sequence[Any]) -> Iterator[Any]:
-    """Pydantic's errors without "too short" of a list: entries that are wrong do not count for pydantic."""
-    places = [tuple(detail["loc"]) for detail in details]
-    for detail, place in zip(details, places, strict=True):
-        inside = any(other[: len(place)] == place != other for other in places)
-        if not (detail["type"] == "too_short" and inside):
-            yield detail
+def _budget_arm(value: Any) -> Any:
+    """`0.25`, `"25%"` or `64` in the long form; ints are tokens, floats are ratios."""
+    if isinstance(value, bool):
+        return {"tokens": value}
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return {"ratio": float(value.strip()[:-1]) / 100.0}
+        except ValueError:
+            return {"ratio": value}
+    if isinstance(value, str):
+        try:
+            return {"tokens": int(value)} if value.strip().isdigit() else {"ratio": float(value)}
+        except ValueError:
+            return {"ratio": value}
+    if isinstance(value, int):
+        return {"tokens": value}
+    return {"ratio": value} if isinstance(value, float) else value
 
 
 def _explain(detail: Any) -> tuple[Location, str]:
@@ -301,9 +304,9 @@ def _explain(detail: Any) -> tuple[Location, str]:
         return location, f"unknown key{tail} (allowed: {', '.join(known)})"
     if kind == "missing":
         return location, "this key is missing"
-    if kind == "budget":
-        return location, detail["msg"]
     got = "" if isinstance(detail.get("input"), dict | list) else f", got {detail.get('input')!r}"
+    if location and location[0] == "budgets" and location[-1] in ("ratio", "tokens"):
+        return location[:2], f"not a budget{got} (allowed: a ratio like 0.25 or 25%, or whole tokens like 64)"
     message = detail["msg"][:1].lower() + detail["msg"][1:]
     return location, f"{message}{got}"
 
@@ -327,7 +330,7 @@ def _key(location: Location) -> str:
 
 
 def _duplicates(config: SweepConfig) -> Iterator[tuple[Location, str]]:
-    """Entries that would give the same row twice."""
+    """Entries that would give the same row twice, and budgets out of range."""
     titles: dict[str, int] = {}
     for index, entry in enumerate(config.pruners):
         if entry.title in titles:
@@ -335,6 +338,10 @@ def _duplicates(config: SweepConfig) -> Iterator[tuple[Location, str]]:
         titles.setdefault(entry.title, index)
     seen: dict[BudgetEntry, int] = {}
     for index, entry_budget in enumerate(config.budgets):
+        try:
+            entry_budget.budget(config.account)
+        except BudgetError as error:
+            yield ("budgets", index), error.message
         if entry_budget in seen:
             yield ("budgets", index), f"the same budget as budgets.{seen[entry_budget]}"
         seen.setdefault(entry_budget, index)
@@ -374,6 +381,8 @@ def _unknown_names(config: SweepConfig, host: Host) -> list[tuple[Location, str]
                 (("pruners", index), f"`{entry.title}` is `{other}` with other words; leave one of them out")
             )
         same.setdefault(point, index)
+    for index, name in enumerate(config.trackers or ()):
+        attempt(("trackers", index), host.trackers.get, name)
     executor = attempt(("executor",), host.executors.get, config.executor.name)
     if executor is not None and config.executor.options:
         make = attempt(("executor",), load_target, executor.target)

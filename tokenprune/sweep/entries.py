@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokenprune.composition import AXES
-from tokenprune.plugins import Host, load_host
+from tokenprune.plugins import Host, default_host
 from tokenprune.sweep.source import Location
 
 COMPOSED = "composed"
@@ -66,7 +66,7 @@ def expand_entries(value: Any, host: Host | None) -> Entries:
     items = [value] if isinstance(value, str | Mapping) else value
     if not isinstance(items, list | tuple) or all(isinstance(item, str) for item in items):
         return Entries(value)
-    reader = _Reader(host or load_host())
+    reader = _Reader(host or default_host())
     for index, item in enumerate(items):
         reader.read(index, item)
     return Entries(reader.entries, tuple(reader.origins), tuple(reader.problems))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from queue import SimpleQueue
 
 from tokenprune.plugins import Host
@@ -20,17 +20,19 @@ _HOOKS: Mapping[type, str] = {
 
 
 class Listeners:
-    """Calls the life-cycle hooks of all plugins.
+    """Calls the life-cycle hooks of the trackers.
 
     A tracker that is slow, or whose server is away, holds up no cell: workers start while it opens its store. Only the
     last event is waited for, so that a store is complete before the sweep returns; and a moment before a measurement.
 
     Args:
         host: Plugins.
+        trackers: Names of those that hear of the sweep.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, trackers: Sequence[str]) -> None:
         self._host = host
+        self.trackers = trackers
         self._events: SimpleQueue[tuple[Tracked | None, threading.Event]] = SimpleQueue()
         self._problems: list[str] = []
         self.seconds = 0.0
@@ -46,7 +48,7 @@ class Listeners:
         return tuple(dict.fromkeys(self._problems))
 
     def tell(self, event: Tracked) -> None:
-        """Call the event's hook in every plugin; returns at once, but for the last event of a sweep."""
+        """Call the event's hook in every tracker; returns at once, but for the last event of a sweep."""
         self._put(event, None if isinstance(event, SweepEnded) else 0.0)
 
     def settle(self, seconds: float) -> None:
@@ -73,7 +75,7 @@ class Listeners:
                 continue
             began = time.perf_counter()
             try:
-                self._problems += self._host.emit(_HOOKS[type(event)], event)
+                self._problems += self._host.emit(_HOOKS[type(event)], event, self.trackers)
             finally:
                 self.seconds += time.perf_counter() - began
                 told.set()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from tokenprune.errors import PrerequisiteError
-from tokenprune.plugins import Host, load_host
+from tokenprune.plugins import Host, default_host
 from tokenprune.registry import load_target
 from tokenprune.sweep.changes import Survey, survey
 from tokenprune.sweep.config import SweepConfig
@@ -30,13 +30,16 @@ from tokenprune.sweep.events import (
     Tracked,
 )
 from tokenprune.sweep.executors import Answered, Began, Ended, Executor, Progress, Report, check_option
-from tokenprune.sweep.files import StorageError, read_json
+from tokenprune.sweep.files import StorageError, read_json, write_json
 from tokenprune.sweep.ledger import Header, Ledger
 from tokenprune.sweep.listeners import Listeners
 from tokenprune.sweep.plan import Cell, plan_cells
 
 TRACKING_FILE = "tracking.json"
 """Where a tracker says where its view of the sweep is; written by trackers, read back into the outcome."""
+
+BEHIND = "behind"
+"""Set in that file when cells are run while its tracker is switched off; a tracker that catches up writes it anew."""
 
 SETTLE_S = 5.0
 """Seconds that a measurement waits for trackers at most, so that they are not in it."""
@@ -139,7 +142,7 @@ def run_sweep(
         executor_options: Options of the executor, over those that the config has for it.
         retry_failed: Run cells again that failed before.
         retry_refused: Run cells again that their pruner refused before.
-        track: Call the life-cycle hooks of plugins (the trackers).
+        track: Call the life-cycle hooks of the config's trackers, and write the report.
 
     Raises:
         LeaseLostError: Another process has taken the directory over.
@@ -149,7 +152,8 @@ def run_sweep(
         PrerequisiteError: A model or data set is not on this machine, an extra is not installed, or no worker starts.
         StorageError: The directory cannot be written; what is finished is kept.
     """
-    host = host or load_host()
+    host = host or default_host()
+    trackers = _trackers(config, host) if track else ()
     name = executor or config.executor.name
     options = {**(config.executor.options if name == config.executor.name else {}), **(executor_options or {})}
     redo = {"pending"} | ({"failed"} if retry_failed else set()) | ({"refused"} if retry_refused else set())
@@ -167,7 +171,24 @@ def run_sweep(
             ledger.begin_cell(cell)
         for cell in found.measured_otherwise:
             ledger.forget_cost(cell)
-        return _Run(ledger, header, cells, found, host, display, track).go(made, todo)
+        if todo:
+            _mark_behind(ledger.directory, trackers)
+        listeners = Listeners(host, trackers) if track else None
+        return _Run(ledger, header, cells, found, display, listeners).go(made, todo)
+
+
+def _trackers(config: SweepConfig, host: Host) -> tuple[str, ...]:
+    """Names of the trackers that hear of a sweep; one that is not installed makes no directory."""
+    if config.trackers is None:
+        return host.trackers.names()
+    return tuple(host.trackers.get(name).name for name in config.trackers)
+
+
+def _mark_behind(directory: Path, trackers: Collection[str]) -> None:
+    """Note beside what a tracker wrote earlier that it does not hear of the cells that are run now."""
+    facts = read_json(directory / TRACKING_FILE)
+    if facts is not None and facts.get("tracker") not in trackers:
+        write_json(directory / TRACKING_FILE, {**facts, BEHIND: True})
 
 
 def _executor(name: str, host: Host, options: Mapping[str, Any]) -> Callable[[Ledger, SweepConfig, Host], Executor]:
@@ -187,15 +208,14 @@ class _Run:
         header: Header,
         cells: tuple[Cell, ...],
         found: Survey,
-        host: Host,
         display: Display | None,
-        track: bool,
+        listeners: Listeners | None,
     ) -> None:
         self._ledger = ledger
         self._header = header
         self._cells = {cell.id: cell for cell in cells}
         self._display = display
-        self._listeners = Listeners(host) if track else None
+        self._listeners = listeners
         self._changes = found.changes
         self._states: dict[str, str] = dict(found.states)
         self._open: set[str] = set()
@@ -354,10 +374,9 @@ class _Run:
             self._listeners.tell(event)
 
     def _tracking(self) -> dict[str, Any]:
-        path = self._ledger.directory / TRACKING_FILE
-        if self._listeners is None or not path.is_file():
-            return {}
-        return read_json(path) or {}
+        """What the tracker of this invocation wrote; what one that is switched off wrote earlier is not of it."""
+        facts = read_json(self._ledger.directory / TRACKING_FILE) or {}
+        return facts if self._listeners is not None and facts.get("tracker") in self._listeners.trackers else {}
 
 
 def _before_a_cost(cell: Cell, report: Report) -> bool:

@@ -1,4 +1,7 @@
-"""The smallest tracker: one JSON line per event in `events.jsonl`. Copy it to write your own."""
+"""One JSON line per event in `events.jsonl`.
+
+This is the smallest tracker: copy it to write your own.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
 
     from tokenprune.sweep.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
 
+TOKENPRUNE_TRACKER = "jsonl"
 EVENTS_FILE = "events.jsonl"
 
 

@@ -1,4 +1,4 @@
-"""The MLflow tracker: a view of the sweep directory that can be refilled from it at any time.
+"""A run per cell in MLflow: a view of the sweep directory that can be refilled from it at any time.
 
 It keeps nothing in memory between events: at the start and at the end of a sweep the whole directory and the whole
 store are compared; in between, each cell is logged on its own, at a cost that does not grow with the sweep. mlflow
@@ -31,6 +31,8 @@ from tokenprune.hookspecs import hookimpl
 if TYPE_CHECKING:
     from tokenprune.report.reading import Finished
     from tokenprune.sweep.events import CellEnded, CellFailed, SweepEnded, SweepStarted
+
+TOKENPRUNE_TRACKER = "mlflow"
 
 PROBE_S = 5.0
 """Seconds that a server gets for a sign of life."""

@@ -20,7 +20,7 @@ from typing import Any
 from tokenprune.errors import PrerequisiteError
 from tokenprune.sweep.files import read_json
 from tokenprune.sweep.ledger import Ledger
-from tokenprune.sweep.runner import TRACKING_FILE
+from tokenprune.sweep.runner import BEHIND, TRACKING_FILE
 from tokenprune.tracking.own_store import DATABASE, State, own_uri, state_of
 
 PORT = 5000
@@ -47,12 +47,14 @@ class Dashboard:
         uri: The MLflow store, a server's address or a database.
         links: Address of every view and page, relative to the MLflow page, by name.
         moved: Whether the directory lay elsewhere when the store was written.
+        behind: Whether cells were run later that were not logged to it.
     """
 
     directory: Path
     uri: str
     links: Mapping[str, str]
     moved: bool
+    behind: bool
 
     @property
     def server(self) -> str:
@@ -84,7 +86,8 @@ def find_dashboard(directory: str | Path) -> Dashboard:
         raise PrerequisiteError(f"the MLflow store of {ledger.directory} {_FAULTS[state]}", hint=hint)
     here = own_uri(ledger.directory)
     links = {entry["name"]: entry["address"] for entry in facts["links"]}
-    return Dashboard(ledger.directory, here if own else uri, links, moved=own and uri != here)
+    behind = bool(facts.get(BEHIND))
+    return Dashboard(ledger.directory, here if own else uri, links, moved=own and uri != here, behind=behind)
 
 
 def main_links(links: Mapping[str, str], base: str) -> list[tuple[str, str]]:

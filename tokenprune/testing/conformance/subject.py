@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenprune.budget import Account, Budget
 from tokenprune.errors import BudgetError
-from tokenprune.plugins import Host, load_host
+from tokenprune.plugins import Host, default_host
 from tokenprune.pruner import ModelFacts, Pruner, Stop
 from tokenprune.registry import PrunerSpec
 
@@ -47,7 +47,7 @@ class Subject:
     model: str = "scenes"
     budgets: tuple[Budget, ...] = FEW
     thorough: bool = False
-    host: Host = field(default_factory=load_host, compare=False)
+    host: Host = field(default_factory=default_host, compare=False)
 
     @classmethod
     def of(
@@ -66,7 +66,7 @@ class Subject:
             UnknownNameError: No pruner of that name is installed.
             ConfigError: An option is not valid.
         """
-        host = host or load_host()
+        host = host or default_host()
         chosen = budgets or (BUDGETS if thorough else FEW)
         if isinstance(pruner, Pruner):
             return cls(pruner, pruner.spec, options or {}, model, chosen, thorough, host)

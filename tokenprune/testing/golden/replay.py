@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenprune.budget import Budget
 from tokenprune.errors import IncompatibleError
-from tokenprune.plugins import Host, load_host
+from tokenprune.plugins import default_host
 from tokenprune.pruner import Decision, Kept, Pruner, Site, State, Stop
 from tokenprune.testing.recorded_view import RecordedView
 from tokenprune.testing.recording import Recording
@@ -74,19 +73,14 @@ class ReplayView(RecordedView):
         return found
 
 
-@functools.cache
-def _host() -> Host:
-    return load_host()
-
-
 def registered(name: str) -> bool:
     """Whether an installed distribution has a pruner of this name."""
-    return name in _host().pruners
+    return name in default_host().pruners
 
 
 def build(name: str, options: Mapping[str, Any] | None = None) -> Pruner:
     """A registered pruner by name, as a sweep makes it."""
-    return cast(Pruner, _host().pruners.get(name).build(options))
+    return cast(Pruner, default_host().pruners.get(name).build(options))
 
 
 def decide(
