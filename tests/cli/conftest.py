@@ -14,7 +14,7 @@ pruners: [none, random, first, exploding, refusing]
 budgets: [50%]
 executor: inline
 batch_size: 4
-efficiency: {{repeats: 1, warmup: 0, new_tokens: 2}}
+efficiency: {{repeats: 2, max_repeats: 2, warmup: 0, new_tokens: 2}}
 lens: {{samples: 1}}
 device: cpu
 """

@@ -54,7 +54,7 @@ def test_it_is_swept_and_tracked(installed: str, tmp_path: Path) -> None:
     path.write_text(
         f"models: [{model}]\ntasks: [{{name: toy, options: {{size: 4}}}}]\n"
         "pruners: [none, {name: loudest, options: {power: 2.0}}]\nbudgets: [25%]\n"
-        "efficiency: {repeats: 1, warmup: 0, new_tokens: 2}\nlens: {samples: 1}\ndevice: cpu\n"
+        "efficiency: {repeats: 2, max_repeats: 2, warmup: 0, new_tokens: 2}\nlens: {samples: 1}\ndevice: cpu\n"
     )
     ran = process("sweep", path, "--out", tmp_path / "run", "--json", PYTHONPATH=installed)
     assert ran.code == 0, ran.err

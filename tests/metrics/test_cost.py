@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -66,6 +67,9 @@ def quarter(loaded: LoadedModel, inputs: Any) -> Cost:
 
 
 def test_parts_of_a_run_lie_inside_each_other(whole: Cost, quarter: Cost) -> None:
+    assert whole.overhead_ms.median == whole.overhead_share.median == 0.0
+    assert 0 < quarter.overhead_ms.median < quarter.prefill_ms.median
+    assert 0 < quarter.overhead_share.median < 1
     for cost in (whole, quarter):
         for found in (cost, cost.floor):
             assert found is not None
@@ -74,10 +78,8 @@ def test_parts_of_a_run_lie_inside_each_other(whole: Cost, quarter: Cost) -> Non
             assert found.first_token_ms.median < found.total_ms.median
             assert found.decode_ms_per_token.median > 0
             assert {found.prefill_ms.repeats, found.total_ms.repeats} == {2}
-        assert 0 < cost.overhead_ms.median < cost.prefill_ms.median
-        assert 0 < cost.overhead_share.median < 1
         assert cost.over_floor is not None
-        assert cost.over_floor.repeats == 2
+        assert cost.over_floor.repeats == 1  # one round of two turns
 
 
 def test_what_can_be_counted_is_exact(loaded: LoadedModel, inputs: Any, whole: Cost, quarter: Cost) -> None:
@@ -100,8 +102,7 @@ def test_what_can_be_counted_is_exact(loaded: LoadedModel, inputs: Any, whole: C
 
 
 def test_a_deep_cut_has_the_floor_of_its_layer_average(loaded: LoadedModel, inputs: Any, workshop: Workshop) -> None:
-    pruner = workshop.host.pruners.get("fastv").build({"layer": 2})
-    cost = measured(loaded, inputs, pruner, 3)
+    cost = measured(loaded, inputs, workshop.host.pruners.get("fastv").build({"layer": 2}), 3)
     assert cost.floor is not None
     assert cost.floor.tokens == 10  # (16 + 16 + 3 + 3) / 4 = 9.5, rounded up
     assert cost.floor.kv_mib > measured(loaded, inputs, "grid", 3).kv_mib
@@ -121,22 +122,25 @@ def test_the_answer_says_how_it_was_measured(quarter: Cost) -> None:
     assert {"busy", "before", "during", "limit"} <= set(data["busy"])
 
 
-def test_repeats_go_on_until_the_medians_are_known(loaded: LoadedModel, inputs: Any) -> None:
-    soon = measured(loaded, inputs, repeats=3, max_repeats=8, tolerance=1e9)
-    assert (soon.precision.repeats, soon.precision.met) == (3, True)
-    never = measured(loaded, inputs, repeats=3, max_repeats=5, tolerance=1e-12)
-    assert (never.precision.repeats, never.precision.met) == (5, False)
-    assert never.precision.uncertainty is not None
-    assert never.precision.uncertainty > 1e-12
-    assert never.prefill_ms.repeats == never.overhead_ms.repeats == 5
+def test_repeats_go_on_until_the_ratios_are_known(loaded: LoadedModel, inputs: Any) -> None:
+    soon = measured(loaded, inputs, repeats=12, max_repeats=24, tolerance=1e9)
+    assert (soon.precision.repeats, soon.precision.met) == (12, True)
+    never = measured(loaded, inputs, repeats=4, max_repeats=8, tolerance=1e-12)
+    assert (never.precision.repeats, never.precision.met, never.precision.uncertainty) == (8, False, None)
+    assert never.prefill_ms.repeats == never.overhead_ms.repeats == 8
+    assert never.over_unpruned.repeats == 4
+    assert never.total_ms.repeats == never.decode_ms_per_token.repeats == 6  # the rest times the prefill alone
     assert never.floor is not None
-    assert never.floor.prefill_ms.repeats == 5
-    assert measured(loaded, inputs, repeats=1, max_repeats=None, tolerance=1e-12).precision.repeats == 2
+    assert never.floor.prefill_ms.repeats == 8
+    assert never.floor.total_ms.repeats == 6
+    short = measured(loaded, inputs, repeats=3, max_repeats=None, tolerance=1e-12, time_limit_s=1e-9)
+    assert short.precision.repeats == 4
 
 
 def test_without_a_floor(loaded: LoadedModel, inputs: Any) -> None:
     cost = measured(loaded, inputs, floor=False)
     assert (cost.floor, cost.over_floor, cost.unmeasured["floor"]) == (None, None, "switched off")
+    assert cost.floor_over_unpruned is None
 
 
 def test_several_samples_have_a_cost_but_no_floor(loaded: LoadedModel, workshop: Workshop) -> None:
@@ -162,7 +166,7 @@ def test_attention_that_torch_does_not_count_is_said(
     loaded: LoadedModel, inputs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "prefill_tflops" not in measured(loaded, inputs).unmeasured
-    monkeypatch.setattr(efficiency, "_attention", lambda turns: "flash_attention_2")
+    monkeypatch.setattr(efficiency, "_attention", lambda parts: "flash_attention_2")
     assert "prefill_tflops" not in measured(loaded, inputs).unmeasured  # a fused kernel was counted
     monkeypatch.setattr("tokenprune.metrics.runs.count", lambda run: Counted(7, ()))
     cost = measured(loaded, inputs)
@@ -221,24 +225,73 @@ def test_a_device_that_nobody_can_look_at_is_no_quiet_one(
     assert marked.busy.busy is None
 
 
-def test_the_unpruned_model_takes_turns_with_the_pruned_one(
-    loaded: LoadedModel, inputs: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a machine that gets slower and slower the ratio is that of the work."""
-    slowness = iter(2.0**step for step in range(100))
+def slowing(monkeypatch: pytest.MonkeyPatch, shares: Mapping[int, float]) -> list[tuple[int, bool]]:
+    """A machine on which every run takes a tenth longer than the first one; the visual tokens decide on the work.
 
-    def timed(subject: Subject, moments: Any, times: Times) -> None:
-        length = next(slowness)
-        for kept in (times.prefill, times.first_token, times.decode, times.total):
-            kept.append(length)
+    Args:
+        monkeypatch: Undoes it.
+        shares: Time of the first run by the number of tokens that reach the last decoder layer.
+
+    Returns:
+        Tokens of each run, and whether it was of full length.
+    """
+    ran: list[tuple[int, bool]] = []
+
+    def timed(subject: Subject, moments: Any, times: Times, *, whole: bool = True) -> None:
+        length = subject.first().past_key_values.layers[-1].keys.shape[-2]
+        took = shares[length] * (1.0 + 0.1 * len(ran))
+        ran.append((length, whole))
+        times.prefill.append(took)
+        for kept in (times.first_token, times.decode, times.total) if whole else ():
+            kept.append(took)
 
     monkeypatch.setattr(Subject, "time", timed)
-    cost = measured(loaded, inputs, repeats=3, max_repeats=3)
-    assert cost.unpruned.prefill_ms.repeats == cost.over_unpruned.repeats == 3
-    assert {cost.over_unpruned.q1, cost.over_unpruned.median, cost.over_unpruned.q3} == {0.5}
-    assert cost.over_floor is not None
-    assert cost.over_floor.median == 0.25
-    assert cost.to_json()["unpruned"]["prefill_ms"]["median"] == 16.0
+    return ran
+
+
+def test_three_take_turns_in_a_rotating_order(
+    loaded: LoadedModel, inputs: Any, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that gets slower and slower the ratio is that of the work, whoever is first."""
+    text = inputs["input_ids"].shape[1] - TOKENS
+    deep = workshop.host.pruners.get("fastv").build({"layer": 2})
+    # 16, 16, 3 and 3 tokens in its layers: the floor has 10, so the three can be told apart
+    unpruned, pruning, floor = text + TOKENS, text + 3, text + 10
+    ran = slowing(monkeypatch, {unpruned: 4.0, pruning: 3.0, floor: 2.0})
+    cost = measured(loaded, inputs, deep, 3, repeats=12, max_repeats=12)
+    names = {unpruned: "U", pruning: "P", floor: "F"}
+    order = "".join(names[length] for length, _ in ran)
+    assert order == 2 * ("UPFFPU" + "PFUUFP" + "FUPPUF")
+    assert [whole for _, whole in ran] == [True] * 18 + [False] * 18
+    for ratio, expected in ((cost.over_unpruned, 0.75), (cost.over_floor, 1.5), (cost.floor_over_unpruned, 0.5)):
+        assert ratio is not None
+        assert ratio.repeats == 6
+        assert [ratio.low, ratio.median, ratio.high] == pytest.approx([expected] * 3, rel=1e-12)
+    assert cost.precision.met
+    assert cost.unpruned.prefill_ms.repeats == 12
+
+
+def test_the_unpruned_model_against_itself_is_one(
+    loaded: LoadedModel, inputs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`none` and its floor are the stock model, timed as such: no hook of the engine is in any of the three."""
+    hooks = []
+
+    def timed(subject: Subject, moments: Any, times: Times, *, whole: bool = True) -> None:
+        hooks.append([len(module._forward_pre_hooks) + len(module._forward_hooks) for module in loaded.model.modules()])
+        slowed(subject, moments, times, whole=whole)
+
+    slowing(monkeypatch, {inputs["input_ids"].shape[1]: 5.0})
+    slowed = Subject.time
+    monkeypatch.setattr(Subject, "time", timed)
+    cost = measured(loaded, inputs, None, TOKENS, repeats=12, max_repeats=12)
+    for ratio in (cost.over_unpruned, cost.over_floor, cost.floor_over_unpruned):
+        assert ratio is not None
+        assert [ratio.low, ratio.median, ratio.high] == pytest.approx([1.0] * 3, rel=1e-12)
+    assert len(hooks) == 36
+    assert all(each == hooks[0] for each in hooks)
+    assert cost.floor is not None
+    assert cost.floor.tokens == TOKENS
 
 
 def test_choosing_is_timed_with_the_clock_of_the_device(loaded: LoadedModel, inputs: Any) -> None:
@@ -267,11 +320,11 @@ def test_parts_are_told_apart_by_their_moments() -> None:
         """Encodes for 5 ms, prefills to 30 ms, gives the first token at 34 ms and one every 10 ms."""
 
         def generate(self, **arguments: Any) -> None:
-            assert arguments["max_new_tokens"] == arguments["min_new_tokens"] == 3
+            assert arguments["max_new_tokens"] == arguments["min_new_tokens"]
             assert arguments["do_sample"] is False
             assert not gc.isenabled()
             moments.encoder += [(0.001, 0.004), (0.004, 0.006)]
-            moments.forward += [(0.007, 0.030), (0.034, 0.043), (0.044, 0.053)]
+            moments.forward += [(0.007, 0.030), (0.034, 0.043), (0.044, 0.053)][: arguments["max_new_tokens"]]
 
     class Clock(HostClock):
         def __init__(self) -> None:
@@ -284,6 +337,9 @@ def test_parts_are_told_apart_by_their_moments() -> None:
     moments: Moments[float] = Moments([(9.0, 9.0)], [(9.0, 9.0)])  # of a run before
     times = Times()
     Subject(Model(), {}, 2, Clock()).time(moments, times)
+    Subject(Model(), {}, 2, Clock()).time(moments, short := Times(), whole=False)
+    assert (short.encoder, short.prefill) == (times.encoder, times.prefill)
+    assert short.first_token == short.decode == short.total == []
     assert gc.isenabled()
     assert times.encoder == [pytest.approx(5.0)]
     assert (times.prefill, times.first_token) == ([pytest.approx(30.0)], [pytest.approx(34.0)])

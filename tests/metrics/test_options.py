@@ -17,11 +17,12 @@ from tokenprune.sweep import Ledger, SweepOutcome, plan_cells
 from tokenprune.sweep.config import EfficiencyConfig
 
 LATER = [
-    {"max_repeats": 9},
+    {"max_repeats": 19},
     {"tolerance": 0.01},
     {"threads": 2},
     {"busy": "refuse"},
     {"floor": False},
+    {"time_limit_s": 9.0},
 ]
 
 
@@ -31,8 +32,8 @@ def cell_of(workshop: Workshop, **efficiency: Any) -> Any:
 
 def test_a_file_that_does_not_set_the_later_options_keeps_its_costs(workshop: Workshop) -> None:
     """The settings of a cell are what they were when there were three options."""
-    assert cell_of(workshop).efficiency == {"warmup": 1, "repeats": 5, "new_tokens": 8}
-    assert cell_of(workshop, repeats=3, tolerance=0.05, busy="mark", floor=True).efficiency == {
+    assert cell_of(workshop).efficiency == {"warmup": 1, "repeats": 12, "new_tokens": 8}
+    assert cell_of(workshop, repeats=3, tolerance=0.05, busy="mark", floor=True, time_limit_s=4).efficiency == {
         "warmup": 1,
         "repeats": 3,
         "new_tokens": 8,
@@ -42,7 +43,7 @@ def test_a_file_that_does_not_set_the_later_options_keeps_its_costs(workshop: Wo
 @pytest.mark.parametrize("option", LATER)
 def test_one_that_is_set_is_another_measurement_of_the_same_cell(workshop: Workshop, option: dict[str, Any]) -> None:
     cell = cell_of(workshop, **option)
-    assert cell.efficiency == {"warmup": 1, "repeats": 5, "new_tokens": 8, **option}
+    assert cell.efficiency == {"warmup": 1, "repeats": 12, "new_tokens": 8, **option}
     assert cell.id == cell_of(workshop).id
 
 
@@ -52,6 +53,7 @@ def test_one_that_is_set_is_another_measurement_of_the_same_cell(workshop: Works
         ({"busy": "wait"}, "efficiency.busy: input should be 'mark' or 'refuse', got 'wait'"),
         ({"tolerance": 0}, "efficiency.tolerance: input should be greater than 0, got 0"),
         ({"tolerance": float("inf")}, "efficiency.tolerance: input should be a finite number, got inf"),
+        ({"time_limit_s": 0}, "efficiency.time_limit_s: input should be greater than 0, got 0"),
         ({"threads": 0}, "efficiency.threads: input should be greater than or equal to 1, got 0"),
         ({"repeats": 5, "max_repeats": 4}, "efficiency.max_repeats: fewer than the 5 that `repeats` asks for, got 4"),
         ({"flor": False}, "efficiency.flor: unknown key, did you mean `floor`?"),
@@ -105,6 +107,6 @@ def test_the_measurement_of_a_cell_is_what_its_settings_say(sweep: Callable[...,
     ledger = Ledger(outcome.directory)
     for cell in ledger.plan():
         cost = (ledger.result(cell.id) or {})["cost"]
-        assert (cost["prefill_ms"]["repeats"], cost["new_tokens"], cost["threads"]) == (1, 1, 1)
+        assert (cost["prefill_ms"]["repeats"], cost["new_tokens"], cost["threads"]) == (2, 1, 1)  # in pairs
         assert (cost["floor"], cost["over_floor"]) == (None, None)
         assert cost["precision"]["met"] is False

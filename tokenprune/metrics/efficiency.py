@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenprune.engine import Session
 from tokenprune.engine.shorter import shorter_prompt
-from tokenprune.engine.stages import Moments, moments_of
+from tokenprune.engine.stages import moments_of
 from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.errors import PrerequisiteError, TokenPruneError
 from tokenprune.metrics.busy import Busy, OnBusy, Watch
@@ -22,6 +22,7 @@ from tokenprune.metrics.nvml import Gpu, gpu_of
 from tokenprune.metrics.runs import Durations, Figures, Subject, Times
 from tokenprune.metrics.spread import Precision, Spread
 from tokenprune.metrics.timing import clock_of, pinned_threads
+from tokenprune.metrics.turns import take_turns
 from tokenprune.models.family import Parts
 from tokenprune.record import PruneRecord
 
@@ -31,8 +32,13 @@ TOLERANCE = 0.05
 _COUNTED = ("sdpa", "eager")
 """Attention implementations of which torch counts everything, fused or not."""
 
-MORE_REPEATS = 2
-"""Where nothing else is asked for, so many times the least number of repeats are the most."""
+MORE_REPEATS = 4
+"""If nothing else is asked for, so many times the least number of repeats are the most."""
+
+TIME_LIMIT_S = 4.0
+
+WHOLE = 6
+"""Turns in which runs have their full length: enough for an interval of what is not the prefill."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +66,10 @@ class Cost(Figures):
     Args:
         overhead_ms: Part of the prefill that went into the pruner's views and decisions.
         overhead_share: The same as a share of the prefill, run by run.
-        over_unpruned: Prefill divided by the unpruned model's, run by run: below 1 it is faster.
-        over_floor: Prefill divided by the floor's prefill, run by run: all take turns, so drift meets all.
+        over_unpruned: Prefill divided by the unpruned model's, round by round (two turns in opposite orders, so that
+            drift cancels): below 1 it is faster, if the interval says so.
+        over_floor: The same, divided by the floor's prefill.
+        floor_over_unpruned: The floor's prefill divided by the unpruned model's, in the same way.
         unpruned: The stock model on the same prompt.
         floor: The unpruned model on a prompt of the kept length; `None` where it cannot be had.
         new_tokens: Tokens after the first in a run.
@@ -69,7 +77,7 @@ class Cost(Figures):
         threads: CPU threads of torch, held fixed.
         attention: Attention implementation of the decoder, as transformers names it.
         clock: What the times were taken with.
-        precision: How many repeats, and how well the medians are known.
+        precision: How many turns, and how well the ratios are known.
         busy: Other work on the device.
         unmeasured: By figure, why it is not known, or not all of it.
     """
@@ -78,6 +86,7 @@ class Cost(Figures):
     overhead_share: Spread
     over_unpruned: Spread
     over_floor: Spread | None
+    floor_over_unpruned: Spread | None
     unpruned: Durations
     floor: Floor | None
     new_tokens: int
@@ -115,21 +124,35 @@ class Refusal:
 
 
 @dataclass
-class _Turns:
-    """What the repeats gave so far."""
+class _Measured:
+    """What is compared, and what the turns gave so far.
 
+    Args:
+        parts: The model.
+        record: What the pruner did to the sample.
+        prunes: Whether the pruner can cut anywhere. One that cannot (`none`) is the stock model, and is timed as such,
+            without the hooks of the engine: against the unpruned model and its floor it is the very same computation.
+        unmeasured: By figure, why it is not known.
+    """
+
+    parts: Parts
+    record: PruneRecord
+    prunes: bool
+    unmeasured: dict[str, str]
     unpruned: Times = field(default_factory=Times)
     pruned: Times = field(default_factory=Times)
     floor: Times = field(default_factory=Times)
     overhead: list[float] = field(default_factory=list)
-    unmeasured: dict[str, str] = field(default_factory=dict)
-    parts: Parts | None = None
-    record: PruneRecord | None = None
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """What takes turns."""
+        return ("unpruned", "pruned") if "floor" in self.unmeasured else ("unpruned", "pruned", "floor")
 
     def precision(self, tolerance: float) -> Precision:
-        """How well the medians of prefill and whole run are known, and of the prefills beside it."""
-        watched = [self.pruned.prefill, self.pruned.total, self.unpruned.prefill, self.floor.prefill]
-        return Precision.of([values for values in watched if values], tolerance)
+        """How well the ratios of the prefill are known."""
+        others = [self.unpruned] if "floor" in self.unmeasured else [self.unpruned, self.floor]
+        return Precision.of([self.pruned.over(other) for other in others], len(self.pruned.prefill), tolerance)
 
 
 def measure_cost(
@@ -145,24 +168,28 @@ def measure_cost(
     threads: int | None = None,
     busy: OnBusy = "mark",
     floor: bool = True,
+    time_limit_s: float = TIME_LIMIT_S,
 ) -> Cost | Refusal:
     """Measure one prepared sample; nothing else of this process should run meanwhile.
 
-    Unpruned run, pruned run and floor take turns, each after an untimed run to its first token, until the medians are
-    known well enough: at least `repeats` turns, at most `max_repeats`.
+    The unpruned run, the pruned run and the floor take turns in an order that rotates (see
+    `tokenprune.metrics.turns.order_of`), each after an untimed run to its first token. The turns go on until the ratios
+    of the prefill are known well enough, or until the time or the repeats run out. From `WHOLE` turns on only the
+    prefill is timed.
 
     Args:
         model: A stock model with `generate`.
         inputs: Tensors of the processor for one sample, on the model's device.
         session: Makes the pruning context; entered once for each repeat, outside the timed region.
         warmup: Untimed runs of full length before.
-        repeats: Timed runs, at least.
+        repeats: Timed runs of each, at least; they are made in pairs, so an odd number is made even.
         new_tokens: Tokens after the first in each run.
-        max_repeats: Timed runs, at most; `None` for twice the least number.
-        tolerance: Relative uncertainty of a median (half-width of its notch) that is good enough.
+        max_repeats: Timed runs of each, at most; `None` for four times the least number.
+        tolerance: Relative uncertainty of a ratio (half the width of its 95 % interval) that is good enough.
         threads: CPU threads of torch; `None` leaves what it has.
         busy: What to do where the device has other work: `mark` the cost, or `refuse` to measure.
         floor: Whether to measure the floor, too.
+        time_limit_s: Seconds after which no more than the least number of runs is made.
     """
     device = next(model.parameters()).device
     gpu, silence = gpu_of(device)
@@ -173,108 +200,126 @@ def measure_cost(
         seen = watch.before()
         if busy == "refuse" and seen.busy is not False:
             return Refusal(seen)
-        turns = _Turns(unmeasured={} if floor else {"floor": "switched off"})
-        for turn in range(most):
-            _take_turns(subject, session, turns, warmup if turn == 0 else 0)
-            if turn + 1 >= repeats and turns.precision(tolerance).met:
-                break
-        with session():
-            figures = _figures(subject, turns.pruned, gpu, _attention(turns), turns.unmeasured)
+        found = _prepared(subject, session, warmup, floor=floor)
+        take_turns(
+            found.arms,
+            lambda arm, turn: _run(subject, session, found, arm, whole=turn < WHOLE),
+            lambda: found.precision(tolerance).met,
+            least=repeats,
+            most=most,
+            limit_s=time_limit_s,
+        )
+        with session() if found.prunes else contextlib.nullcontext():
+            figures = _figures(subject, found.pruned, gpu, found)
         lowest = None
-        if turns.floor.prefill:
-            with _at_floor(turns, subject) as tokens:
-                lowest = Floor(**_figures(subject, turns.floor, gpu, _attention(turns), {}), tokens=tokens)
+        if found.floor.prefill:
+            with _at_floor(found, subject) as tokens:
+                lowest = Floor(**_figures(subject, found.floor, gpu, found), tokens=tokens)
         seen = watch.after()
     if busy == "refuse" and seen.busy is not False:
         return Refusal(seen)
     if gpu is None:
-        turns.unmeasured["energy_j"] = silence
-    if not turns.pruned.encoder:
-        turns.unmeasured["encoder_ms"] = "the model has no `get_image_features` that could be watched"
-    shares = [part / whole for part, whole in zip(turns.overhead, turns.pruned.prefill, strict=True)]
+        found.unmeasured["energy_j"] = silence
+    if not found.pruned.encoder:
+        found.unmeasured["encoder_ms"] = "the model has no `get_image_features` that could be watched"
+    shares = [part / whole for part, whole in zip(found.overhead, found.pruned.prefill, strict=True)]
     return Cost(
         **figures,
-        overhead_ms=Spread.of(turns.overhead),
+        overhead_ms=Spread.of(found.overhead),
         overhead_share=Spread.of(shares),
-        over_unpruned=Spread.of(turns.pruned.over(turns.unpruned)),
-        over_floor=Spread.of(turns.pruned.over(turns.floor)) if turns.floor.prefill else None,
-        unpruned=Durations.of(turns.unpruned),
+        over_unpruned=found.pruned.over(found.unpruned),
+        over_floor=found.pruned.over(found.floor) if lowest else None,
+        floor_over_unpruned=found.floor.over(found.unpruned) if lowest else None,
+        unpruned=Durations.of(found.unpruned),
         floor=lowest,
         new_tokens=new_tokens,
         device=_device_name(device),
         threads=held,
-        attention=_attention(turns),
+        attention=_attention(found.parts),
         clock=subject.clock.name,
-        precision=turns.precision(tolerance),
+        precision=found.precision(tolerance),
         busy=seen,
-        unmeasured=turns.unmeasured,
+        unmeasured=found.unmeasured,
     )
 
 
-def _take_turns(
-    subject: Subject, session: Callable[[], AbstractContextManager[Session]], turns: _Turns, warmup: int
-) -> None:
-    """One timed run of the unpruned model, one under the pruner, and one of the floor."""
-    clock = subject.clock
-    with session() as running, moments_of(running.parts, clock.mark) as moments:
-        running.stopwatch.mark = clock.mark
-        _time(subject, moments, turns.pruned, warmup, running.stopwatch)
-        turns.overhead.append(sum(clock.between(*stretch) for stretch in running.stopwatch.stretches))
-        turns.parts, turns.record = running.parts, running.last
-    with moments_of(running.parts, clock.mark) as moments:
-        _time(subject, moments, turns.unpruned, warmup)
-    if "floor" in turns.unmeasured:
-        return
+def _prepared(
+    subject: Subject, session: Callable[[], AbstractContextManager[Session]], warmup: int, *, floor: bool
+) -> _Measured:
+    """What takes turns, after the untimed runs of each: whether there is a floor is known then."""
+    with session() as running:
+        _warm_up(subject, warmup)
+        found = _Measured(running.parts, running.last, bool(running.pruner.spec.sites), {})
+    _warm_up(subject, warmup)
+    if not floor:
+        found.unmeasured["floor"] = "switched off"
+        return found
     try:
-        with _at_floor(turns, subject), moments_of(running.parts, clock.mark) as moments:
-            _time(subject, moments, turns.floor, warmup)
+        with _at_floor(found, subject):
+            _warm_up(subject, warmup)
     except torch.OutOfMemoryError:
         raise
     except (TokenPruneError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # a stock model that does not run on a shorter prompt says nothing about the pruner
         first = str(error).strip().split("\n", 1)[0]
-        turns.unmeasured["floor"] = first if isinstance(error, TokenPruneError) else f"{type(error).__name__}: {first}"
-        turns.floor = Times()
+        found.unmeasured["floor"] = first if isinstance(error, TokenPruneError) else f"{type(error).__name__}: {first}"
+    return found
 
 
-def _time(
-    subject: Subject, moments: Moments[Any], times: Times, warmup: int, stopwatch: Stopwatch | None = None
-) -> None:
-    for _ in range(warmup):
+def _warm_up(subject: Subject, runs: int) -> None:
+    for _ in range(runs):
         subject.whole()
-    subject.first()  # a session plans at its first run, and caches of kernels are those of this length
-    if stopwatch is not None:
+    if not runs:
+        subject.first()
+
+
+def _run(
+    subject: Subject,
+    session: Callable[[], AbstractContextManager[Session]],
+    found: _Measured,
+    arm: str,
+    *,
+    whole: bool,
+) -> None:
+    """One timed run of the unpruned model, under the pruner, or of the floor."""
+    clock, stopwatch = subject.clock, Stopwatch()
+    with contextlib.ExitStack() as stack:
+        if arm == "floor":
+            stack.enter_context(_at_floor(found, subject))
+        elif arm == "pruned" and found.prunes:
+            stopwatch = stack.enter_context(session()).stopwatch
+            stopwatch.mark = clock.mark
+        moments = stack.enter_context(moments_of(found.parts, clock.mark))
+        subject.first()  # a session plans at its first run, and caches of kernels are those of this length
         stopwatch.stretches.clear()
-    subject.time(moments, times)
+        subject.time(moments, getattr(found, arm), whole=whole)
+    if arm == "pruned":
+        found.overhead.append(sum(clock.between(*stretch) for stretch in stopwatch.stretches))
 
 
 @contextlib.contextmanager
-def _at_floor(turns: _Turns, subject: Subject) -> Iterator[int]:
+def _at_floor(found: _Measured, subject: Subject) -> Iterator[int]:
     """The stock model on a prompt of the kept length, and its visual tokens."""
-    assert turns.parts is not None  # noqa: S101 - a pruned run came first
-    assert turns.record is not None  # noqa: S101
-    tokens = math.floor(turns.record.layer_average()[0] + 0.5)
-    with shorter_prompt(turns.parts, subject.inputs, tokens):
+    tokens = math.floor(found.record.layer_average()[0] + 0.5)
+    with shorter_prompt(found.parts, subject.inputs, tokens):
         yield tokens
 
 
-def _figures(
-    subject: Subject, times: Times, gpu: Gpu | None, attention: str, unmeasured: dict[str, str]
-) -> dict[str, Any]:
+def _figures(subject: Subject, times: Times, gpu: Gpu | None, found: _Measured) -> dict[str, Any]:
     try:
         figures = subject.figures(times, gpu)
     except PrerequisiteError as error:  # a GPU without a counter of energy
-        unmeasured["energy_j"] = error.message
+        found.unmeasured["energy_j"] = error.message
         figures = subject.figures(times, None)
+    attention = _attention(found.parts)
     if attention not in _COUNTED and not figures["kernels"]:  # a part of the work is no figure of the work
         figures["prefill_tflops"] = None
-        unmeasured["prefill_tflops"] = f"torch cannot count the attention of `{attention}`"
+        found.unmeasured["prefill_tflops"] = f"torch cannot count the attention of `{attention}`"
     return figures
 
 
-def _attention(turns: _Turns) -> str:
-    assert turns.parts is not None  # noqa: S101
-    return str(getattr(turns.parts.text.config, "_attn_implementation", ""))
+def _attention(parts: Parts) -> str:
+    return str(getattr(parts.text.config, "_attn_implementation", ""))
 
 
 def _device_name(device: torch.device) -> str:

@@ -17,12 +17,16 @@ from tokenprune.metrics.memory import MIB, cache_bytes, peak_memory
 from tokenprune.metrics.nvml import Gpu
 from tokenprune.metrics.spread import Spread
 from tokenprune.metrics.timing import Clock, no_collection
+from tokenprune.metrics.turns import paired
 from tokenprune.models.supported import cache_in
 
 
 @dataclass
 class Times:
-    """Milliseconds of the parts of runs, run by run; `encoder` is empty where its part cannot be seen."""
+    """Milliseconds of the parts of runs, run by run.
+
+    `encoder` is empty if its part cannot be seen. Runs of the prefill alone are in `encoder` and `prefill` only.
+    """
 
     encoder: list[float] = field(default_factory=list)
     prefill: list[float] = field(default_factory=list)
@@ -30,9 +34,9 @@ class Times:
     decode: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
 
-    def over(self, other: Times) -> list[float]:
-        """The prefills, each divided by the other's of the same turn."""
-        return [ours / theirs for ours, theirs in zip(self.prefill, other.prefill, strict=True)]
+    def over(self, other: Times) -> Spread:
+        """The prefills divided by the other's of the same turns, round by round."""
+        return Spread.of(paired(self.prefill, other.prefill))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,30 +129,39 @@ class Subject:
         """A run to the first token."""
         return self.generate(1)
 
-    def time(self, moments: Moments[Any], times: Times) -> None:
-        """Time one run of full length, part by part.
+    def time(self, moments: Moments[Any], times: Times, *, whole: bool = True) -> None:
+        """Time one run, part by part.
+
+        Args:
+            moments: Notes when the parts begin and end.
+            times: Takes what was found.
+            whole: Whether the run is of full length; otherwise it ends with the first token, and only the encoder and
+                the prefill are timed.
 
         Raises:
             IncompatibleError: The model does not run once per token.
         """
+        tokens = 1 + self.new_tokens if whole else 1
         moments.clear()
         self.clock.settle()
         with no_collection():
             begin = self.clock.mark()
-            self.whole()
+            self.generate(tokens)
             end = self.clock.mark()
             self.clock.settle()
-        if len(moments.forward) != 1 + self.new_tokens:
+        if len(moments.forward) != tokens:
             raise IncompatibleError(
-                f"`generate` ran the model {len(moments.forward)} times for {1 + self.new_tokens} tokens, so its parts "
-                "cannot be told apart",
+                f"`generate` ran the model {len(moments.forward)} times for {tokens} tokens, so its parts cannot be "
+                "told apart",
                 hint="reset the checkpoint's generation config (chunked prefill, assistants)",
             )
-        prefilled, chosen = moments.forward[0][1], moments.forward[1][0]  # the second pass begins with the first token
         between = self.clock.between
         if moments.encoder:
             times.encoder.append(sum(between(*stretch) for stretch in moments.encoder))
-        times.prefill.append(between(begin, prefilled))
+        times.prefill.append(between(begin, moments.forward[0][1]))
+        if not whole:
+            return
+        chosen = moments.forward[1][0]  # the second pass begins with the first token
         times.first_token.append(between(begin, chosen))
         times.decode.append(between(chosen, end) / self.new_tokens)
         times.total.append(between(begin, end))

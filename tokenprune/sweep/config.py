@@ -85,13 +85,14 @@ class EfficiencyConfig(_Section):
 
     enabled: bool = True
     warmup: int = Field(default=1, ge=0)
-    repeats: int = Field(default=5, ge=1)
+    repeats: int = Field(default=12, ge=1)
     new_tokens: int = Field(default=8, ge=1)
     max_repeats: int | None = Field(default=None, ge=1)
     tolerance: float = Field(default=0.05, gt=0.0, allow_inf_nan=False)
     threads: int | None = Field(default=None, ge=1)
     busy: Literal["mark", "refuse"] = "mark"
     floor: bool = True
+    time_limit_s: float = Field(default=4.0, gt=0.0, allow_inf_nan=False)
 
     @field_validator("max_repeats")
     @classmethod
