@@ -44,6 +44,11 @@ if TYPE_CHECKING:
 class NoPruning(Pruner):
     """Keep every visual token."""
 
+    @property
+    def reads_budget(self) -> bool:
+        """All tokens stay."""
+        return False
+
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
         """No stop."""
         return ()

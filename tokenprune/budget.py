@@ -1,17 +1,30 @@
-"""How many visual tokens may stay: one knob, one rounding rule, for every pruner.
+"""How many visual tokens may stay: one knob, one way to write it, one rounding rule, for every pruner.
+
+How a budget is written, stated once: a whole number is a number of tokens (`64`), a fraction or a percentage is a
+ratio (`0.25`, `25%`). `1` is one token; all tokens are `100%` or `1.0`.
 
 The rounding rule, stated once: a ratio `r` of `N` tokens is `floor(r * N + 1/2)`, at least 1 and at most `N`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal
 
 from tokenprune.errors import BudgetError
 
 Account = Literal["kept", "average"]
+
+BudgetLike = str | float
+"""A budget as people write it: `64`, `0.25`, `"25%"`; an int is a `float` to the type checker, but not to `parse`."""
+
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+_PERCENTAGE = re.compile(r"([^%]*)%")
+_WAYS = "a whole number is tokens (`64`), a fraction or a percentage is a ratio (`0.25`, `25%`)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +51,43 @@ class Budget:
                 f"a budget needs either `ratio` or `tokens`, got ratio={self.ratio}, tokens={self.tokens}",
                 hint="for example `Budget(ratio=0.25)` or `Budget(tokens=64)`",
             )
-        if self.ratio is not None and not 0.0 < self.ratio <= 1.0:
-            raise BudgetError(f"keep ratio must lie in (0, 1], got {self.ratio}", hint="0.25 keeps a quarter")
-        if self.tokens is not None and (not isinstance(self.tokens, int) or self.tokens < 1):
-            raise BudgetError(f"keep tokens must be a whole number >= 1, got {self.tokens}", hint="64 keeps 64 tokens")
+        if self.ratio is not None:
+            if not _is_number(self.ratio, Real) or not 0.0 < self.ratio <= 1.0:
+                raise BudgetError(
+                    f"keep ratio must lie in (0, 1], got {self.ratio!r}",
+                    hint="0.25 keeps a quarter, 1.0 everything; a number of tokens is a whole number",
+                )
+            object.__setattr__(self, "ratio", float(self.ratio))
+        if self.tokens is not None:
+            if not _is_number(self.tokens, Integral) or self.tokens < 1:
+                raise BudgetError(
+                    f"keep tokens must be a whole number >= 1, got {self.tokens!r}", hint="64 keeps 64 tokens"
+                )
+            object.__setattr__(self, "tokens", int(self.tokens))
         if self.account not in ("kept", "average"):
             raise BudgetError(f"unknown budget account `{self.account}`", hint="use `kept` or `average`")
+
+    @classmethod
+    def parse(cls, value: Budget | BudgetLike, *, account: Account | None = None) -> Budget:
+        """The budget that a person wrote, in Python, in a sweep file or on the command line.
+
+        Args:
+            value: A whole number (`64`, `"64"`) is tokens; another number (`0.25`, `"0.25"`, `1.0`) is a ratio; a text
+                with `%` is a ratio too. A `Budget` stays as it is.
+            account: What the figure counts; without it `kept`, or what the `Budget` has.
+
+        Raises:
+            BudgetError: It is none of these, or out of range.
+        """
+        if isinstance(value, Budget):
+            return value if account is None else dataclasses.replace(value, account=account)
+        written = _number(value) if isinstance(value, str) else value
+        chosen: Account = account or "kept"
+        if _is_number(written, Integral):
+            return cls(tokens=int(written), account=chosen)
+        if not _is_number(written, Real) or math.isnan(written):
+            raise BudgetError(f"not a budget: {value!r}", hint=_WAYS)
+        return cls(ratio=float(written), account=chosen)
 
     def count(self, tokens: int) -> int:
         """Number of tokens to keep of `tokens` (the rounding rule above).
@@ -84,3 +128,24 @@ class Budget:
     def label(self) -> str:
         """Short text for tables: `25%` or `64`."""
         return f"{100 * self.ratio:.3g}%" if self.ratio is not None else str(self.tokens)
+
+
+def _is_number(value: object, kind: type) -> bool:
+    """Whether a value is a number of a kind (also one of NumPy's); `True` and `False` are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _number(text: str) -> int | float:
+    """A text as an int (tokens) or a float (a ratio).
+
+    Raises:
+        BudgetError: It is neither.
+    """
+    figure = text.strip()
+    percentage = _PERCENTAGE.fullmatch(figure)
+    try:
+        if percentage is not None:
+            return float(percentage[1]) / 100.0
+        return int(figure) if _WHOLE.fullmatch(figure) else float(figure)
+    except ValueError:
+        raise BudgetError(f"not a budget: {text!r}", hint=_WAYS) from None

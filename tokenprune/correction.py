@@ -81,6 +81,11 @@ class MassCorrected(Pruner):
         object.__setattr__(self, "spec", dataclasses.replace(self.inner.spec, needs=needs))
         object.__setattr__(self, "positions", self.inner.positions)
 
+    @property
+    def reads_budget(self) -> bool:
+        """As the inner pruner."""
+        return self.inner.reads_budget
+
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
         """The inner pruner's plan.
 

@@ -121,6 +121,11 @@ class Pruner(ABC):
         """What the view must give under these options; at most what the spec declares."""
         return self.spec.needs
 
+    @property
+    def reads_budget(self) -> bool:
+        """Whether what stays depends on the budget under these options; then a session requires one."""
+        return True
+
     @abstractmethod
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
         """Say where to cut and how many may stay.

@@ -85,7 +85,7 @@ def test_other_options_are_taken_and_written(run: Commands, toy: None, tiny_mode
         (["fitprun"], "unknown pruner `fitprun`"),
         (["divprune"], "`divprune` has no options to calibrate"),
         (["fitprune", "--task", "scnes"], "unknown task `scnes`"),
-        (["fitprune", "--budget", "lots"], "not a budget: `lots`"),
+        (["fitprune", "--budget", "lots"], "not a budget: 'lots'"),
         (["fitprune", "--budget", "1", "--account", "average"], "its floor is"),
         (["fitprune", "--account", "all"], "invalid value for '--account'"),
         (["fitprune", "--option", "tables"], "not an option: `tables`"),

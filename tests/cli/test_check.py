@@ -35,7 +35,7 @@ def test_mistakes_are_told_in_one_line(run: Commands) -> None:
     for words, message in (
         (["gird"], "unknown pruner `gird`"),
         (["grid", "--option", "spacng=raster"], "unknown option of pruner `grid` `spacng`"),
-        (["grid", "--budget", "lots"], "not a budget: `lots`"),
+        (["grid", "--budget", "lots"], "not a budget: 'lots'"),
         (["grid", "--model", "scnes"], "unknown model `scnes`"),
     ):
         ran = run("check", *words)

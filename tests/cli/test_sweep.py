@@ -126,7 +126,7 @@ def test_a_chosen_pruner_keeps_the_options_of_the_file(
     [
         (["--pruners", "randon"], "unknown pruner `randon`; did you mean `random`"),
         (["--pruners", "none,,random"], "--pruners has an empty entry"),
-        (["--budgets", "half"], "budgets.0: not a budget, got 'half'"),
+        (["--budgets", "half"], "budgets.0: not a budget: 'half'; a whole number is tokens (`64`)"),
         (["--budgets", "150%"], "keep ratio must lie in (0, 1], got 1.5"),
     ],
 )

@@ -42,6 +42,10 @@ class ByContent(Pruner):
     ratios: tuple[float, ...] = ()
     by_content: bool = True
 
+    @property
+    def reads_budget(self) -> bool:
+        return bool(self.sites) and not self.ratios
+
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
         budgets = [Budget(ratio=ratio) for ratio in self.ratios] or [budget] * len(self.sites)
         return [Stop(site, each) for site, each in zip(sites_of(self.sites), budgets, strict=True)]

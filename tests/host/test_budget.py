@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenprune.budget import Budget
-from tokenprune.errors import BudgetError
+from tokenprune.errors import BudgetError, ConfigError
+from tokenprune.sweep.config import parse_config
+from tokenprune.sweep.source import Source
 
 tokens = st.integers(1, 20_000)
 ratios = st.floats(0.0, 1.0, exclude_min=True)
@@ -98,6 +103,10 @@ def test_the_account_of_kept_tokens_does_not_depend_on_the_layer(layer: int) -> 
         {"tokens": -3},
         {"tokens": 2.5},
         {"tokens": float("inf")},
+        {"tokens": True},
+        {"ratio": True},
+        {"tokens": "64"},
+        {"ratio": "0.25"},
     ],
 )
 def test_budgets_out_of_range_are_refused_with_the_value(arguments: dict[str, float]) -> None:
@@ -105,7 +114,96 @@ def test_budgets_out_of_range_are_refused_with_the_value(arguments: dict[str, fl
         Budget(**arguments)
     assert caught.value.hint
     for value in arguments.values():
-        assert str(value) in caught.value.message
+        assert repr(value) in caught.value.message
+
+
+#: What people write, and the ratio or the number of tokens that it is, in Python, in sweep files and in commands.
+WRITTEN: list[Any] = [
+    (64, None, 64),
+    (1, None, 1),
+    (np.int64(3), None, 3),
+    ("64", None, 64),
+    (" 64 ", None, 64),
+    ("1", None, 1),
+    (0.25, 0.25, None),
+    (1.0, 1.0, None),
+    (np.float32(0.5), 0.5, None),
+    ("0.25", 0.25, None),
+    (".5", 0.5, None),
+    ("1.0", 1.0, None),
+    ("25%", 0.25, None),
+    (" 11.1 % ", 0.111, None),
+    ("100%", 1.0, None),
+]
+#: What is no budget, and a part of the message.
+NO_BUDGETS: list[Any] = [
+    (0, "keep tokens must be a whole number >= 1, got 0"),
+    ("0", "keep tokens must be a whole number >= 1, got 0"),
+    (-3, "keep tokens must be a whole number >= 1, got -3"),
+    ("-3", "keep tokens must be a whole number >= 1, got -3"),
+    (0.0, "keep ratio must lie in (0, 1], got 0.0"),
+    (-0.5, "keep ratio must lie in (0, 1], got -0.5"),
+    (1.5, "keep ratio must lie in (0, 1], got 1.5"),
+    ("64.0", "keep ratio must lie in (0, 1], got 64.0"),
+    ("0%", "keep ratio must lie in (0, 1], got 0.0"),
+    ("200%", "keep ratio must lie in (0, 1], got 2.0"),
+    ("inf", "keep ratio must lie in (0, 1], got inf"),
+    (math.inf, "keep ratio must lie in (0, 1], got inf"),
+    (math.nan, "not a budget: nan"),
+    ("nan", "not a budget: 'nan'"),
+    ("nan%", "not a budget: 'nan%'"),
+    (True, "not a budget: True"),
+    (np.bool_(True), "not a budget:"),
+    ("lots", "not a budget: 'lots'"),
+    ("", "not a budget: ''"),
+    ("%", "not a budget: '%'"),
+    ("25%%", "not a budget: '25%%'"),
+    ("²", "not a budget: '²'"),
+    ([64], "not a budget: [64]"),
+    (None, "not a budget: None"),
+]
+
+
+@pytest.mark.parametrize(("written", "ratio", "count"), WRITTEN)
+def test_whole_numbers_are_tokens_and_fractions_and_percentages_are_ratios(
+    written: Any, ratio: float | None, count: int | None
+) -> None:
+    budget = Budget.parse(written)
+    assert budget == Budget(ratio=ratio, tokens=count)
+    assert type(budget.ratio if count is None else budget.tokens) is (float if count is None else int)
+
+
+@pytest.mark.parametrize(("written", "ratio", "count"), WRITTEN)
+def test_a_sweep_file_reads_budgets_alike(written: Any, ratio: float | None, count: int | None) -> None:
+    config = parse_config(Source("file", {"pruners": ["random"], "budgets": [written]}))
+    assert [entry.budget("average") for entry in config.budgets] == [
+        Budget(ratio=ratio, tokens=count, account="average")
+    ]
+
+
+@pytest.mark.parametrize(("written", "message"), NO_BUDGETS)
+def test_what_is_no_budget_is_refused_in_one_line(written: Any, message: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        Budget.parse(written)
+    assert message in caught.value.message
+    assert "tokens" in caught.value.hint
+    with pytest.raises(ConfigError) as told:
+        parse_config(Source("file", {"pruners": ["random"], "budgets": [written]}))
+    (line,) = told.value.message.splitlines()
+    assert line.startswith(f"file: budgets.0: {message}")
+
+
+def test_a_budget_stays_as_it_is_or_gets_another_account() -> None:
+    budget = Budget(tokens=7)
+    assert Budget.parse(budget) is budget
+    assert Budget.parse(budget, account="average") == Budget(tokens=7, account="average")
+    assert Budget.parse("7", account="average") == Budget(tokens=7, account="average")
+
+
+@given(tokens, st.floats(1e-6, 1.0))
+def test_a_label_reads_back_as_the_budget(count: int, ratio: float) -> None:
+    assert Budget.parse(Budget(tokens=count).label()) == Budget(tokens=count)
+    assert Budget.parse(Budget(ratio=ratio).label()).ratio == pytest.approx(ratio, rel=5.1e-3)
 
 
 def test_an_unknown_account_is_refused_with_the_known_ones() -> None:

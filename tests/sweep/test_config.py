@@ -123,7 +123,7 @@ def test_default_config_compares_baselines_zoo_and_iwp() -> None:
         ("label: dice", "label: none", ":7:5: pruners.2: `none` is already pruners.0; give it a `label`"),
         ("label: dice", "lable: dice", ":8:5: pruners.2.lable: unknown key, did you mean `label`?"),
         ("0.5, 64", "1.5, 64", ":9:16: budgets.1: keep ratio must lie in (0, 1], got 1.5"),
-        ("0.5, 64", "half, 64", ":9:16: budgets.1: not a budget, got 'half' (allowed: a ratio like 0.25 or 25%"),
+        ("0.5, 64", "half, 64", ":9:16: budgets.1: not a budget: 'half'; a whole number is tokens (`64`)"),
         ("0.5, 64", "25%, 64", ":9:16: budgets.1: the same budget as budgets.0"),
         ("64]", "0]", ":9:21: budgets.2: keep tokens must be a whole number >= 1, got 0"),
         ("tasks: toy", "tasks: toi", ":2:1: tasks.0.name: unknown task `toi`; did you mean `toy`?"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.explain import parse_budget
+from tokenprune.budget import Budget
 from tokenprune.cli.output import Session, session_of
 from tokenprune.errors import ConfigError, IncompatibleError
 
 if TYPE_CHECKING:
-    from tokenprune.budget import Budget
     from tokenprune.metrics.calibration import PromptCalibrator
     from tokenprune.registry import PrunerSpec
 
@@ -55,7 +53,7 @@ def calibrate(
         able = ", ".join(f"`{other.name}`" for other in session.host.pruners if other.calibrates) or "none"
         raise IncompatibleError(f"`{name}` has no options to calibrate", hint=f"pruners that have some: {able}")
     options = spec.validate(parse_options(option or []))
-    budgets = [dataclasses.replace(parse_budget(text), account=account.value) for text in budget or ["25%"]]
+    budgets = [Budget.parse(text, account=account.value) for text in budget or ["25%"]]
     if not out.parent.is_dir():
         raise ConfigError(f"cannot write `{out}`: its folder does not exist", hint="give --out a folder that exists")
     calibrator = _calibrator(session, model, task, limit, device)

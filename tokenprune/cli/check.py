@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenprune.budget import Budget
 from tokenprune.cli.calibrate import parse_options
-from tokenprune.cli.explain import parse_budget
 from tokenprune.cli.output import Session, session_of
 from tokenprune.errors import ExitCode
 
@@ -46,7 +46,7 @@ def check(
     session = session_of(context)
     spec = session.host.pruners.get(name)
     options = spec.validate(parse_options(option or []))
-    budgets = tuple(parse_budget(text) for text in budget or ())
+    budgets = tuple(Budget.parse(text) for text in budget or ())
     groups = tuple(chosen.value for chosen in group or ())
     if not groups or "model" in groups:
         _check_model(session, model)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenprune.budget import Budget
 from tokenprune.cli.output import Session, session_of, table
 from tokenprune.errors import BudgetError, ConfigError, IncompatibleError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tokenprune.budget import Budget
     from tokenprune.models import LoadedModel
 
 _PRUNERS = "none,random,divprune,fastv,iwp,iwp-exact"
@@ -64,7 +64,7 @@ def explain(
         raise ConfigError("--pruners is empty", hint="for example `--pruners random,iwp`")
     for name in names:
         session.host.pruners.get(name)
-    wanted = parse_budget(budget)
+    wanted = Budget.parse(budget)
     picture = _open(image)
     grid, found = _ask(session, picture, question, names, wanted, model, device)
     _draw(picture, grid, found, out)
@@ -79,25 +79,6 @@ def explain(
     columns = ["pruner", "site", "tokens", "layer average", "answer"]
     session.output.show(table(columns, rows, numbers=["tokens", "layer average"]))
     session.output.say(f"picture: {out}")
-
-
-def parse_budget(text: str) -> Budget:
-    """`25%` and `0.25` are ratios, `64` is a number of tokens.
-
-    Raises:
-        BudgetError: It is none of these, or out of range.
-    """
-    from tokenprune.budget import Budget
-
-    figure = text.strip()
-    try:
-        if figure.endswith("%"):
-            return Budget(ratio=float(figure[:-1]) / 100.0)
-        return Budget(tokens=int(figure)) if figure.isdigit() else Budget(ratio=float(figure))
-    except BudgetError:
-        raise
-    except ValueError:
-        raise BudgetError(f"not a budget: `{text}`", hint="for example `25%`, `0.25` or `64`") from None
 
 
 def _open(path: Path) -> Image.Image:

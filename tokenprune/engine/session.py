@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tokenprune.budget import Budget
+from tokenprune.budget import Budget, BudgetLike
 from tokenprune.engine.caches import CacheBook
 from tokenprune.engine.chunk import Chunk, Unit, Vision, open_chunk
 from tokenprune.engine.decoder import DecoderHooks
@@ -291,29 +291,34 @@ def resolve_pruner(pruner: str | Pruner | None, host: Host) -> Pruner:
     return built
 
 
-def resolve_budget(budget: Budget | float | None, ratio: float | None, tokens: int | None) -> Budget:
+def resolve_budget(
+    pruner: Pruner, budget: Budget | BudgetLike | None, ratio: float | None, tokens: int | None
+) -> Budget:
     """One budget out of the ways to say it.
 
     Raises:
-        BudgetError: Said twice.
+        BudgetError: Said twice, out of range, or not said to a pruner that goes by it.
     """
     given = [value for value in (budget, ratio, tokens) if value is not None]
     if len(given) > 1:
         raise BudgetError("give one of `budget`, `ratio` and `tokens`", hint="for example `tokens=64`")
-    if isinstance(budget, Budget):
-        return budget
     if budget is not None:
-        return Budget(ratio=float(budget))
-    if tokens is not None:
-        return Budget(tokens=tokens)
-    return Budget(ratio=1.0 if ratio is None else ratio)
+        return Budget.parse(budget)
+    if given:
+        return Budget(ratio=ratio, tokens=tokens)
+    if pruner.reads_budget:
+        raise BudgetError(
+            f"`{pruner.spec.name}` needs a budget: how many visual tokens stay of each image",
+            hint="give it after the pruner: `64` tokens, a ratio like `0.25`, or `100%` to keep all",
+        )
+    return Budget(ratio=1.0)
 
 
 @contextlib.contextmanager
 def pruned(
     model: nn.Module,
     pruner: str | Pruner | None,
-    budget: Budget | float | None = None,
+    budget: Budget | BudgetLike | None = None,
     *,
     ratio: float | None = None,
     tokens: int | None = None,
@@ -328,8 +333,10 @@ def pruned(
     Args:
         model: A stock transformers vision-language model.
         pruner: Name of an installed pruner, a pruner object, or `None` for no pruning.
-        budget: Visual tokens to keep per image: a `Budget` or a keep ratio.
-        ratio: Keep ratio, in place of `budget`.
+        budget: Visual tokens to keep per image: a whole number is tokens (`64`), a fraction or a percentage is a ratio
+            (`0.25`, `"25%"`), as everywhere (`Budget.parse`). Only `None`, `none` and pruners that read no budget under
+            their options do without.
+        ratio: Keep ratio, in place of `budget`; 1 keeps all.
         tokens: Number of tokens, in place of `budget`.
         positions: `keep` or `compact` position ids; the pruner's own choice where it is not given.
         joint: Joint image-text space, for pruners that need one.
@@ -340,14 +347,15 @@ def pruned(
 
     Raises:
         IncompatibleError: The model is not described, already pruned, or lacks what the pruner needs.
-        BudgetError: The budget is out of range or cannot be met.
+        BudgetError: The budget is missing, out of range or cannot be met.
 
     A KV cache that was filled inside the block belongs to it: go on with it inside, not after.
     """
     host = host or default_host()
+    chosen = resolve_pruner(pruner, host)
+    wanted = resolve_budget(chosen, budget, ratio, tokens)
     parts = parts_of(model, host)
     check_internals(parts)
-    chosen = resolve_pruner(pruner, host)
     if getattr(model, _MARK, None) is not None:
         raise IncompatibleError("this model is already being pruned", hint="leave the other `with pruned(...)` first")
     if "joint" in chosen.needs and joint is None:
@@ -355,9 +363,7 @@ def pruned(
             f"`{chosen.spec.name}` needs a joint image-text space (a CLIP text tower)",
             hint="pass `joint=` (see `tokenprune.models.JointSpace`), or choose a pruner without the need `joint`",
         )
-    session = Session(
-        parts, chosen, resolve_budget(budget, ratio, tokens), positions=positions, joint=joint, frames=frames, memo=memo
-    )
+    session = Session(parts, chosen, wanted, positions=positions, joint=joint, frames=frames, memo=memo)
     sides: list[TowerHooks | LookHooks | DecoderHooks | MemoMethods] = [DecoderHooks(session)]
     if parts.vision is not None:
         sides.append(TowerHooks(parts, parts.vision, chosen, joint, lambda: session.chunk, memo))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -63,10 +63,22 @@ class ExecutorEntry(_Section):
 
 
 class BudgetEntry(_Section):
-    """One budget: a ratio (`0.25`, `25%`) or a number of tokens (`64`)."""
+    """One budget: a ratio (`0.25`, `25%`) or a number of tokens (`64`), as `Budget.parse` reads it."""
 
     ratio: float | None = None
     tokens: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written(cls, value: Any) -> Any:
+        """What people write in the long form; whole figures in the long form are checked alike."""
+        if isinstance(value, Mapping):
+            if not set(value) <= set(cls.model_fields):
+                return value  # an unknown key: the check of the keys tells it
+            made = _budget(lambda: Budget(**value))
+        else:
+            made = _budget(lambda: Budget.parse(value))
+        return {"ratio": made.ratio, "tokens": made.tokens}
 
     def budget(self, account: Account) -> Budget:
         """The budget object under the sweep's account."""
@@ -167,8 +179,7 @@ class SweepConfig(_Section):
     @field_validator("budgets", mode="before")
     @classmethod
     def _budgets(cls, value: Any) -> Any:
-        items = [value] if isinstance(value, str | int | float) else value
-        return [_budget_arm(item) for item in items] if _is_list(items) else items
+        return [value] if isinstance(value, str | int | float) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -227,7 +238,7 @@ def parse_config(source: Source, host: Host | None = None) -> SweepConfig:
     try:
         config = SweepConfig.model_validate(data)
     except ValidationError as error:
-        problems = [_explain(detail) for detail in error.errors(include_url=False)]
+        problems = [_explain(detail) for detail in _own(error.errors(include_url=False))]
     if config is not None:
         problems = list(_duplicates(config))
         if host is not None:
@@ -275,23 +286,23 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
-def _budget_arm(value: Any) -> Any:
-    """`0.25`, `"25%"` or `64` in the long form; ints are tokens, floats are ratios."""
-    if isinstance(value, bool):
-        return {"tokens": value}
-    if isinstance(value, str) and value.strip().endswith("%"):
-        try:
-            return {"ratio": float(value.strip()[:-1]) / 100.0}
-        except ValueError:
-            return {"ratio": value}
-    if isinstance(value, str):
-        try:
-            return {"tokens": int(value)} if value.strip().isdigit() else {"ratio": float(value)}
-        except ValueError:
-            return {"ratio": value}
-    if isinstance(value, int):
-        return {"tokens": value}
-    return {"ratio": value} if isinstance(value, float) else value
+def _budget(make: Callable[[], Budget]) -> Budget:
+    """A budget, its error in pydantic's words."""
+    try:
+        return make()
+    except BudgetError as error:
+        raise PydanticCustomError(
+            "budget", "{problem}; {hint}", {"problem": error.message, "hint": error.hint}
+        ) from None
+
+
+def _own(details: Sequence[Any]) -> Iterator[Any]:
+    """Pydantic's errors without "too short" of a list: entries that are wrong do not count for pydantic."""
+    places = [tuple(detail["loc"]) for detail in details]
+    for detail, place in zip(details, places, strict=True):
+        inside = any(other[: len(place)] == place != other for other in places)
+        if not (detail["type"] == "too_short" and inside):
+            yield detail
 
 
 def _explain(detail: Any) -> tuple[Location, str]:
@@ -305,9 +316,9 @@ def _explain(detail: Any) -> tuple[Location, str]:
         return location, f"unknown key{tail} (allowed: {', '.join(known)})"
     if kind == "missing":
         return location, "this key is missing"
+    if kind == "budget":
+        return location, detail["msg"]
     got = "" if isinstance(detail.get("input"), dict | list) else f", got {detail.get('input')!r}"
-    if location and location[0] == "budgets" and location[-1] in ("ratio", "tokens"):
-        return location[:2], f"not a budget{got} (allowed: a ratio like 0.25 or 25%, or whole tokens like 64)"
     message = detail["msg"][:1].lower() + detail["msg"][1:]
     return location, f"{message}{got}"
 
@@ -331,7 +342,7 @@ def _key(location: Location) -> str:
 
 
 def _duplicates(config: SweepConfig) -> Iterator[tuple[Location, str]]:
-    """Entries that would give the same row twice, and budgets out of range."""
+    """Entries that would give the same row twice."""
     titles: dict[str, int] = {}
     for index, entry in enumerate(config.pruners):
         if entry.title in titles:
@@ -339,10 +350,6 @@ def _duplicates(config: SweepConfig) -> Iterator[tuple[Location, str]]:
         titles.setdefault(entry.title, index)
     seen: dict[BudgetEntry, int] = {}
     for index, entry_budget in enumerate(config.budgets):
-        try:
-            entry_budget.budget(config.account)
-        except BudgetError as error:
-            yield ("budgets", index), error.message
         if entry_budget in seen:
             yield ("budgets", index), f"the same budget as budgets.{seen[entry_budget]}"
         seen.setdefault(entry_budget, index)

@@ -90,6 +90,11 @@ class DyCoke(Pruner):
                 hint="the published values are 0.7 and 0.7",
             )
 
+    @property
+    def reads_budget(self) -> bool:
+        """The published counts follow from options and data."""
+        return not self.published
+
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
         """One stop at the LLM input, and one for all decoding steps."""
         layer = decoder_layers("dycoke", "layer", (self.layer,), facts, self.relative)[0]

@@ -72,6 +72,11 @@ class Feather(Pruner):
                 hint="the published values are (8, 16), 3 and 0.3",
             )
 
+    @property
+    def reads_budget(self) -> bool:
+        """The published counts follow from options and data."""
+        return not self.published
+
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
         """Two stops with counts that belong to one share r."""
         sites = [Site("layer", layer) for layer in self._layers(facts)]

@@ -107,6 +107,11 @@ class MustDrop(Pruner):
         """Without the encoder part, attention only."""
         return self.spec.needs if self.vision else ("attention", "encoder_attention")
 
+    @property
+    def reads_budget(self) -> bool:
+        """The published counts follow from options and data."""
+        return not self.published
+
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
         """The encoder cut, whose count follows from the data, then one stop per decoder layer."""
         layers = decoder_layers("mustdrop", "layers", self.layers, facts, self.relative)

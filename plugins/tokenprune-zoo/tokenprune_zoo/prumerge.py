@@ -85,6 +85,11 @@ class PruMerge(OneCut):
         return Decision(tuple(units))
 
     @property
+    def reads_budget(self) -> bool:
+        """Adaptive counts go by no budget."""
+        return not self.adaptive
+
+    @property
     def auto(self) -> bool:
         """Adaptive counts follow from the attention."""
         return self.adaptive

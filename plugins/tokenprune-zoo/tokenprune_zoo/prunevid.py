@@ -97,6 +97,11 @@ class PruneVid(Pruner):
                 hint="the published values are 0.25, 0.5 and 0.4",
             )
 
+    @property
+    def reads_budget(self) -> bool:
+        """The published counts follow from options and data."""
+        return not self.published
+
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
         """One stop at the LLM input, one in the decoder that reaches back."""
         sites = [Site("input")]

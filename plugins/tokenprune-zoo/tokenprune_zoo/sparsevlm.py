@@ -91,6 +91,11 @@ class SparseVLM(Pruner):
         if self.plus:
             object.__setattr__(self, "positions", "keep")
 
+    @property
+    def reads_budget(self) -> bool:
+        """Counts by `kept` or by the rank go by no budget."""
+        return not self.kept and self.rank_scale <= 0.0
+
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
         """One stop per layer."""
         layers = decoder_layers("sparsevlm", "layers", self.layers, facts, self.relative)

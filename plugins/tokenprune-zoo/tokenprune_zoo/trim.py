@@ -66,6 +66,11 @@ class Trim(OneCut):
         return torch.softmax(-likeness if self.negate else likeness, dim=-1)
 
     @property
+    def reads_budget(self) -> bool:
+        """Adaptive counts go by no budget."""
+        return not self.adaptive
+
+    @property
     def auto(self) -> bool:
         """Adaptive counts follow from the scores."""
         return self.adaptive

@@ -65,6 +65,11 @@ class VTW(Pruner):
         if self.eta <= 0.0:
             raise ConfigError(f"option `eta` of `vtw` must be > 0, got {self.eta}", hint="the published value is 0.003")
 
+    @property
+    def reads_budget(self) -> bool:
+        """A layer that is given goes by no budget."""
+        return not self.layer
+
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
         """One stop that drops everything."""
         if self.layer:
