@@ -122,22 +122,25 @@ def recording(directory: Path) -> str:
     """The leaderboard of a finished sweep, under a line that says when, where and how long.
 
     Raises:
-        SystemExit: The sweep did not run to its end in one go, so its duration is not known.
+        SystemExit: The sweep did not run to its end in one go, so its duration is not known; or its results are of
+            several environments, or do not say of which.
     """
-    from tokenprune.report import markdown_table
+    from tokenprune.report import leaderboard, markdown_table
+    from tokenprune.report.environments import environment_sentence
     from tokenprune.sweep import Ledger
 
     header = Ledger(directory).header()
-    facts = json.loads((directory / "env.json").read_text(encoding="utf-8"))
+    board = leaderboard(directory)
+    ran = environment_sentence(board.environments)
+    if len(board.environments) != 1 or not board.environments[0].facts:
+        raise SystemExit(f"error: {directory} cannot be recorded as one sweep; record a fresh one. {ran}")
     events = [json.loads(line) for line in (directory / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     ends = [event for event in events if event["event"] == "sweep_end"]
     if len(ends) != 1 or ends[0]["status"] == "interrupted":
         raise SystemExit(f"error: {directory} was not run to its end in one go; record a fresh sweep")
-    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     return (
-        f"Recorded on {header.created[:10]}: {ends[0]['done']} cells in {ends[0]['seconds']:.0f} s on "
-        f"{facts['cpus']} {facts['processor']} cores; Python {facts['python']}, {packages}.\n\n"
-        f"{markdown_table(directory)}"
+        f"Recorded on {header.created[:10]}: {ends[0]['done']} cells in {ends[0]['seconds']:.0f} s. {ran}\n\n"
+        f"{markdown_table(board)}"
     )
 
 

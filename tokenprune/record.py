@@ -25,8 +25,6 @@ class UnitRecord:
     labels: tuple[str, ...] = ()
     auto: bool = False
     """The count followed from the data; `asked` was no promise."""
-    held: bool = False
-    """The prompt ends in this unit, and its last token stayed although the pruner dropped it: one of `kept` more."""
 
 
 @dataclass(frozen=True, slots=True)

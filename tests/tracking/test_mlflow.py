@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,10 @@ def test_artifacts(finished: FinishedSweep, dashboard: Dashboard, monkeypatch: p
     assert list(table.columns[:2]) == ["sample", "prediction"]
     assert len(table) == 8
     assert dashboard.files(dashboard.cells()["exploding/toy@4"]) == {"cell.json"}
+    for name in ("first/toy@4", "exploding/toy@4"):
+        tags = dashboard.cells()[name].data.tags
+        assert tags["tokenprune.env.torch"] == metadata.version("torch")
+        assert tags["tokenprune.env.tokenprune-toy"].startswith("1.0")
 
 
 def test_summary_run(finished: FinishedSweep, dashboard: Dashboard) -> None:
@@ -148,7 +153,6 @@ def test_summary_run(finished: FinishedSweep, dashboard: Dashboard) -> None:
         "accuracy-versus-budget.png",
         "accuracy-versus-cost.png",
         "sweep.json",
-        "env.json",
     } <= dashboard.files(run)
     counts = {name: run.data.metrics[f"sweep/{name}"] for name in ("done", "failed", "refused", "pending")}
     assert counts == {"done": 11, "failed": 2, "refused": 2, "pending": 0}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenprune.cli.output import ProgressForm, session_of, table
-from tokenprune.cli.sweep import NO_TRACKERS, TRACKER, executor_options, finish, interruptible, tracker_change
+from tokenprune.cli.sweep import NO_TRACKERS, RERUN, TRACKER, executor_options, finish, interruptible, tracker_change
 from tokenprune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def retry(
     workers: Annotated[int | None, typer.Option(help="Worker processes of this machine.", min=1)] = None,
     tracker: Annotated[list[str] | None, TRACKER] = None,
     no_tracker: Annotated[bool, NO_TRACKERS] = False,
+    rerun: Annotated[bool, RERUN] = False,
     as_json: AsJson = False,
     progress: Annotated[ProgressForm, typer.Option(help="How progress is told, on stderr.")] = ProgressForm.AUTO,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -123,6 +124,7 @@ def retry(
             executor_options=options,
             retry_failed=True,
             retry_refused=refused,
+            rerun=rerun,
         )
     finish(session, outcome, as_json)
 
@@ -219,11 +221,13 @@ def _without_result(entry: Finished) -> dict[str, Any]:
 
 
 def _cell_row(entry: Finished) -> dict[str, Any]:
-    from tokenprune.tracking.facts import metrics_of, params_of
+    from tokenprune.tracking.facts import environment_of, metrics_of, params_of
 
     metrics = metrics_of(entry.result) if entry.result is not None else {}
     error = _reason(entry) if entry.error is not None else ""
-    return {"id": entry.cell.id, "state": entry.state, **params_of(entry.cell), **metrics, "error": error}
+    facts = entry.result or entry.error or {}
+    ran = {f"env.{name}": value for name, value in environment_of(facts).items()}
+    return {"id": entry.cell.id, "state": entry.state, **params_of(entry.cell), **metrics, **ran, "error": error}
 
 
 def _sample_rows(data: SweepData) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _RUNS = Path("runs")
 _RETRY = "--retry-failed"
 
+RERUN = typer.Option("--rerun", help="Run cells again that were run with other versions of torch, a plugin, ...")
 TRACKER = typer.Option("--tracker", help="Where the sweep is logged: `tokenprune list trackers`; repeatable.")
 NO_TRACKERS = typer.Option("--no-tracker", help="Log it nowhere, like `--tracker none`; the report is written.")
 
@@ -46,6 +47,7 @@ def sweep(
     no_tracker: Annotated[bool, NO_TRACKERS] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option(_RETRY, help="Run failed cells again.")] = False,
+    rerun: Annotated[bool, RERUN] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     progress: Annotated[ProgressForm, typer.Option(help="How progress is told, on stderr.")] = ProgressForm.AUTO,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -68,7 +70,7 @@ def sweep(
         chosen = with_changes(chosen, changes, session.host)
     directory = out or (Path(chosen.out) if chosen.out else _RUNS / (config.stem if config else "default"))
     if dry_run:
-        _show_plan(session, chosen, directory, as_json)
+        _show_plan(session, chosen, directory, as_json, rerun=rerun)
         return
     options = executor_options(executor_option or [], workers)
     with interruptible(session), sweep_display(session.output, quiet=quiet, form=progress) as display:
@@ -80,6 +82,7 @@ def sweep(
             executor=executor or None,
             executor_options=options,
             retry_failed=retry_failed,
+            rerun=rerun,
         )
     finish(session, outcome, as_json)
 
@@ -176,13 +179,13 @@ def _comma_list(option: str, text: str) -> list[str]:
     return parts
 
 
-def _show_plan(session: Session, config: SweepConfig, directory: Path, as_json: bool) -> None:
+def _show_plan(session: Session, config: SweepConfig, directory: Path, as_json: bool, *, rerun: bool) -> None:
     from tokenprune.sweep import Ledger, plan_cells
     from tokenprune.sweep.changes import survey
 
     ledger = Ledger(directory)
     cells = plan_cells(config, session.host)
-    found = survey(ledger, cells)
+    found = survey(ledger, cells, rerun=rerun)
     if as_json:
         planned = [{**cell.to_json(), "state": found.states[cell.id]} for cell in cells]
         changes = list(found.changes)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenprune.sweep.environment import place_of
+
 TIMES = ("encoder_ms", "prefill_ms", "first_token_ms", "decode_ms_per_token", "total_ms", "energy_j")
 """Figures that the floor has, too, each with quartiles."""
 
@@ -41,7 +43,7 @@ class CostSummary:
         unknown: Why it is not known.
         kernels: Fused attention kernels, of the pruned run and of the floor.
         same_kernels: Whether both ran with the same ones.
-        where: Device, threads, attention implementation and clock, in words.
+        where: Device, processor, versions, threads, attention implementation and clock, in words.
         cells: Cells with a result; the figures are of those that were neither refused nor measured elsewhere.
         refused: Cells whose cost was refused, or could not be measured.
         refusal: Why.
@@ -148,6 +150,7 @@ def _where(cost: Mapping[str, Any]) -> str:
     threads = cost.get("threads")
     parts = [
         cost.get("device"),
+        place_of(cost.get("environment")),
         f"{threads} {'thread' if threads == 1 else 'threads'}" if threads else None,
         f"attention {cost['attention']}" if cost.get("attention") else None,
         cost.get("clock"),

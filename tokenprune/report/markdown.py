@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tokenprune.report.environments import environment_sentence
 from tokenprune.report.notes import Note, Section, busy_mark, busy_notes, shown
 from tokenprune.report.reading import SweepData
 from tokenprune.report.rows import Row, Table
@@ -78,7 +79,8 @@ def markdown_report(source: str | Path | SweepData | Leaderboard) -> str:
         ConfigError: The directory holds no sweep.
     """
     board = source if isinstance(source, Leaderboard) else leaderboard(source)
-    return "\n\n".join([markdown_table(board).rstrip(), *map(markdown_section, sections_of(board))]) + "\n"
+    parts = [markdown_table(board).rstrip(), environment_sentence(board.environments)]
+    return "\n\n".join(filter(None, [*parts, *map(markdown_section, sections_of(board))])) + "\n"
 
 
 def markdown_section(section: Section) -> str:
@@ -112,7 +114,7 @@ def notes_of(table: Table) -> list[Note]:
     notes = [
         Note(f"{row.label}: {row.outcome}: {row.reason}".rstrip(": ")) for row in table.rows if row.outcome != "done"
     ]
-    notes += [Note(text) for text in table.baselines]
+    notes += [Note(text) for text in (*table.environments, *table.baselines)]
     notes += busy_notes(table.rows)
     hard = table.hard
     if hard.questions:

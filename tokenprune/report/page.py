@@ -17,6 +17,7 @@ from typing import Any
 from tokenprune.report import markup
 from tokenprune.report.cases import PAGE_CASES, Cases, cases_of, problems_of, spread
 from tokenprune.report.cost_sections import cost_sections
+from tokenprune.report.environments import environment_sections, environment_sentence
 from tokenprune.report.markdown import LEGEND, cells_of, markdown_report, notes_of, title_of
 from tokenprune.report.notes import Note
 from tokenprune.report.plots import AVERAGE, FIGURES, PREFILL, heat_map, interactive, lines_of, png, subjects
@@ -145,9 +146,11 @@ def _header(data: SweepData, board: Leaderboard) -> str:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     models = ", ".join(dict.fromkeys(entry.cell.model for entry in data.cells))
     facts = f"{len(states)} cells ({counts}) · {models} · begun {data.header.created[:16].replace('T', ' ')} UTC"
+    ran = environment_sentence(board.environments)
     links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title in _CHAPTERS)
     script = "<noscript><p>Figures, kept tokens and lost questions are drawn by a script in this page.</p></noscript>"
-    return f"<header><h1>{escape(board.name)}</h1><p class=note>{escape(facts)}</p></header><nav>{links}</nav>{script}"
+    notes = "".join(f"<p class=note>{escape(text)}</p>" for text in (facts, ran) if text)
+    return f"<header><h1>{escape(board.name)}</h1>{notes}</header><nav>{links}</nav>{script}"
 
 
 def _tables(board: Leaderboard) -> Iterator[str]:
@@ -160,6 +163,7 @@ def _tables(board: Leaderboard) -> Iterator[str]:
         for found in cost_sections([table]):
             yield markup.folded(found.title, markup.grid(found.header, found.rows, found.names, found.notes))
     yield markup.sentence(f"{LEGEND} A click on a heading sorts.")
+    yield from map(markup.section, environment_sections(board.environments))
 
 
 def _trade_offs(board: Leaderboard, colours: Mapping[str, str], figures: list[Any]) -> Iterator[str]:

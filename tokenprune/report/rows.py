@@ -112,6 +112,7 @@ class Table:
 
     Args:
         baselines: What is to be said of the baselines: which of several variants is one, and what they did not answer.
+        environments: Which rows were run in which environment, where not all were run in one.
     """
 
     model: str
@@ -122,6 +123,7 @@ class Table:
     hard: HardSubset
     stability: Stability | None
     baselines: tuple[str, ...] = ()
+    environments: tuple[str, ...] = ()
 
 
 def row_of(

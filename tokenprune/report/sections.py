@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tokenprune.report.cost_sections import cost_sections
+from tokenprune.report.environments import environment_sections
 from tokenprune.report.notes import Note, Section
 from tokenprune.report.pareto import Point
 from tokenprune.report.rows import Row, Table
@@ -33,7 +34,7 @@ _COSTS = {
 
 def sections_of(board: Leaderboard, *, families: bool = True) -> list[Section]:
     """Everything below the leaderboard but the pairs, with or without the task families."""
-    made: list[Section] = []
+    made = list(environment_sections(board.environments))
     for summary in board.summaries:
         tables = [table for table in board.tables if (table.model, table.task) == (summary.model, summary.task)]
         made += [*summary_sections(summary), *cost_sections(tables)]

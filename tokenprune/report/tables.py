@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tokenprune.report.arms import Arm, baseline_notes, subjects_of
+from tokenprune.report.environments import Shared, environment_notes, environments_of
 from tokenprune.report.hard import DOWNSAMPLE, hard_questions
 from tokenprune.report.paired import Comparison, against_baselines, against_baselines_by_family, all_pairs
 from tokenprune.report.reading import SweepData, read_sweep
@@ -30,6 +31,7 @@ class Leaderboard:
     directory: str
     tables: tuple[Table, ...]
     summaries: tuple[Summary, ...]
+    environments: tuple[Shared, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, with a schema number."""
@@ -43,13 +45,14 @@ def leaderboard(source: str | Path | SweepData) -> Leaderboard:
         ConfigError: The directory holds no sweep, or the samples of a finished cell are damaged.
     """
     data = source if isinstance(source, SweepData) else read_sweep(source)
+    environments = environments_of(data.cells)
     tables: list[Table] = []
     summaries: list[Summary] = []
     for model, task, arms in subjects_of(data):
-        made = tuple(_table(model, task, arm) for arm in arms)
+        made = tuple(_table(model, task, arm, environments) for arm in arms)
         tables += made
         summaries.append(summarise(model, task, made))
-    return Leaderboard(data.header.name, str(data.ledger.directory), tuple(tables), tuple(summaries))
+    return Leaderboard(data.header.name, str(data.ledger.directory), tuple(tables), tuple(summaries), environments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def pair_tables(source: str | Path | SweepData) -> tuple[PairTable, ...]:
     )
 
 
-def _table(model: str, task: str, arm: Arm) -> Table:
+def _table(model: str, task: str, arm: Arm, environments: Sequence[Shared]) -> Table:
     baselines = dict(arm.baselines.values())
     names = {label: name for name, (label, _) in arm.baselines.items()}
     overall = _by_pruner(against_baselines(arm.scores, baselines), names)
@@ -96,7 +99,9 @@ def _table(model: str, task: str, arm: Arm) -> Table:
         ranked.insert(0, row_of(arm.unpruned[0].cell.label, arm.unpruned, arm.base, None, None, {}, {}))
     account = next((entries[0].cell.account for entries in arm.groups.values()), "kept")
     stability = rank_stability(arm.scores, {label: len(entries) for label, entries in arm.groups.items()})
-    return Table(model, task, arm.budget, account, tuple(ranked), hard, stability, baseline_notes(arm))
+    everything = {**({arm.unpruned[0].cell.label: arm.unpruned} if arm.unpruned else {}), **arm.groups}
+    mixed = environment_notes(environments, everything)
+    return Table(model, task, arm.budget, account, tuple(ranked), hard, stability, baseline_notes(arm), mixed)
 
 
 def _by_pruner(comparisons: Mapping[Any, Comparison], names: Mapping[str, str]) -> dict[str, Contrasts]:

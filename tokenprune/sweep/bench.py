@@ -16,6 +16,7 @@ from tokenprune.models import LoadedModel, load_model
 from tokenprune.models.loading import parts_of
 from tokenprune.plugins import Host
 from tokenprune.pruner import Pruner
+from tokenprune.sweep.environment import Environment, Installed, environment_of
 from tokenprune.sweep.identity import canonical
 from tokenprune.sweep.plan import Cell, PlanChangedError, check_model, check_pruner, check_task, planned_model
 from tokenprune.tasks.base import Sample, Task
@@ -48,6 +49,7 @@ class Bench:
         self._tasks: dict[object, Task] = {}
         self._batches: dict[object, tuple[Batch, ...]] = {}
         self._captures: dict[object, list[Any]] = {}
+        self._installed = Installed()
 
     def model(self, cell: Cell) -> LoadedModel:
         """The cell's model.
@@ -55,7 +57,7 @@ class Bench:
         Raises:
             PlanChangedError: Its files are not those of the plan.
         """
-        key = (cell.model, cell.model_digest, cell.dtype, cell.attention)
+        key = _model_key(cell)
         if key in self._changed:  # not to be loaded once more for every cell that is left
             raise PlanChangedError(self._changed[key].message, hint=self._changed[key].hint)
         if key not in self._models:
@@ -118,6 +120,15 @@ class Bench:
             )
         return self._batches[key]
 
+    def environment(self, cell: Cell) -> Environment:
+        """What a cell is run with here; without the family's plugin as long as the model is not loaded."""
+        loaded = self._models.get(_model_key(cell))
+        attention = cell.attention if loaded is None else str(loaded.model.config._attn_implementation)
+        owners = [self.host.pruners.owner(cell.pruner)]  # a task's version and data are in the cell's id
+        if loaded is not None and loaded.family in self.host.families:
+            owners.append(self.host.families.owner(loaded.family))
+        return environment_of(torch.device(self.device), attention, cell.dtype, owners, self._installed)
+
     def release(self) -> None:
         """Let go of everything but the models and tasks, down to what the allocator keeps for later."""
         self._batches.clear()
@@ -174,6 +185,10 @@ def picture_digest(sample: Sample) -> str:
 def _conversation(sample: Sample) -> list[dict[str, Any]]:
     parts: list[dict[str, str]] = [{"type": "image"} for _ in sample.images]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": sample.question}]}]
+
+
+def _model_key(cell: Cell) -> tuple[str, ...]:
+    return cell.model, cell.model_digest, cell.dtype, cell.attention
 
 
 def _task_key(cell: Cell) -> tuple[Any, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenprune.sweep.environment import Installed, versions_here, versions_in
 from tokenprune.sweep.ledger import CellState, Ledger
 from tokenprune.sweep.plan import Cell
 
@@ -16,6 +17,8 @@ _SAME_CELL = ("model", "task", "label", "budget_ratio", "budget_tokens", "seed")
 
 _NAMED = 3
 """Damaged cells that are named."""
+
+_RERUN = "`--rerun` takes such cells up again"
 
 _NO_MATTER = frozenset({"id", "reference", "efficiency", *_SAME_CELL})
 
@@ -26,25 +29,51 @@ class Survey:
 
     Args:
         states: The state of every cell by its id; damaged ones and those to measure again are pending.
-        damaged: Cells that were answered, and must be asked anew.
-        measured_otherwise: Cells whose answers stay, and whose cost is measured anew.
+        asked_again: Cells that were answered, and must be asked anew.
+        measured_again: Cells whose answers stay, and whose cost is measured anew.
         changes: Why there are cells to run that a person may take for finished ones, a sentence each.
     """
 
     states: Mapping[str, CellState]
-    damaged: tuple[Cell, ...]
-    measured_otherwise: tuple[Cell, ...]
+    asked_again: tuple[Cell, ...]
+    measured_again: tuple[Cell, ...]
     changes: tuple[str, ...]
 
 
-def survey(ledger: Ledger, cells: Sequence[Cell]) -> Survey:
-    """Look what a directory holds of a plan; nothing is written, and the plan before it must still be there."""
-    damaged = tuple(cell for cell in cells if ledger.damaged(cell))
-    measured = tuple(cell for cell in cells if ledger.measured_otherwise(cell) and cell not in damaged)
-    again = {cell.id for cell in (*damaged, *measured)}
+def survey(ledger: Ledger, cells: Sequence[Cell], *, rerun: bool = False) -> Survey:
+    """Look what a directory holds of a plan; nothing is written, and the plan before it must still be there.
+
+    Args:
+        ledger: The sweep directory.
+        cells: The plan.
+        rerun: Take up again what was run with other versions than those that are installed here.
+    """
+    damaged = [cell for cell in cells if ledger.damaged(cell)]
+    found = [cell for cell in cells if cell not in damaged]
+    otherwise = [cell for cell in found if ledger.measured_otherwise(cell)]
+    older, older_costs = _of_other_versions(ledger, found)
+    asked = {cell.id for cell in damaged}
+    measured = {cell.id for cell in otherwise}
+    if rerun:
+        asked |= set(older)
+        # what was compared with an unpruned cell that is asked again is compared with the new one
+        asked |= {cell.id for cell in found if cell.reference in older and ledger.settled(cell.id) is not None}
+        measured |= set(older_costs)
+    measured -= asked
+    again = asked | measured
     states: dict[str, CellState] = {cell.id: "pending" if cell.id in again else ledger.state(cell.id) for cell in cells}
-    changes = explain_changes(ledger.planned_rows(), cells)
-    return Survey(states, damaged, measured, (*changes, *_explain_damage(damaged), *_explain_measurements(measured)))
+    return Survey(
+        states,
+        tuple(cell for cell in cells if cell.id in asked),
+        tuple(cell for cell in cells if cell.id in measured),
+        (
+            *explain_changes(ledger.planned_rows(), cells),
+            *_explain_damage(damaged),
+            *_explain_measurements(otherwise),
+            *_explain_versions("run", older.values(), rerun=rerun),
+            *_explain_versions("measured", older_costs.values(), rerun=rerun),
+        ),
+    )
 
 
 def explain_changes(before: Iterable[Mapping[str, Any]], cells: Sequence[Cell]) -> tuple[str, ...]:
@@ -72,6 +101,50 @@ def explain_changes(before: Iterable[Mapping[str, Any]], cells: Sequence[Cell]) 
     return tuple(
         f"{count} {'cell is' if count == 1 else 'cells are'} new: {cause}" for cause, count in causes.most_common()
     )
+
+
+def _of_other_versions(ledger: Ledger, cells: Iterable[Cell]) -> tuple[dict[str, str], dict[str, str]]:
+    """What differs, by the id of the cell: of its answers, and of its cost where that alone was measured elsewhere."""
+    installed = Installed()
+    answers: dict[str, str] = {}
+    costs: dict[str, str] = {}
+    for cell in cells:
+        found = ledger.settled(cell.id)
+        if found is None:
+            continue
+        cost = found.get("cost") or {}
+        if difference := _versions_differ(found.get("environment"), installed):
+            answers[cell.id] = difference
+        elif "environment" in cost and (difference := _versions_differ(cost["environment"], installed)):
+            costs[cell.id] = difference
+    return answers, costs
+
+
+def _versions_differ(block: object, installed: Installed) -> str:
+    """How the versions that a block says differ from those that are here, in words; empty where they are the same."""
+    if not isinstance(block, Mapping):
+        return "versions that they do not say (an older tokenprune wrote them)"
+    before = versions_in(block)
+    here = versions_here(before, installed)
+    names = [name for name in before if before[name] != here[name]]
+    then = [f"{name} {before[name] or '(none)'}" for name in names]
+    now = [here[name] or "(none)" for name in names]
+    return f"{_listed(then)}, here {'it is' if len(names) == 1 else 'they are'} {_listed(now)}" if names else ""
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(parts[:-1])] if parts[:-1] else []), *parts[-1:]])
+
+
+def _explain_versions(done: str, differences: Iterable[str], *, rerun: bool) -> Iterator[str]:
+    """A sentence per difference: what was run or measured with other versions, and what becomes of it."""
+    for difference, number in Counter(differences).most_common():
+        count = f"{number} {'cell was' if number == 1 else 'cells were'} {done} with {difference}"
+        yield (
+            f"{count}: {done} again"
+            if rerun
+            else f"{count}: kept as {'it is' if number == 1 else 'they are'}; {_RERUN}"
+        )
 
 
 def _explain_damage(cells: Sequence[Cell]) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ class SweepStarted:
         config: The resolved sweep file, plain JSON types.
         cells: All planned cells in the order of the plan.
         finished: Ids of the cells that need no more work, with their state (`done`, `failed`, `refused`).
-        changes: Why cells that were planned before are new ones now (another version, other files), a sentence each.
+        changes: Why cells that were planned before are new ones now (another version, other files), and which were run
+            with other versions than those that are installed, a sentence each.
     """
 
     directory: Path

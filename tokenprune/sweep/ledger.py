@@ -1,7 +1,7 @@
 """The sweep directory: the truth about a sweep, written so that a kill at any time loses at most a running cell.
 
-    sweep.json      the resolved sweep file and the sweep's id      env.json   versions and machine
-    plan.jsonl      every cell, planned                             lock       held by the running processes
+    sweep.json      the resolved sweep file and the sweep's id      lock       held by the running processes
+    plan.jsonl      every cell, planned
     cells/<id>/     samples.jsonl, first_token.npz, overlays.json, and `result.json`, written last; or `error.json`;
                     until its cost is measured, `answers.json` in place of the result
     lease           the token of the invocation that may write
@@ -14,16 +14,12 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -52,7 +48,6 @@ __all__ = [
     "Header",
     "Ledger",
     "StorageError",
-    "environment",
     "read_jsonl",
     "write_bytes",
     "write_json",
@@ -71,7 +66,6 @@ _LOOK_S = 0.25
 CellState = Literal["pending", "done", "failed", "refused"]
 _T = TypeVar("_T")
 _HEADER = {"sweep_id": str, "name": str, "created": str, "config": dict}
-_PACKAGES = ("tokenprune-vlm", "torch", "transformers", "numpy", "pillow", "mlflow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +128,6 @@ class Ledger:
             config=config,
         )
         write_jsonl(self.directory / "plan.jsonl", (cell.to_json() for cell in cells))
-        write_json(self.directory / "env.json", environment())
         write_json(
             self.directory / "sweep.json",
             {
@@ -241,7 +234,7 @@ class Ledger:
 
         It reads every line, so it is asked once, when a sweep is opened.
         """
-        if self.result(cell.id) is None and self.answers(cell.id) is None:
+        if self.settled(cell.id) is None:
             return False
         try:
             rows = self.samples(cell.id)
@@ -286,6 +279,10 @@ class Ledger:
         """What the questions of a cell gave whose cost is still to be measured, or `None`; a result without `cost`."""
         data = read_json(self.cell_directory(cell_id) / "answers.json")
         return data if _is_of(data, cell_id) else None
+
+    def settled(self, cell_id: str) -> dict[str, Any] | None:
+        """The cell's result, or its answers where its cost is still to be measured, or `None`."""
+        return self.result(cell_id) or self.answers(cell_id)
 
     def write_answers(self, cell: Cell, answers: Mapping[str, Any]) -> None:
         """Keep what the questions gave until the cost is measured."""
@@ -367,31 +364,3 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise storage_error(error, path.parent) from error
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, for `env.json`."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = ""
-    return {
-        "schema": SCHEMA,
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cpus": os.cpu_count(),
-        "packages": versions,
-    }
-
-
-def _processor() -> str:
-    """Name of the processor, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()

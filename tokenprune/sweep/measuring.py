@@ -6,7 +6,10 @@ import functools
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from tokenprune.errors import ConfigError, TokenPruneError
 from tokenprune.metrics.efficiency import measure_cost
@@ -57,7 +60,10 @@ def _cost(ledger: Ledger, bench: Bench, cell: Cell) -> Mapping[str, Any]:
         pruner = bench.pruner(cell)
         sample = bench.prepare(loaded, task, [index]).inputs
         session = functools.partial(session_of, cell, pruner, loaded, bench.host)
-        return measure_cost(loaded.model, sample, session, **cell.efficiency).to_json()
+        cost = measure_cost(loaded.model, sample, session, **cell.efficiency).to_json()
+        # of its own: answers stay where a cost is measured again, perhaps with another torch on another machine
+        environment = replace(bench.environment(cell), threads=cost.get("threads", torch.get_num_threads()))
+        return {**cost, "environment": environment.to_json()}
     except (StorageError, LeaseLostError):
         raise
     except Exception as error:

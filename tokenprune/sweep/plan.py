@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from tokenprune.budget import Account, Budget
 from tokenprune.errors import ConfigError, PrerequisiteError, TokenPruneError
 from tokenprune.plugins import Host
 from tokenprune.sweep.config import REFERENCE, LensConfig, PrunerEntry, SweepConfig, TaskEntry
+from tokenprune.sweep.environment import version_of
 from tokenprune.sweep.identity import cell_id, directory_digest
 from tokenprune.tasks.base import Task
 
@@ -203,7 +203,7 @@ def check_pruner(cell: Cell, host: Host) -> None:
     """
     found = host.pruners.owner(cell.pruner)
     _must_be(f"the plugin of pruner `{cell.pruner}`", found, cell.distribution)
-    _must_be(f"the version of `{found}`", _version(found), cell.distribution_version)
+    _must_be(f"the version of `{found}`", version_of(found), cell.distribution_version)
 
 
 def _must_be(what: str, found: str, planned: str) -> None:
@@ -299,7 +299,7 @@ def _cell(
         label=entry.title,
         options={key: list(value) if isinstance(value, tuple) else value for key, value in options.items()},
         distribution=distribution,
-        distribution_version=_version(distribution),
+        distribution_version=version_of(distribution),
         budget_ratio=None if budget is None else budget.ratio,
         budget_tokens=None if budget is None else budget.tokens,
         account="kept" if budget is None else budget.account,
@@ -318,12 +318,3 @@ def _cell(
 def _lens(section: LensConfig) -> dict[str, Any]:
     """The settings of the lens, or nothing where it is off (so that unused settings change no id)."""
     return section.model_dump(exclude={"enabled"}) if section.enabled else {}
-
-
-def _version(distribution: str) -> str:
-    import tokenprune
-
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return tokenprune.__version__ if distribution == "tokenprune" else ""

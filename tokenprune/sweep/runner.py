@@ -65,7 +65,8 @@ class SweepOutcome:
         tracking_wait_s: Time that the sweep waited for trackers, before measurements and at its end.
         tracking: What the trackers said about where their view is (`uri`, `experiment_id`, `experiment`, ...).
         problems: What went wrong in trackers and other plugins, one line each.
-        changes: Why cells that were planned before are new ones now, a sentence each.
+        changes: Why cells that were planned before are new ones now, and which were run with other versions, a
+            sentence each.
     """
 
     directory: Path
@@ -129,6 +130,7 @@ def run_sweep(
     executor_options: Mapping[str, Any] | None = None,
     retry_failed: bool = False,
     retry_refused: bool = False,
+    rerun: bool = False,
     track: bool = True,
 ) -> SweepOutcome:
     """Run a sweep, or continue it where the directory holds one.
@@ -142,6 +144,8 @@ def run_sweep(
         executor_options: Options of the executor, over those that the config has for it.
         retry_failed: Run cells again that failed before.
         retry_refused: Run cells again that their pruner refused before.
+        rerun: Run cells again that were run with other versions (of torch, transformers, tokenprune, a plugin, ...)
+            than those that are installed, and measure costs again that were measured with others.
         track: Call the life-cycle hooks of the config's trackers, and write the report.
 
     Raises:
@@ -162,14 +166,14 @@ def run_sweep(
     cells = plan_cells(config, host)
     ledger = Ledger(directory)
     with ledger.lock():
-        found = survey(ledger, cells)
+        found = survey(ledger, cells, rerun=rerun)
         todo = [cell for cell in cells if found.states[cell.id] in redo]
         # nor does a missing extra, or an option out of range, change anything in it
         made = make(ledger, config, host) if todo else None
         header = ledger.open_sweep(config.to_json(), cells)
-        for cell in found.damaged:
+        for cell in found.asked_again:
             ledger.begin_cell(cell)
-        for cell in found.measured_otherwise:
+        for cell in found.measured_again:
             ledger.forget_cost(cell)
         if todo:
             _mark_behind(ledger.directory, trackers)

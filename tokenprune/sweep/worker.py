@@ -29,6 +29,7 @@ from tokenprune.sweep.asking import Answers, Asking
 from tokenprune.sweep.bench import Batch, Bench
 from tokenprune.sweep.crew import Order
 from tokenprune.sweep.devices import device_error, lost_device, ran_out_of_memory
+from tokenprune.sweep.environment import Environment
 from tokenprune.sweep.executors import Answered, Ended, Outcome
 from tokenprune.sweep.files import StorageError, is_full, storage_error
 from tokenprune.sweep.lease import LeaseLostError
@@ -52,6 +53,7 @@ class _Job:
         asking: Its questions, once it was opened.
         started: When.
         seconds: What it took so far, without the cells beside it.
+        environment: What it is run with.
         error: What made it fail, as `error.json` holds it.
         starved: There was too little memory, and it may do with more of it to itself, or with smaller batches.
     """
@@ -61,6 +63,7 @@ class _Job:
     asking: Asking | None = None
     seconds: float = 0.0
     error: dict[str, Any] | None = None
+    environment: Environment | None = None
     starved: bool = False
 
     @property
@@ -162,7 +165,8 @@ class CellRunner:
 
     def _fail(self, job: _Job, error: Mapping[str, Any]) -> Ended:
         _log.error("%s %s: %s", job.order.cell.name, error["outcome"], error["message"])
-        self.ledger.write_error(job.order.cell, {**error, **_how(job.order)})
+        where = {"environment": job.environment.to_json()} if job.environment is not None else {}
+        self.ledger.write_error(job.order.cell, {**error, **where, **_how(job.order)})
         return Ended(job.order.cell.id, error["outcome"])
 
     # --- one cell -------------------------------------------------------------------------------------------------
@@ -175,8 +179,10 @@ class CellRunner:
     def _open(self, job: _Job) -> None:
         """Everything that a cell's questions need, or the error that it fails with."""
         cell = job.order.cell
+        job.environment = self.bench.environment(cell)
         reference = self._reference(cell)
         loaded, task = self.bench.model(cell), self.bench.task(cell)
+        job.environment = self.bench.environment(cell)
         self.bench.batches(cell, job.order.batch_size)
         job.asking = Asking(
             cell,
@@ -209,6 +215,7 @@ class CellRunner:
             "cost": None,
             "started": job.started.isoformat(timespec="seconds"),
             "seconds": job.seconds + time.perf_counter() - clock,
+            "environment": None if job.environment is None else job.environment.to_json(),
             "worker": {"pid": os.getpid(), "device": self.bench.device},
             "family": self.bench.model(cell).family,
         }
@@ -229,7 +236,7 @@ class CellRunner:
 
     def _known(self, cell_id: str) -> Mapping[str, Any] | None:
         """What an unpruned cell came to: its result, or its answers, or its error."""
-        return self.ledger.result(cell_id) or self.ledger.answers(cell_id) or self.ledger.error(cell_id)
+        return self.ledger.settled(cell_id) or self.ledger.error(cell_id)
 
     def _compare(self, cell: Cell, answers: Answers, reference: FirstToken | None) -> dict[str, float | None] | None:
         if cell.reference is None or reference is None:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokenprune.sweep.config import REFERENCE
+from tokenprune.sweep.environment import facts_of
 from tokenprune.sweep.plan import Cell
 from tokenprune.tracking.slices import Slice, short_model
 
@@ -107,7 +108,13 @@ def tags_of(cell: Cell, sweep_id: str, outcome: str, facts: Mapping[str, Any]) -
         f"{PREFIX}.task": cell.task,
         f"{PREFIX}.budget": cell.budget_label,
         f"{PREFIX}.distribution": f"{cell.distribution} {cell.distribution_version}".strip(),
+        **{f"{PREFIX}.env.{name}": value for name, value in environment_of(facts).items()},
     }
+
+
+def environment_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a cell was run with, flat, by names that MLflow accepts; empty where its result does not say."""
+    return {legal(name).replace(" ", "_"): value for name, value in facts_of(facts.get("environment")).items()}
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:

@@ -133,8 +133,7 @@ class MlflowStore:
         self._runs.log(run_id, params, {**counts, "sweep/seconds": seconds})
         if self._report.is_dir():
             self._client.log_artifacts(run_id, str(self._report))
-        for name in ("sweep.json", "env.json"):
-            self._client.log_artifact(run_id, str(self._directory / name))
+        self._client.log_artifact(run_id, str(self._directory / "sweep.json"))
         self._client.set_terminated(run_id, "FAILED" if status == "interrupted" else "FINISHED")
         text = note(data.header.name, self._show_views(run_id), table)
         self._client.set_experiment_tag(self.place.experiment_id, "mlflow.note.content", text)

@@ -161,8 +161,7 @@ class SparseVLM(Pruner):
             mean = relevance.sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True).clamp_min(1)
             above = (relevance > mean) & mask
             above = torch.where(above.any(dim=-1, keepdim=True), above, mask)
-            for print_, row in zip(prints, above, strict=True):
-                known.setdefault(print_, row)  # chosen already: that choice stays
+            known.update(zip(prints, above, strict=True))
         width = max(known[print_].shape[0] for print_ in prints)
         return torch.stack(
             [torch.nn.functional.pad(known[print_], (0, width - known[print_].shape[0])) for print_ in prints]
