@@ -25,6 +25,8 @@ class UnitRecord:
     labels: tuple[str, ...] = ()
     auto: bool = False
     """The count followed from the data; `asked` was no promise."""
+    held: bool = False
+    """The prompt ends in this unit, and its last token stayed although the pruner dropped it: one of `kept` more."""
 
 
 @dataclass(frozen=True, slots=True)

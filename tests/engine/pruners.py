@@ -82,6 +82,21 @@ class Ragged(ByContent):
 
 
 @pruner(
+    "first",
+    summary="keeps the first tokens, so never the last",
+    source=Source("test"),
+    axes=Axes(site="any"),
+    sites=SITE_KINDS,
+)
+@dataclass(frozen=True)
+class First(ByContent):
+    """The first K tokens of each unit."""
+
+    def decide(self, view: View, stop: Stop, state: State) -> Decision:
+        return Decision.keep(torch.arange(view.keep).expand(view.units, -1))
+
+
+@pruner(
     "averaging",
     summary="merges neighbours and weighs them",
     source=Source("test"),

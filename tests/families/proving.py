@@ -156,8 +156,10 @@ def averaged(built: Built, inputs: Any, record: PruneRecord) -> Iterator[None]:
             for unit in merged:
                 if unit.decoder_layer == layer:
                     part = slots[unit.sample, unit.image]
-                    cell = torch.arange(unit.before) * unit.kept // unit.before
-                    means = [args[0][unit.sample, part[cell == row]].mean(0) for row in range(unit.kept)]
+                    runs = unit.kept - unit.held  # a last token that stays against the answer is a row of its own
+                    cell = torch.arange(unit.before) * runs // unit.before
+                    means = [args[0][unit.sample, part[cell == row]].mean(0) for row in range(runs)]
+                    means += [args[0][unit.sample, part[-1]]] * unit.held
                     hidden[unit.sample, part[list(unit.indices)]] = torch.stack(means)
             return (hidden, *args[1:])
 

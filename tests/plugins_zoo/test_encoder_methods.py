@@ -344,6 +344,10 @@ def test_mustdrop_protects_once_and_by_original_index() -> None:
     second = look(pruner, later, 2, Site("layer", 2), indices=left)
     assert pruner.protected(second, state).tolist() == [[True, False, True, False]]
     assert pruner.protected(second, {}).tolist() == [[False, True, False, False]]  # the share of what is there
+    both = Recording(tokens=4, cls_attention=later.cls_attention.expand(2, -1, -1))
+    beside = look(pruner, both, 2, Site("layer", 2), indices=left.expand(2, -1))
+    beside.ids = lambda: (0, 7)  # type: ignore[method-assign] - a known unit beside one that is seen first here
+    assert pruner.protected(beside, state).tolist() == [[True, False, True, False], [False, True, False, False]]
 
 
 def test_mustdrop_plans_its_reach_and_needs_a_second_encoder_layer() -> None:

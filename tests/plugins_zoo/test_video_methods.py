@@ -582,6 +582,11 @@ def test_prunevid_scores_without_padding_rows() -> None:
         ([0, 0, 2, 1, 1, 1], [0, 0, 1, 1, 1, 1]),
         ([0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1]),  # only the longest run of a label stays
         ([0, 0, 1, 0, 0], [0, 0, 0, 0, 0]),  # both of two equal ones stay
+        ([0, 3, 3, 0, 1, 1, 1, 2, 2, 2], [3, 3, 3, 3, 1, 1, 1, 2, 2, 2]),  # a run counts with what has joined it
+        ([1, 1, 4, 2, 2, 2, 5, 3, 3, 3, 3], [1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3]),
+        ([0, 0, 1, 0, 0, 4, 2, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2]),  # two runs and their gap are one run
+        ([1, 1, 4, 5, 2, 2, 2], [1, 1, 2, 2, 2, 2, 2]),  # a gap is filled as a whole
+        ([4, 1, 1, 5], [1, 1, 1, 1]),
         ([3, 0, 0], [0, 0, 0]),
         ([0, 1, 2], [0, 0, 0]),
         ([4], [4]),

@@ -395,6 +395,10 @@ def test_raters_are_chosen_once_and_follow_their_unit() -> None:
     other = RecordedView(swapped, 20, pruner.spec.needs, site=stop.site, facts=SHALLOW)
     assert torch.equal(pruner.raters(other, {}), first.flip(0))
     assert state["raters"] == known
+    chosen = ~first[0]  # another choice than the one that this view would make
+    seen = {view.fingerprints()[0]: chosen}
+    beside = pruner.raters(view, {"raters": seen})
+    assert torch.equal(beside, torch.cat((chosen[None], first[1:])))  # beside units that are seen first
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -145,6 +146,8 @@ class Vision:
         row_of: Per image, the row of each original token in `features`, (N,).
         cuts: Stops that ran before the decoder.
         log_weights: By image, what the cut between encoder and projector adds to the decoder's logits, (K,).
+        state: What the pruner keeps from one stop to the next.
+        held: Places in the plan and images whose last token stayed against the pruner's answer (`ends.py`).
     """
 
     pixels: Mapping[str, Tensor] = field(default_factory=dict)
@@ -157,6 +160,7 @@ class Vision:
     cuts: list[VisionCut] = field(default_factory=list)
     log_weights: dict[int, Tensor] = field(default_factory=dict)
     state: State = field(default_factory=dict)
+    held: set[tuple[int, int]] = field(default_factory=set)
 
     def pixels_of(self, unit: Unit) -> Tensor:
         """The pixels of an image or video.
@@ -245,6 +249,12 @@ class Chunk:
     def state(self) -> State:
         """What the pruner keeps from one stop to the next."""
         return self.vision.state
+
+    @functools.cached_property
+    def ends(self) -> tuple[int, ...]:
+        """By sample, the slot of its last token; -1 where it has none."""
+        slots = torch.arange(self.valid.shape[1], device=self.valid.device)
+        return tuple(slots.expand_as(self.valid).masked_fill(~self.valid, -1).amax(dim=1).tolist())
 
     @property
     def plan(self) -> Sequence[Stop]:

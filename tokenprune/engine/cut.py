@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenprune.engine.chunk import Chunk, Move, Unit
 from tokenprune.engine.context import SiteContext
+from tokenprune.engine.ends import ends_prompt, holds_last, with_last
 from tokenprune.engine.rows import Rows, gather_rows
 from tokenprune.engine.view import EngineView
 from tokenprune.errors import NothingPrunedError
@@ -43,7 +44,8 @@ def decide(
 ) -> tuple[list[tuple[Unit, Kept]], Decision]:
     """Ask the pruner about units of the chunk at the stop `position` of its plan.
 
-    Units of the same size, grid and budget are seen in one view.
+    Units of the same size, grid and budget are seen in one view. A unit in which a prompt ends keeps its last token
+    whatever the pruner says, because the answer is read from its row.
 
     Returns:
         One selection per unit in the chunk's order, and the last decision (its `resize` holds for all units).
@@ -70,6 +72,11 @@ def decide(
             )
         for number, kept in zip(numbers, decision.units, strict=False):
             check_kept(pruner, kept, tokens)
+            if ends_prompt(units[number], chunk.ends):
+                resized = decision.resize is not None
+                if not resized and not holds_last(kept, tokens):
+                    chunk.vision.held.add((position, units[number].span.index))
+                kept = with_last(kept, tokens, resized=resized)
             answers[number] = kept
     return [(units[number], answers[number]) for number in sorted(answers)], decision
 
@@ -149,6 +156,7 @@ def record(chunk: Chunk, stop: Stop, position: int, selections: Sequence[tuple[U
                 log_weights=weights,
                 labels=kept.labels or (),
                 auto=stop.auto,
+                held=(position, unit.span.index) in chunk.vision.held,
             )
         )
     return entries

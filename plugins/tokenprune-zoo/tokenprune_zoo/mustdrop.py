@@ -159,7 +159,8 @@ class MustDrop(Pruner):
         if not all(unit in known for unit in view.ids()):
             count = math.ceil(self.protected_share * view.tokens)
             best = dual.top_k(view.cls_attention(-1).mean(dim=1), view.tokens)[:, :count]
-            known.update(zip(view.ids(), view.indices().gather(-1, best), strict=True))
+            for unit, row in zip(view.ids(), view.indices().gather(-1, best), strict=True):
+                known.setdefault(unit, row)  # chosen already: that choice stays
         return torch.stack([torch.isin(row, known[unit]) for unit, row in zip(view.ids(), view.indices(), strict=True)])
 
     def window_similarity(self, view: View) -> tuple[Tensor, Tensor]:

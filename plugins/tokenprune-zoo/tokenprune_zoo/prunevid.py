@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -18,7 +19,6 @@ from tokenprune_zoo.video import CellSet, DensityNoise, emitted_sets, split_by_s
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenprune.dual.video import Span
 
 #: Most tokens in the density estimate, the token itself among them.
 _NEIGHBOURS = 7
@@ -235,27 +235,31 @@ class PruneVid(Pruner):
 def refined(labels: Sequence[int]) -> list[int]:
     """Make clusters of frames contiguous.
 
-    Of every label only its longest runs stay (all of several equally long ones, none of a single frame); the frames
-    in between join the longer one of the runs around them, the earlier of two equal ones. Where no run stays, all
-    frames get the label of the first.
+    Of every label only its longest runs stay: all of several equally long ones, none of a single frame. The gaps in
+    between are filled from left to right. Each joins the longer one of the two runs around it, the earlier of two equal
+    ones; the run before it counts with the gaps that have joined it by then. Where no run stays, all frames get the
+    label of the first.
 
     Source: Huang et al., "PruneVid", 2024 (temporal segmentation).
     """
-
-    def length(span: Span) -> int:
-        return span[1] - span[0] + 1
-
     spans = dual.runs(labels)
     longest: dict[int, int] = {}
-    for span in spans:
-        longest[labels[span[0]]] = max(longest.get(labels[span[0]], 0), length(span))
-    staying = [span for span in spans if 1 < length(span) == longest[labels[span[0]]]]
-    if not staying:
+    for first, last in spans:
+        longest[labels[first]] = max(longest.get(labels[first], 0), last - first + 1)
+    stays = [1 < last - first + 1 == longest[labels[first]] for first, last in spans]
+    kept = [stay for stay, (first, last) in zip(stays, spans, strict=True) for _ in range(first, last + 1)]
+    if not any(kept):
         return [labels[0]] * len(labels)
-    found = []
-    for frame in range(len(labels)):
-        before = [span for span in staying if span[0] <= frame][-1:]
-        behind = [span for span in staying if span[1] >= frame][:1]
-        first, last = (before or behind)[0], (behind or before)[0]
-        found.append(labels[first[0] if length(first) >= length(last) else last[0]])
-    return found
+    filled = list(labels)
+    for first, last in dual.runs(kept):
+        if kept[first]:
+            continue
+        before, behind = filled[:first][::-1], labels[last + 1 :]
+        earlier = _leading(before) >= _leading(behind)
+        filled[first : last + 1] = [before[0] if earlier else behind[0]] * (last + 1 - first)
+    return filled
+
+
+def _leading(labels: Sequence[int]) -> int:
+    """Length of the run at the start."""
+    return sum(1 for _ in itertools.takewhile(lambda label: label == labels[0], labels))

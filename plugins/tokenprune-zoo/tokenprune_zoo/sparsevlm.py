@@ -161,7 +161,8 @@ class SparseVLM(Pruner):
             mean = relevance.sum(dim=-1, keepdim=True) / mask.sum(dim=-1, keepdim=True).clamp_min(1)
             above = (relevance > mean) & mask
             above = torch.where(above.any(dim=-1, keepdim=True), above, mask)
-            known.update(zip(prints, above, strict=True))
+            for print_, row in zip(prints, above, strict=True):
+                known.setdefault(print_, row)  # chosen already: that choice stays
         width = max(known[print_].shape[0] for print_ in prints)
         return torch.stack(
             [torch.nn.functional.pad(known[print_], (0, width - known[print_].shape[0])) for print_ in prints]

@@ -85,7 +85,7 @@ def _check_record(subject: Subject, loaded: LoadedModel, inputs: Inputs, record:
             raise ConformanceError(where, expected=f"{unit.kept} distinct indices", found=unit.indices)
         if not indices <= left.get(key, set(range(original[unit.sample]))):
             raise ConformanceError(where, expected="indices of tokens that were there", found=unit.indices)
-        asked = min(unit.before, unit.asked)
+        asked = min(unit.before, unit.asked) + unit.held
         if not unit.auto and unit.kept != asked:
             raise ConformanceError(where, expected=f"{asked} tokens", found=unit.kept)
         left[key], last[key] = indices, unit
