@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageEnhance
 
+from tokenprune.sweep.files import inside
+
 MIN_SIDE = 256
 """Small pictures are enlarged to this width, so that single tokens can be seen."""
 
@@ -85,11 +87,14 @@ def stored_overlay(directory: Path, entry: Mapping[str, Any], caption: str = "")
         directory: The sweep directory.
         entry: One element of `samples`.
         caption: Text below; the question, the answer and the prediction where it is empty.
+
+    Raises:
+        OutsideError: A picture of the entry does not lie in the sweep directory.
     """
     text = caption or f"{entry['question']} {entry['answer']} | said: {entry['prediction']}"
     panels = []
     for place, image in enumerate(entry["images"]):
-        with Image.open(directory / "pictures" / image["picture"]) as picture:
+        with Image.open(inside(directory, "pictures", image["picture"])) as picture:
             drawn = draw_kept(picture, tuple(image["grid"]), image["kept"], image["labels"])
         panels.append((drawn, text if place == 0 else ""))
     return side_by_side(panels)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tokenprune.report.arms import subjects_of
 from tokenprune.report.reading import Finished, SweepData
+from tokenprune.sweep.files import OutsideError, inside
 
 MAX_SIDE = 448
 """Larger pictures are scaled down: the page shows where tokens lie, it is no archive of the data set."""
@@ -46,7 +47,7 @@ def kept_tokens(data: SweepData) -> dict[str, Any]:
                 samples.setdefault(sample["index"], {**facts, "pictures": names})
                 for name in names:
                     if name not in pictures:
-                        pictures[name] = _picture(data.ledger.directory / "pictures" / name)
+                        pictures[name] = _picture(data.ledger.directory, name)
         shown = [sample for _, sample in sorted(samples.items()) if all(map(pictures.get, sample["pictures"]))]
         if shown:
             subjects.append({"model": model, "task": task, "samples": shown, "cells": cells})
@@ -54,11 +55,14 @@ def kept_tokens(data: SweepData) -> dict[str, Any]:
     return {"pictures": found, "subjects": subjects, "lost": [name for name in pictures if name not in found]}
 
 
-def _picture(path: Path) -> str | None:
-    """The picture as text, or `None` where it is lost: a report is more than its pictures."""
+def _picture(directory: Path, name: str) -> str | None:
+    """A sweep's picture as text, or `None` where the directory has none of that name: a report is more than pictures.
+
+    A page is made to be given away, so it shows no file from elsewhere.
+    """
     try:
-        return data_url(path)
-    except OSError:  # Pillow's own error for a damaged file is one, too
+        return data_url(inside(directory, "pictures", name))
+    except (OSError, OutsideError):  # Pillow's own error for a damaged file is of the first kind, too
         return None
 
 

@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from errno import EDQUOT, EFBIG, EISDIR, ENOENT, ENOSPC, ENOTDIR, EROFS
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from tokenprune.errors import ConfigError, TokenPruneError
 
 _FULL = frozenset({EDQUOT, EFBIG, ENOSPC, EROFS})
 _NO_PLACE = frozenset({EISDIR, ENOENT, ENOTDIR})
 _TEMPORARY = ".tmp"
+
+
+class OutsideError(ConfigError):
+    """A name that was read from a file leads out of the directory that it is about."""
 
 
 class StorageError(TokenPruneError):
@@ -48,6 +52,44 @@ def make_folder(path: Path) -> None:
         raise storage_error(error, path) from error
 
 
+def inside(directory: Path, *names: object) -> Path:
+    """A file below a directory by names that were read from a file, which somebody else may have written.
+
+    Raises:
+        OutsideError: A name has folders in it, or a link on the way leads out of the directory.
+    """
+    path = directory.joinpath(*(_plain(directory, name) for name in names))
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory)):  # a loop of links is no crash
+        raise OutsideError(
+            f"`{path}` is a link that leads out of the directory", hint="put the file itself there, or remove the link"
+        )
+    return path
+
+
+def _plain(directory: Path, name: object) -> str:
+    """The name of a file or folder, and nothing else.
+
+    Raises:
+        OutsideError: It is no such name.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\:\0"):
+        raise OutsideError(
+            f"{name!r} is not the name of a file in `{directory}`",
+            hint="a file there was changed by hand, or comes from somebody whom you should not trust",
+        )
+    return name
+
+
+def open_end(path: Path, mode: Literal["ab", "a+b"] = "ab") -> IO[bytes]:
+    """Open a file at its end, but no other file that a link of its name leads to.
+
+    Raises:
+        OSError: The disk does not take it, or it is a link.
+    """
+    no_follow = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag, and few links
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | no_follow, 0o666))
+
+
 def open_log(path: Path) -> IO[bytes]:
     """Open a file for what a process prints, at its end.
 
@@ -55,7 +97,7 @@ def open_log(path: Path) -> IO[bytes]:
         StorageError: The disk does not take it.
     """
     try:
-        return path.open("ab")
+        return open_end(path)
     except OSError as error:
         raise storage_error(error, path) from error
 
@@ -113,7 +155,7 @@ def append_line(path: Path, line: str) -> None:
 
     There must be one writer at a time.
     """
-    with path.open("a+b") as stream:
+    with open_end(path, "a+b") as stream:
         if stream.tell() and _last_byte(stream) != b"\n":
             stream.seek(0)
             stream.truncate(stream.read().rfind(b"\n") + 1)

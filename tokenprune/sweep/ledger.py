@@ -27,6 +27,7 @@ from tokenprune.errors import ConfigError
 from tokenprune.sweep import lease
 from tokenprune.sweep.files import (
     StorageError,
+    inside,
     make_folder,
     read_json,
     read_jsonl,
@@ -182,8 +183,12 @@ class Ledger:
             return []
 
     def cell_directory(self, cell_id: str) -> Path:
-        """Folder of one cell."""
-        return self.directory / "cells" / cell_id
+        """Folder of one cell.
+
+        Raises:
+            OutsideError: The id, which may come from a file, is not the name of a folder.
+        """
+        return inside(self.directory, "cells", cell_id)
 
     def state(self, cell_id: str) -> CellState:
         """What is known about a cell; a damaged result counts as none."""

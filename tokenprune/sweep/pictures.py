@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tokenprune.sweep.plan import Cell
 from tokenprune.tasks.base import Sample
 
 Grid = tuple[int, int]
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def save_overlays(
@@ -46,7 +48,8 @@ def save_overlays(
             final = _by_frame(final[0], grids[index])
         images = []
         for place, (image, grid) in enumerate(zip(samples[index].images, grids[index], strict=True)):
-            name = f"{cell.task}-{cell.task_digest[:8]}-{index}-{place}.png"
+            digest = _NOT_IN_NAMES.sub("-", cell.task_digest[:8])  # a plugin's task may give any text
+            name = f"{cell.task}-{digest}-{index}-{place}.png"
             _save_picture(directory / "pictures" / name, image)
             cut = final.get(place)
             images.append(
