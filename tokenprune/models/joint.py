@@ -10,6 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenprune.models.weights import check_weights
+
+_CONVERT = (
+    "from transformers import CLIPModel as M; M.from_pretrained({0!r}, use_safetensors=False).save_pretrained({0!r})"
+)
+
 
 @dataclass(frozen=True)
 class JointSpace:
@@ -50,8 +56,14 @@ class JointSpace:
 
     @classmethod
     def load(cls, path: str | Path, decode: Callable[[Sequence[int]], str], *, device: str, dtype: Any) -> JointSpace:
-        """Load the pair from a directory or a hub name."""
+        """Load the pair from a directory or a hub name.
+
+        Raises:
+            PrerequisiteError: The directory holds no weights as safetensors.
+        """
         from transformers import AutoTokenizer, CLIPModel
 
-        clip = CLIPModel.from_pretrained(path, dtype=dtype).to(device).eval()
+        if Path(path).is_dir():
+            check_weights(Path(path), _CONVERT)
+        clip = CLIPModel.from_pretrained(path, dtype=dtype, use_safetensors=True).to(device).eval()
         return cls(clip, AutoTokenizer.from_pretrained(path), decode)

@@ -16,6 +16,7 @@ from tokenprune.errors import ConfigError, IncompatibleError, PrerequisiteError,
 from tokenprune.models.discovery import discover
 from tokenprune.models.family import Family, Parts, resolve
 from tokenprune.models.joint import JointSpace
+from tokenprune.models.weights import check_weights
 from tokenprune.plugins import Host, default_host
 from tokenprune.pruner import ModelFacts
 from tokenprune.registry import FamilySpec, load_target
@@ -53,7 +54,7 @@ def load_model(
         host: Plugin host; loaded where it is not given.
 
     Raises:
-        PrerequisiteError: The path holds no model.
+        PrerequisiteError: The path holds no model, or its weights are not safetensors.
         IncompatibleError: No registered family describes the model.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -62,11 +63,13 @@ def load_model(
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype `{dtype}`", hint="use " + ", ".join(f"`{name}`" for name in _DTYPES))
     path = model_path(name_or_path, host)
+    if (Path(path) / "config.json").is_file():  # of anything else, the loader says what is missing
+        check_weights(Path(path))
     try:
         with quiet_loading():
             processor = AutoProcessor.from_pretrained(path)
             model = AutoModelForImageTextToText.from_pretrained(
-                path, dtype=_DTYPES[dtype], attn_implementation=attention
+                path, dtype=_DTYPES[dtype], attn_implementation=attention, use_safetensors=True
             )
     except OSError as error:
         raise PrerequisiteError(

@@ -14,7 +14,7 @@ CELL_ID_VERSION = 2
 ID_LENGTH = 16
 
 #: Files of a model directory that decide what it computes.
-_MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.txt", "*.model")
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
 def cell_id(facts: Mapping[str, Any]) -> str:

@@ -143,18 +143,20 @@ def model_digest(name: str, host: Host) -> str:
 
     Raises:
         UnknownNameError: The name is neither registered nor a directory nor a hub name.
-        PrerequisiteError: The directory holds no weights, or the hub cannot be reached.
+        PrerequisiteError: The model has no weights as safetensors, or the hub cannot be reached.
     """
     from tokenprune.models.loading import model_path
+    from tokenprune.models.weights import check_weights
 
     path = model_path(name, host)
     if Path(path).is_dir():
-        if not any(Path(path).glob("*.safetensors")) and not any(Path(path).glob("*.bin")):
-            raise PrerequisiteError(f"`{path}` holds no weights", hint="train or download the model first")
+        check_weights(Path(path))
         return directory_digest(Path(path))
     if Path(path).is_absolute() or path.startswith("."):
         raise PrerequisiteError(f"no model directory at `{path}`", hint="give a directory or a hub name")
-    return _snapshot(path).name
+    snapshot = _snapshot(path)
+    check_weights(snapshot)
+    return snapshot.name
 
 
 def planned_model(cell: Cell, host: Host) -> str:
