@@ -183,7 +183,7 @@ class ScoredPruner(OneCut):
 
     @abstractmethod
     def score(self, view: View) -> Tensor:
-        """One number per visual token, (B, N); higher is kept first, ties go to the lower index."""
+        """One number per visual token, (B, N); higher is kept first, of equal bits the lower index."""
 
     def decide(self, view: View, stop: Stop, state: State) -> Decision:
         """Top-k of the score."""

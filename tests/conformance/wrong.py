@@ -164,10 +164,13 @@ class BatchWide(Good):
 
 @breaks("ties")
 @dataclass(frozen=True)
-class HigherFirst(Good):
-    def decide(self, view: View, stop: Stop, state: State) -> Decision:
-        order = self.score(view).flip(-1).sort(dim=-1, descending=True, stable=True).indices
-        return Decision.keep(view.tokens - 1 - order[:, : view.keep])
+class LastTwin(Good):
+    """Of tokens that are nearly equal only the last one counts."""
+
+    def score(self, view: View) -> Tensor:
+        rows = torch.nn.functional.normalize(view.projected(), dim=-1)
+        twins = (rows @ rows.transpose(-1, -2) > 0.9999).triu(1).any(dim=-1)
+        return super().score(view) * ~twins
 
 
 @breaks("degenerate")

@@ -2,6 +2,10 @@
 
 All are deterministic, give exactly k distinct indices per unit, break ties towards the lower index, and never read
 a value back to the host inside their loops. Results are in the order of the picks; `Decision.keep` sorts them.
+
+Ties are scores that are equal to the last bit. The scores of two copies of a token may differ by rounding, depending
+on the machine's matrix product; the order of scores that are equal within rounding is not promised. They are not made
+equal here: a tolerance would join chains of close scores of different tokens, and then the index would choose.
 """
 
 from __future__ import annotations

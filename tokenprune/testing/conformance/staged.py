@@ -34,6 +34,9 @@ _AXIS: Mapping[str, int] = {
 }
 _GRID = (6, 8)
 _FRAMES = 4
+ROUNDING = 1e-6
+"""Share by which sums of float32 numbers in different orders may differ: about eight units in the last place."""
+
 _STEPS = 2
 """Decoding steps that a plan with stops of the kind `decode` is asked about."""
 
@@ -253,6 +256,16 @@ def copied(recording: Recording) -> Recording:
     """Pictures of which the second half of the tokens repeats the first half."""
     half = torch.arange(recording.tokens // 2)
     return in_order(recording, torch.cat([half, half]))
+
+
+def rounded(recording: Recording, seed: int) -> Recording:
+    """Every number of every token changed by a random share of about `ROUNDING`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def change(values: Tensor, _: int) -> Tensor:
+        return values * (1.0 + ROUNDING * torch.randn(values.shape, generator=generator))
+
+    return _each_token(recording, change)
 
 
 def tensors_of(recording: Recording) -> list[Tensor]:
