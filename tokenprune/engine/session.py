@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from tokenprune.budget import Budget, BudgetLike
 from tokenprune.engine.caches import CacheBook
 from tokenprune.engine.chunk import Chunk, Unit, Vision, open_chunk
+from tokenprune.engine.compiled import Uncompiled
 from tokenprune.engine.decoder import DecoderHooks
 from tokenprune.engine.internals import check_internals
 from tokenprune.engine.layout import ImageSpan
@@ -331,7 +332,8 @@ def pruned(
     """Prune the visual tokens of a stock model inside the block; the model is restored bit for bit afterwards.
 
     Args:
-        model: A stock transformers vision-language model.
+        model: A stock transformers vision-language model, also wrapped: with an adapter of PEFT, compiled, or for
+            data parallelism on one device. Inside the block the wrapper's own call and `generate` are pruned.
         pruner: Name of an installed pruner, a pruner object, or `None` for no pruning.
         budget: Visual tokens to keep per image: a whole number is tokens (`64`), a fraction or a percentage is a ratio
             (`0.25`, `"25%"`), as everywhere (`Budget.parse`). Only `None`, `none` and pruners that read no budget under
@@ -355,6 +357,7 @@ def pruned(
     chosen = resolve_pruner(pruner, host)
     wanted = resolve_budget(chosen, budget, ratio, tokens)
     parts = parts_of(model, host)
+    given, model = model, parts.model  # inside its wrappers
     check_internals(parts)
     if getattr(model, _MARK, None) is not None:
         raise IncompatibleError("this model is already being pruned", hint="leave the other `with pruned(...)` first")
@@ -364,7 +367,10 @@ def pruned(
             hint="pass `joint=` (see `tokenprune.models.JointSpace`), or choose a pruner without the need `joint`",
         )
     session = Session(parts, chosen, wanted, positions=positions, joint=joint, frames=frames, memo=memo)
-    sides: list[TowerHooks | LookHooks | DecoderHooks | MemoMethods] = [DecoderHooks(session)]
+    sides: list[Uncompiled | TowerHooks | LookHooks | DecoderHooks | MemoMethods] = [
+        Uncompiled(given),
+        DecoderHooks(session),
+    ]
     if parts.vision is not None:
         sides.append(TowerHooks(parts, parts.vision, chosen, joint, lambda: session.chunk, memo))
     elif memo is not None:

@@ -13,6 +13,7 @@ from tokenprune.errors import IncompatibleError
 from tokenprune.models.reasons import LOOK_ONLY, VISION_KINDS, no_resize, no_vision
 from tokenprune.models.rows import EncoderRows
 from tokenprune.models.supported import UnknownInternalError
+from tokenprune.models.unwrap import uncompiled
 from tokenprune.pruner import ModelFacts
 from tokenprune.site import SITE_KINDS, Site
 
@@ -289,7 +290,8 @@ def resolve(model: nn.Module, family: Family) -> Parts:
         if not path:
             return root
         try:
-            return attrgetter(path)(root)
+            found = attrgetter(path)(root)
+            return uncompiled(found) if isinstance(found, nn.Module) else found
         except AttributeError:
             raise UnknownInternalError(
                 f"`{type(model).__name__}` has no `{path}`, which the family `{family.name}` needs",
@@ -297,7 +299,7 @@ def resolve(model: nn.Module, family: Family) -> Parts:
             ) from None
 
     text = follow(model, family.text)
-    layers = tuple(follow(text, family.layers))
+    layers = tuple(map(uncompiled, follow(text, family.layers)))
     types = tuple(getattr(text.config, "layer_types", None) or ("full_attention",) * len(layers))
     other = sorted(set(types) - ATTENTION_TYPES)
     if other:
@@ -309,11 +311,13 @@ def resolve(model: nn.Module, family: Family) -> Parts:
     vision = None
     if about is not None:
         tower = follow(model, about.tower)
-        vision = TowerParts(about, tower, tuple(follow(tower, about.layers)), follow(model, about.projector))
+        vision = TowerParts(
+            about, tower, tuple(map(uncompiled, follow(tower, about.layers))), follow(model, about.projector)
+        )
     config: Any = model.config
     look = None
     if vision is None and family.look is not None:
-        towers = tuple(tuple(follow(model, path)) for path in family.look.layers)
+        towers = tuple(tuple(map(uncompiled, follow(model, path))) for path in family.look.layers)
         last = family.look.read_layer(config)
         normed = bool(family.look.norms) and last == len(towers[0]) - 1
         read = (

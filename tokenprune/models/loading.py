@@ -16,6 +16,7 @@ from tokenprune.errors import ConfigError, IncompatibleError, PrerequisiteError,
 from tokenprune.models.discovery import discover
 from tokenprune.models.family import Family, Parts, resolve
 from tokenprune.models.joint import JointSpace
+from tokenprune.models.unwrap import unwrap
 from tokenprune.models.weights import check_weights
 from tokenprune.plugins import Host, default_host
 from tokenprune.pruner import ModelFacts
@@ -127,16 +128,26 @@ def model_path(name_or_path: str, host: Host) -> str:
 def parts_of(model: nn.Module, host: Host | None = None) -> Parts:
     """Find the family that describes a model and follow its paths; where there is none, the parts are discovered.
 
+    Args:
+        model: A model, also inside wrappers (`tokenprune.models.unwrap`); the parts are those of the model inside.
+        host: Plugin host; loaded where it is not given.
+
     Raises:
         IncompatibleError: No registered family names the model's type, and its parts cannot be found without one; or
-            models of its family cannot be pruned.
+            models of its family cannot be pruned; or it is in a wrapper in which it cannot be pruned.
     """
     host = host or default_host()
+    model = unwrap(model)
     spec = family_of(model, host)
     if spec is not None:
         family: Family = load_target(spec.target)
         return resolve(model, family)
     model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type is None:
+        raise IncompatibleError(
+            f"no model family describes `{type(model).__name__}`: it has no config that names the type of a model",
+            hint="pass a transformers vision-language model" + _held(model),
+        )
     try:
         family = discover(model)
     except IncompatibleError as error:
@@ -151,6 +162,12 @@ def parts_of(model: nn.Module, host: Host | None = None) -> Parts:
         stacklevel=2,
     )
     return resolve(model, family)
+
+
+def _held(model: nn.Module) -> str:
+    """Where a wrapper that is not known may hold a model, as words to end a sentence."""
+    held = [name for name, part in model.named_children() if hasattr(part, "config")]
+    return f", such as the one in its `{held[0]}`" if held else ""
 
 
 def family_of(model: nn.Module, host: Host) -> FamilySpec | None:
