@@ -155,7 +155,9 @@ class CacheBook:
 
 
 def held_columns(layer: Any) -> int:
-    """Key columns that a cache layer holds."""
+    """Key columns that a cache layer holds, whole or quantised."""
+    if not getattr(layer, "is_sliding", False):
+        return int(layer.get_seq_length())
     return 0 if getattr(layer, "keys", None) is None or layer.keys.ndim < 2 else int(layer.keys.shape[-2])
 
 
@@ -190,4 +192,24 @@ def check_growing(cache: Any) -> None:
         raise IncompatibleError(
             f"`{type(cache).__name__}` has a fixed size, but pruned layers hold fewer tokens than others",
             hint="use the default dynamic cache",
+        )
+
+
+def check_readable(cache: Any, name: str) -> None:
+    """Refuse caches in which a pruner that reads or cuts them later would not find the keys as they were.
+
+    Args:
+        cache: The cache.
+        name: The pruner's.
+
+    Raises:
+        IncompatibleError: The cache quantises its keys, or moves them off the device.
+    """
+    does = "offloads" if getattr(cache, "offloading", False) else None
+    if any(hasattr(layer, "_quantize") for layer in getattr(cache, "layers", ())):
+        does = "quantises"
+    if does is not None:
+        raise IncompatibleError(
+            f"`{name}` reads or cuts the KV cache after it was written, but this `{type(cache).__name__}` {does} it",
+            hint="use the default dynamic cache, or a pruner that leaves the cache alone",
         )

@@ -342,14 +342,20 @@ def open_chunk(
     mask = inputs.get("attention_mask")
     if mask is None:
         valid = torch.ones_like(input_ids, dtype=torch.bool)
-    elif mask.ndim == 2:
+    elif is_per_token(mask):
         valid = mask[:, -input_ids.shape[1] :].bool()
     else:
+        found = f"has {mask.ndim} dimensions" if isinstance(mask, Tensor) else f"is a `{type(mask).__name__}`"
         raise IncompatibleError(
-            f"the attention mask has {mask.ndim} dimensions; only (batch, length) masks can be shortened",
+            f"the attention mask {found}; only (batch, length) masks can be shortened",
             hint="pass a two-dimensional attention mask",
         )
     return input_ids, valid, spans
+
+
+def is_per_token(mask: Any) -> bool:
+    """Whether an attention mask says which tokens are padding, (B, S), and no more."""
+    return isinstance(mask, Tensor) and mask.ndim == 2
 
 
 def rebase(unit: Unit, span: ImageSpan) -> Unit:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tokenprune.engine.arguments import RotaryCalls, first_rows, others, shortened
-from tokenprune.engine.caches import CachedUnit, CacheState, Columns, check_growing, held_columns
+from tokenprune.engine.caches import CachedUnit, CacheState, Columns, check_growing, check_readable, held_columns
 from tokenprune.engine.chunk import Chunk, Counts, Layer, Move, rebase
 from tokenprune.engine.cut import DecoderInput, decide, record, take
 from tokenprune.engine.halves import Door, Halves
@@ -190,8 +190,12 @@ class DecoderHooks:
         elif running.cache is not None:
             running.seen = int(running.cache.get_seq_length())
         chunk = self._session.chunk
-        if chunk is not None and chunk.plan:
+        if chunk is None:
+            return
+        if chunk.plan:
             check_growing(running.cache)
+        if self._session.decode_stops(chunk) or any(stop.kv_from is not None for stop in chunk.plan):
+            check_readable(running.cache, self._session.pruner.spec.name)
 
     def _present(self, running: Pass, hidden: Tensor) -> DecoderInput:
         """What enters this layer, with the bookkeeping of its rows."""

@@ -14,13 +14,14 @@ from torch.utils.hooks import RemovableHandle
 
 from tokenprune.budget import Budget, BudgetLike
 from tokenprune.engine.caches import CacheBook
-from tokenprune.engine.chunk import Chunk, Unit, Vision, open_chunk
+from tokenprune.engine.chunk import Chunk, Unit, Vision, is_per_token, open_chunk
 from tokenprune.engine.compiled import Uncompiled
 from tokenprune.engine.decoder import DecoderHooks
 from tokenprune.engine.internals import check_internals
 from tokenprune.engine.layout import ImageSpan
 from tokenprune.engine.look import Look, LookHooks, Run, looks
 from tokenprune.engine.memo import MemoMethods, PrefillMemo
+from tokenprune.engine.modes import Batching, CacheKeeper, Call
 from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.engine.tower import TowerHooks
 from tokenprune.errors import BudgetError, IncompatibleError, NothingPrunedError
@@ -68,6 +69,7 @@ class Session:
         self.caches = CacheBook()
         self.chunk: Chunk | None = None
         self._ahead: Chunk | None = None
+        self._keeper = CacheKeeper()
         self._plans: dict[tuple[int, Budget], tuple[Stop, ...]] = {}
 
     @property
@@ -237,6 +239,9 @@ class Session:
             ]
             return tuple(sorted(spans, key=lambda span: (span.sample, span.image)))
 
+        mask, input_ids = inputs.get("attention_mask"), inputs.get("input_ids")
+        if mask is not None and input_ids is not None and not is_per_token(mask):  # `generate` has built masks already
+            inputs = {**inputs, "attention_mask": ahead.valid.repeat_interleave(len(input_ids) // len(ahead.valid), 0)}
         chunk = self._open(inputs, known)
         if chunk is not None:
             chunk.vision = ahead.vision  # with what the pruner remembers of its stops there
@@ -247,15 +252,22 @@ class Session:
 
         @functools.wraps(generate)
         def run(*args: Any, **kwargs: Any) -> Any:
-            inputs = dict(kwargs)
-            input_ids = inputs.get("input_ids", inputs.get("inputs", args[0] if args else None))
+            call = Call.of(self.parts.model, generate, args, kwargs)
+            inputs = dict(call.arguments)
+            input_ids = inputs.get("input_ids", inputs.get("inputs"))
             cache = cache_in(inputs)
             if input_ids is not None and cache is not None:
                 input_ids = input_ids[:, int(cache.get_seq_length()) :]
             inputs["input_ids"] = input_ids
             brings = any(inputs.get(name) is not None for name in self.parts.family.pixels)
+            kwargs |= call.uncompiled()
+            if brings or cache is not None:
+                kwargs |= self._keeper.kept(call)
             if input_ids is not None and brings:
+                call.check(input_ids.shape[1])
                 self._ahead = self.chunk = self._open(inputs)
+                if self.chunk is not None and self.chunk.plan:
+                    call.check_cache()
             try:
                 return generate(*args, **kwargs)
             finally:
@@ -367,8 +379,9 @@ def pruned(
             hint="pass `joint=` (see `tokenprune.models.JointSpace`), or choose a pruner without the need `joint`",
         )
     session = Session(parts, chosen, wanted, positions=positions, joint=joint, frames=frames, memo=memo)
-    sides: list[Uncompiled | TowerHooks | LookHooks | DecoderHooks | MemoMethods] = [
+    sides: list[Uncompiled | Batching | TowerHooks | LookHooks | DecoderHooks | MemoMethods] = [
         Uncompiled(given),
+        Batching(model),
         DecoderHooks(session),
     ]
     if parts.vision is not None:

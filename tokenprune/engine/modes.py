@@ -1,0 +1,172 @@
+"""Ways in which `generate` can run: which a prompt with pictures takes, and what is refused before its first token.
+
+Tokens are chosen once, on the whole prompt, and the answer goes on from a cache of what stays. So a way that reads the
+prompt in pieces, again at every step, or together with guesses of the answer would choose something else.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from tokenprune.engine.caches import check_growing
+from tokenprune.errors import IncompatibleError
+from tokenprune.models.supported import cache_in
+
+#: Modes of `generate` in which each step reads one token more than the step before.
+MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
+#: Kinds of caches that grow with their tokens.
+GROWING = ("dynamic", "offloaded", "quantized")
+#: Methods that serve many requests at once from one paged cache.
+BATCHING = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of `generate`.
+
+    Args:
+        model: The model.
+        arguments: Its arguments by name.
+    """
+
+    model: nn.Module
+    arguments: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, generate: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Call:
+        """A call with its arguments by place and by name."""
+        names = [name for name in inspect.signature(generate).parameters if name != "self"]
+        return cls(model, {**dict(zip(names, args, strict=False)), **kwargs})
+
+    def setting(self, name: str) -> Any:
+        """A setting as `generate` reads it: from the call, its generation config, or the model's."""
+        if name in self.arguments:
+            return self.arguments[name]
+        given = getattr(self.arguments.get("generation_config"), name, None)
+        return given if given is not None else getattr(getattr(self.model, "generation_config", None), name, None)
+
+    @property
+    def mode(self) -> str:
+        """The mode in which it decodes, by transformers' name."""
+        config: Any = copy.copy(getattr(self.model, "generation_config", None))
+        if config is None:
+            return MODES[0]
+        for name in vars(config):
+            setattr(config, name, self.setting(name))
+        return str(config.get_generation_mode(self.arguments.get("assistant_model")).value)
+
+    def check(self, length: int) -> None:
+        """Refuse what cannot work on a prompt with pictures.
+
+        Args:
+            length: Tokens of the prompt that are not in a cache.
+
+        Raises:
+            IncompatibleError: With the setting, and what to do.
+        """
+        if self.mode not in MODES:
+            raise IncompatibleError(
+                f"`generate` runs in the mode `{self.mode}`, but visual tokens are chosen in {', '.join(MODES)} only",
+                hint="leave out what asks for that mode, such as an assistant model or a lookup in the prompt",
+            )
+        size = self.setting("prefill_chunk_size")
+        if size is not None and size < length:
+            raise IncompatibleError(
+                f"`prefill_chunk_size={size}` splits a prompt of {length} tokens, but visual tokens are chosen on the "
+                "whole prompt",
+                hint="leave `prefill_chunk_size` out, or make it as large as the prompt",
+            )
+
+    @property
+    def fixed(self) -> str | None:
+        """The kind of its cache, if that has a fixed size."""
+        kind = self.setting("cache_implementation")
+        # `generate` takes "hybrid" for no wish
+        return None if kind is None or kind in (*GROWING, "hybrid") else str(kind)
+
+    def check_cache(self) -> None:
+        """Refuse caches that layers of several lengths cannot share.
+
+        Raises:
+            IncompatibleError: The cache has a fixed size.
+        """
+        check_growing(cache_in(self.arguments))
+        if self.fixed is not None:
+            raise IncompatibleError(
+                f'`cache_implementation="{self.fixed}"` has a fixed size, but pruned layers hold fewer tokens than '
+                "others",
+                hint='use `cache_implementation="dynamic"`, which is the default',
+            )
+
+    def uncompiled(self) -> dict[str, Any]:
+        """Arguments that keep `generate` from compiling a session's hooks, as it does with a cache of fixed size."""
+        fixed = self.fixed is not None or getattr(cache_in(self.arguments), "is_compileable", False)
+        return {"disable_compile": True} if fixed else {}
+
+
+class CacheKeeper:
+    """Lets `generate` keep a cache where it was told not to, and says so once."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def kept(self, call: Call) -> dict[str, Any]:
+        """Arguments that are changed: without a cache, every step would read the prompt and choose its tokens anew."""
+        asked = call.setting("use_cache")
+        if asked or (asked is None and "use_cache" not in call.arguments):
+            return {}
+        if not self._told:
+            warnings.warn(
+                f"`use_cache={asked}`: inside `pruned`, `generate` keeps a cache all the same, because the tokens of a "
+                "picture are chosen once, at the prompt; the answer is that with a cache",
+                stacklevel=3,
+            )
+            self._told = True
+        return {"use_cache": True}
+
+
+class Batching:
+    """The methods that serve many requests at once, refused during one session.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._own: dict[str, Any] = {}
+
+    def install(self) -> list[RemovableHandle]:
+        """Stand in place of the methods; there are no hooks."""
+        for name in BATCHING:
+            if callable(getattr(self._model, name, None)):
+                self._own[name] = vars(self._model).get(name)
+                object.__setattr__(self._model, name, functools.partial(_refuse, name))
+        return []
+
+    def release(self) -> None:
+        """Give the model its own methods back."""
+        for name, own in self._own.items():
+            if own is None:
+                object.__delattr__(self._model, name)
+            else:
+                object.__setattr__(self._model, name, own)
+        self._own.clear()
+
+
+def _refuse(name: str, /, *args: Any, **kwargs: Any) -> None:
+    raise IncompatibleError(
+        f"`{name}` packs token ids of many prompts without their pictures, so there is nothing to prune",
+        hint="call `generate` with a batch of the processor, or leave the `with pruned(...)` block first",
+    )
