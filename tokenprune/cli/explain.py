@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +22,19 @@ if TYPE_CHECKING:
 _PRUNERS = "none,random,divprune,fastv,iwp,iwp-exact"
 _COLUMNS = 3
 _ANSWER_TOKENS = 32
+_CELL = 16
+"""Pixels of a token where a tile is drawn, whose place in the picture the model does not tell."""
+_TILE = (205, 205, 205)
+
+Grid = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What one pruner left of the picture, and the answer then; or why it could not."""
+    """What one pruner left of the picture, and the answer then; or why it could not.
+
+    `indices` count over all units (the picture, or its tiles) in the order of the prompt.
+    """
 
     pruner: str
     answer: str = ""
@@ -56,6 +65,8 @@ def explain(
 ) -> None:
     """Draw the tokens that several pruners keep of one picture side by side, each with the answer it leads to.
 
+    Where a model cuts the picture into tiles, the tokens of each tile are drawn beside it, in the order of the prompt.
+
     Example: tokenprune explain --image cat.png --question "what color is the circle ?" --pruners random,iwp
     """
     session = session_of(context)
@@ -65,12 +76,15 @@ def explain(
     for name in names:
         session.host.pruners.get(name)
     wanted = Budget.parse(budget)
-    picture = _open(image)
-    grid, found = _ask(session, picture, question, names, wanted, model, device)
-    _draw(picture, grid, found, out)
+    from tokenprune.tasks.pictures import read_picture
+
+    picture = read_picture(image, session.output.warning)
+    grids, found = _ask(session, picture, question, names, wanted, model, device)
+    _draw(picture, grids, found, out)
     if as_json:
         answers = [{key: value for key, value in asdict(kept).items() if key != "labels"} for kept in found]
-        session.output.json({"question": question, "budget": wanted.label(), "picture": str(out), "pruners": answers})
+        asked = {"question": question, "budget": wanted.label(), "picture": str(out), "grids": grids}
+        session.output.json({**asked, "pruners": answers})
         return
     rows = [
         [kept.pruner, kept.site, str(kept.tokens), f"{kept.layer_average:.1f}", kept.refused or kept.answer]
@@ -81,20 +95,9 @@ def explain(
     session.output.say(f"picture: {out}")
 
 
-def _open(path: Path) -> Image.Image:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        return Image.open(path).convert("RGB")
-    except FileNotFoundError:
-        raise ConfigError(f"no file `{path}`", hint="give the path of a picture with --image") from None
-    except (OSError, UnidentifiedImageError) as error:
-        raise ConfigError(f"cannot read `{path}` as a picture: {error}", hint="give a PNG or JPEG file") from error
-
-
 def _ask(
     session: Session, picture: Image.Image, question: str, names: Sequence[str], budget: Budget, model: str, device: str
-) -> tuple[tuple[int, int], list[Kept]]:
+) -> tuple[list[Grid], list[Kept]]:
     from tokenprune.models import load_model
     from tokenprune.models.loading import parts_of
     from tokenprune.sweep.bench import Bench
@@ -104,14 +107,12 @@ def _ask(
     bench = Bench(session.host, device)
     inputs = bench.encode(loaded, [Sample("explain", (picture,), question, answer="", family="")])
     parts = parts_of(loaded.model, session.host)
-    (visual,) = parts.visuals(inputs)
-    grid = visual.grid or (1, visual.tokens)
-    found = [_ask_one(session, loaded, inputs, name, budget, grid[0] * grid[1]) for name in names]
-    return grid, found
+    grids = [visual.grid or (1, visual.tokens) for visual in parts.visuals(inputs)]
+    return grids, [_ask_one(session, loaded, inputs, name, budget, grids) for name in names]
 
 
 def _ask_one(
-    session: Session, loaded: LoadedModel, inputs: dict[str, Any], name: str, budget: Budget, tokens: int
+    session: Session, loaded: LoadedModel, inputs: dict[str, Any], name: str, budget: Budget, grids: Sequence[Grid]
 ) -> Kept:
     from tokenprune.engine import pruned
     from tokenprune.metrics.lens import kept_tokens
@@ -123,24 +124,57 @@ def _ask_one(
     except (BudgetError, IncompatibleError) as error:
         return Kept(name, refused=error.message)
     answer = loaded.processor.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
-    cut = kept_tokens(run.last, 0).final().get(0)
+    cuts = kept_tokens(run.last, 0).final()
+    indices: list[int] = []
+    labels: list[str] = []
+    for unit, start in enumerate(_starts(grids)):
+        cut = cuts.get(unit)
+        indices += [start + place for place in (range(_tokens(grids[unit])) if cut is None else cut.indices)]
+        labels += () if cut is None else cut.labels
     return Kept(
         name,
         answer=str(answer).strip(),
-        site="" if cut is None else cut.site,
+        site=next((cut.site for cut in cuts.values()), ""),
         tokens=run.last.final()[0],
         layer_average=run.last.layer_average()[0],
-        indices=tuple(range(tokens)) if cut is None else cut.indices,
-        labels=() if cut is None else cut.labels,
+        indices=tuple(indices),
+        labels=tuple(labels) if len(labels) == len(indices) else (),
     )
 
 
-def _draw(picture: Image.Image, grid: tuple[int, int], found: Sequence[Kept], path: Path) -> None:
-    from tokenprune.report import draw_kept, side_by_side
+def _tokens(grid: Grid) -> int:
+    return grid[0] * grid[1]
 
-    panels = [(draw_kept(picture, grid, kept.indices, kept.labels), kept.caption()) for kept in found]
+
+def _starts(grids: Sequence[Grid]) -> list[int]:
+    """Number of the first token of each unit."""
+    return list(itertools.accumulate(map(_tokens, grids[:-1]), initial=0))
+
+
+def _draw(picture: Image.Image, grids: Sequence[Grid], found: Sequence[Kept], path: Path) -> None:
+    from tokenprune.report import side_by_side
+
+    panels = [(_panel(picture, grids, kept), kept.caption()) for kept in found]
     sheet = side_by_side(panels, columns=min(_COLUMNS, len(panels)))
     try:
         sheet.save(path, format="PNG")
     except OSError as error:
         raise ConfigError(f"cannot write `{path}`: {error.strerror}", hint="give --out a folder that exists") from error
+
+
+def _panel(picture: Image.Image, grids: Sequence[Grid], kept: Kept) -> Image.Image:
+    """The kept tokens over the picture; of a picture in tiles, the picture and the tiles as bare grids."""
+    from PIL import Image
+
+    from tokenprune.report import draw_kept, side_by_side
+
+    if len(grids) == 1:
+        return draw_kept(picture, grids[0], kept.indices, kept.labels)
+    tiles = [(draw_kept(picture, (1, 1), (0,)), "the picture")]
+    for number, ((rows, columns), start) in enumerate(zip(grids, _starts(grids), strict=True), start=1):
+        inside = [place for place, index in enumerate(kept.indices) if start <= index < start + rows * columns]
+        labels = [kept.labels[place] for place in inside] if kept.labels else []
+        bare = Image.new("RGB", (columns * _CELL, rows * _CELL), _TILE)
+        drawn = draw_kept(bare, (rows, columns), [kept.indices[place] - start for place in inside], labels)
+        tiles.append((drawn, f"tile {number}: {len(inside)} tokens"))
+    return side_by_side(tiles, columns=_COLUMNS)

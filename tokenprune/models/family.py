@@ -145,6 +145,8 @@ class Family:
         mlp: MLP of a decoder layer.
         video: Whether prompts may hold videos.
         refused: Kinds of sites that do not exist here, with the reason.
+        plain_prompts: Whether its checkpoints come without a chat template, and a question follows the placeholders
+            of its pictures as it is.
     """
 
     name: str
@@ -163,6 +165,7 @@ class Family:
     mlp: str = "mlp"
     video: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
+    plain_prompts: bool = False
 
     def made_at(self, site: Site) -> Site:
         """Where a cut is made that is asked for at a site: at the LLM input, where the encoder is only looked into."""

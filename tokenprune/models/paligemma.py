@@ -18,4 +18,5 @@ PALIGEMMA = Family(
         patch_size=patch_size,
         resize={"interpolate_pos_encoding": True},
     ),
+    plain_prompts=True,
 )

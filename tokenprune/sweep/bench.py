@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,17 @@ import torch
 from torch import Tensor
 
 from tokenprune.engine import capture_prefill
+from tokenprune.engine.layout import find_images
 from tokenprune.models import LoadedModel, load_model
 from tokenprune.models.loading import parts_of
+from tokenprune.models.prompts import encode
 from tokenprune.plugins import Host
 from tokenprune.pruner import Pruner
 from tokenprune.sweep.environment import Environment, Installed, environment_of
 from tokenprune.sweep.identity import canonical
 from tokenprune.sweep.plan import Cell, PlanChangedError, check_model, check_pruner, check_task, planned_model
 from tokenprune.tasks.base import Sample, Task
+from tokenprune.tasks.pictures import as_rgb
 
 
 @dataclass(frozen=True)
@@ -139,27 +143,20 @@ class Bench:
 
     def prepare(self, loaded: LoadedModel, task: Task, indices: Sequence[int]) -> Batch:
         """Draw samples from the task and run the processor on them."""
-        samples = tuple(task[index] for index in indices)
+        samples = tuple(_with_rgb(task[index]) for index in indices)
         return Batch(tuple(indices), samples, self.encode(loaded, samples))
 
     def encode(self, loaded: LoadedModel, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """The processor's tensors for some samples, on the model's device and in its floating type."""
-        texts = [
-            loaded.processor.apply_chat_template(_conversation(sample), add_generation_prompt=True, tokenize=False)
-            for sample in samples
-        ]
-        images = [image for sample in samples for image in sample.images]
-        made = loaded.processor(images=images, text=texts, padding=True, return_tensors="pt")
-        dtype = loaded.model.dtype
-        return {
-            name: tensor.to(self.device, dtype if tensor.is_floating_point() else None) for name, tensor in made.items()
-        }
+        return encode(loaded, samples, self.device, self.host)
 
     def grids(self, cell: Cell, batch: Batch) -> list[list[tuple[int, int]]]:
-        """Per sample of a batch, the token grid (rows, columns) of each of its images."""
+        """Per sample of a batch, the token grid (rows, columns) of each of its units: its pictures, or their tiles."""
         parts = parts_of(self.model(cell).model, self.host)
-        grids = iter([visual.grid or (1, visual.tokens) for visual in parts.visuals(batch.inputs)])
-        return [[next(grids) for _ in sample.images] for sample in batch.samples]
+        grids: list[list[tuple[int, int]]] = [[] for _ in batch.samples]
+        for span in find_images(parts.is_placeholder(batch.inputs["input_ids"]), parts.visuals(batch.inputs)):
+            grids[span.sample].append(span.grid or (1, len(span.slots)))
+        return grids
 
     def captures(self, cell: Cell) -> list[Any]:
         """Unpruned queries, keys and values of all layers for the first samples (the lens), captured once."""
@@ -182,9 +179,10 @@ def picture_digest(sample: Sample) -> str:
     return digest.hexdigest()[:12]
 
 
-def _conversation(sample: Sample) -> list[dict[str, Any]]:
-    parts: list[dict[str, str]] = [{"type": "image"} for _ in sample.images]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": sample.question}]}]
+def _with_rgb(sample: Sample) -> Sample:
+    """The sample with its pictures as models, reports and digests see them."""
+    images = tuple(as_rgb(image, f"a picture of sample `{sample.id}`") for image in sample.images)
+    return dataclasses.replace(sample, images=images)
 
 
 def _model_key(cell: Cell) -> tuple[str, ...]:

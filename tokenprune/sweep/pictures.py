@@ -34,7 +34,8 @@ def save_overlays(
         directory: The sweep directory.
         cell: The cell.
         samples: The first samples, sample `i` at place `i`.
-        grids: Per sample, the token grid (rows, columns) of each of its images.
+        grids: Per sample, the token grid (rows, columns) of each of its units. A sample is left out if these are not
+            its pictures but tiles of them, because a tile's place in the picture is not known.
         kept: Per sample index, its cuts.
         rows: Sample rows of the cell.
 
@@ -43,6 +44,8 @@ def save_overlays(
     """
     entries = []
     for index, cuts in sorted(kept.items()):
+        if len(grids[index]) != len(samples[index].images):
+            continue
         final = cuts.final()
         if samples[index].video and 0 in final:
             final = _by_frame(final[0], grids[index])

@@ -1,0 +1,78 @@
+"""Pictures in a sweep: read alike by models and reports, and never drawn with the tokens of another one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.families.zoo import FAMILIES
+from tests.sweep.fixtures import Workshop
+from tokenprune.metrics.lens import KeptTokens
+from tokenprune.models import load_model
+from tokenprune.sweep.bench import Batch, Bench, picture_digest
+from tokenprune.sweep.pictures import save_overlays
+from tokenprune.sweep.plan import Cell, plan_cells
+
+
+class Altered:
+    """The toy task with other pictures."""
+
+    def __init__(self, task: Any, image: Image.Image) -> None:
+        self._task, self._image = task, image
+
+    def __getitem__(self, index: int) -> Any:
+        return dataclasses.replace(self._task[index], images=(self._image,))
+
+
+def test_a_bench_turns_every_picture_into_rgb(workshop: Workshop) -> None:
+    bench = Bench(workshop.host, "cpu")
+    loaded = load_model(str(workshop.model), host=workshop.host)
+    task: Any = bench.task(plan_cells(workshop.config(), workshop.host)[0])
+    plain = task[0].images[0]
+    stored = Image.fromarray(np.ascontiguousarray(np.rot90(np.asarray(plain))))
+    stored.getexif()[0x0112] = 6
+    one = bench.prepare(loaded, task, [0])
+    other = bench.prepare(loaded, Altered(task, stored), [0])  # type: ignore[arg-type]
+    assert picture_digest(other.samples[0]) == picture_digest(one.samples[0])
+    assert all(bool((one.inputs[name] == other.inputs[name]).all()) for name in one.inputs)
+
+
+@pytest.fixture(scope="module")
+def tiled(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Cell, Batch]:
+    """Two questions to a model that cuts pictures into tiles."""
+    built = FAMILIES["internvl"].build(tmp_path_factory.mktemp("tiles"))
+    (built.path / "chat_template.jinja").write_text(
+        "{% for message in messages %}{% for part in message.content %}"
+        f"{{{{ '{built.family.image} ' if part.type == 'image' else part.text }}}}"
+        "{% endfor %}{% endfor %}",
+        encoding="utf-8",
+    )
+    config = workshop.config(models=[str(built.path)], tasks=[{"name": "toy", "options": {"size": 2, "side": 40}}])
+    cell = plan_cells(config, workshop.host)[0]
+    bench = Bench(workshop.host, "cpu")
+    return bench, cell, bench.prepare(bench.model(cell), bench.task(cell), [0, 1])
+
+
+def test_every_sample_has_the_grids_of_its_own_tiles(tiled: tuple[Bench, Cell, Batch]) -> None:
+    bench, cell, batch = tiled
+    grids = bench.grids(cell, batch)
+    alone = [bench.grids(cell, bench.prepare(bench.model(cell), bench.task(cell), [index]))[0] for index in (0, 1)]
+    assert grids == alone
+    assert sum(rows * columns for unit in grids for rows, columns in unit) == int(
+        (batch.inputs["input_ids"] == bench.model(cell).model.config.image_token_id).sum()
+    )
+
+
+def test_tiles_are_not_drawn_over_the_whole_picture(tiled: tuple[Bench, Cell, Batch], tmp_path: Path) -> None:
+    _, cell, batch = tiled
+    rows = [{**dict.fromkeys(("id", "family", "question", "answer", "prediction"), ""), "index": 0, "score": 0.0}] * 2
+    kept = {index: KeptTokens(()) for index in (0, 1)}
+    tiles = [[(4, 4), (4, 4)], [(4, 4)]]
+    drawn = save_overlays(tmp_path, cell, batch.samples, tiles, kept, rows)["samples"]
+    assert len(drawn) == 1
+    assert drawn[0]["images"][0]["kept"] == list(range(16))
