@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import platform
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,7 +27,7 @@ from tests.sweep.fixtures import Workshop
 from tests.sweep.test_identity import CELL
 from tokenprune.errors import ConfigError
 from tokenprune.metrics.distribution import FirstToken
-from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
+from tokenprune.sweep import Ledger, SweepOutcome, lease, run_sweep
 from tokenprune.sweep.events import CellEnded, CellStarted
 from tokenprune.sweep.files import StorageError, append_line, write_text
 from tokenprune.sweep.lease import LeaseLostError
@@ -267,6 +269,8 @@ def test_a_clock_that_runs_backwards(workshop: Workshop, directory: Path, monkey
 
 # --- two processes --------------------------------------------------------------------------------------------------
 
+THIS_PROCESS = f"pid {os.getpid()} on {platform.node()}"
+
 HOLDER = """
 import subprocess, sys, time
 from tokenprune.sweep.ledger import Ledger
@@ -290,6 +294,66 @@ def test_a_killed_owner_is_waited_for_until_its_workers_are_gone(ledger: Ledger)
     with ledger.lock():
         assert time.monotonic() - began > 0.5  # its `sleep`, which a worker stands for, still had the lock
     assert ledger.owner() == ""
+
+
+def test_a_process_that_has_the_number_of_a_killed_owner_is_not_taken_for_it(ledger: Ledger) -> None:
+    holder = python(HOLDER, ledger.directory, "2")
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "locked\n"
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    write_text(ledger.directory / "owner", THIS_PROCESS + "\n")  # as if this process had its number now
+    assert ledger.owner() == THIS_PROCESS  # its `sleep`, which a worker stands for, has the lock
+    with ledger.lock():
+        pass
+
+
+def test_workers_that_do_not_leave_are_told_apart_from_a_running_sweep(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "ORPHANS_S", 0.3)
+    holder = python(HOLDER, ledger.directory, "3")
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "locked\n"
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    with pytest.raises(ConfigError, match=r"workers of another process .*, which ended, still run"), ledger.lock():
+        pass
+    assert (ledger.directory / "lease").read_text(encoding="utf-8").strip()  # that of the killed one
+
+
+def test_a_look_at_the_owner_refuses_nobody(ledger: Ledger) -> None:
+    """It holds the lock for a moment, and so does another look."""
+    with ledger.lock():
+        pass
+    done = threading.Event()
+    seen: set[str] = set()
+
+    def look() -> None:
+        while not done.is_set():
+            seen.add(ledger.owner())
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            with ledger.lock():
+                time.sleep(0.005)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert seen <= {"", THIS_PROCESS}
+
+
+def test_the_lock_is_no_way_to_change_another_file(ledger: Ledger, tmp_path: Path) -> None:
+    target = tmp_path / "profile"
+    target.write_text("mine\n", encoding="utf-8")
+    (ledger.directory / "lock").symlink_to(target)
+    with pytest.raises(StorageError, match="cannot write"), ledger.lock():
+        pass
+    assert target.read_text(encoding="utf-8") == "mine\n"
 
 
 def test_whoever_lost_the_directory_writes_nothing(ledger: Ledger) -> None:

@@ -137,17 +137,28 @@ def write_bytes(path: Path, data: bytes, guard: Guard | None = None) -> None:
         if guard is not None:
             guard()
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise storage_error(error, path) from error
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlive a power cut; Windows cannot open a folder, and keeps a journal of them.
+
+    Raises:
+        OSError: The disk does not take it.
+    """
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def append_line(path: Path, line: str) -> None:

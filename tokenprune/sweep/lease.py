@@ -1,38 +1,41 @@
 """Who may write to a sweep directory: one invocation at a time, its workers included.
 
-Two guards, because a worker may outlive the process that started it:
+Guards, because a worker may outlive the process that started it:
 
 - A lock on the file `lock`, which dies with its last holder. Worker processes of the same machine inherit it, so that
-  the directory stays locked until the last of them is gone, also after `kill -9` of their parent.
+  the directory stays locked until the last of them is gone, also after `kill -9` of their parent. (On Windows nothing
+  inherits it; no executor there has worker processes.)
+- A lock on the file `owner.lock`, which only the invocation itself holds. If it is free and `lock` is not, only workers
+  are left, which notice within moments that nobody gives them orders. No process id is asked whether it lives: it may
+  belong to another process by now.
 - A token in the file `lease`, new in every invocation. A worker elsewhere (a cluster node that was cut off, say) looks
   at it before it writes, and leaves where it is not its own any more.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
-import re
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EAGAIN, EWOULDBLOCK
 from pathlib import Path
-from typing import IO
+
+import filelock
 
 from tokenprune.errors import ConfigError, TokenPruneError
 from tokenprune.sweep.files import StorageError, make_folder, storage_error, write_text
 
-LOCK_FILE, LEASE_FILE = "lock", "lease"
+LOCK_FILE, OWNER_LOCK_FILE, OWNER_FILE, LEASE_FILE = "lock", "owner.lock", "owner", "lease"
 
 ORPHANS_S = 30.0
 """Seconds to wait for the workers of a process that was killed: they notice within moments."""
 
 _POLL_S = 0.1
-_OWNER = re.compile(r"pid (\d+) on (.*)")
+_PROBES, _PROBE_S = 3, 0.02
+"""How often, and after how many seconds, a look at a lock is repeated: another look holds it for a moment, too."""
 
 
 class LeaseLostError(TokenPruneError):
@@ -57,26 +60,28 @@ def hold(directory: Path) -> Iterator[Lease]:
     """Take a sweep directory; made where it is not there.
 
     Raises:
-        ConfigError: Another process runs a sweep there.
+        ConfigError: Another process runs a sweep there, or workers of a killed one do.
         StorageError: The directory cannot be written, or its file system has no locks.
     """
     make_folder(directory)
-    path = directory / LOCK_FILE
-    try:
-        stream = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise storage_error(error, path) from error
-    with stream:
-        _lock(stream, directory)
+    with _opened(directory / LOCK_FILE) as lock, _opened(directory / OWNER_LOCK_FILE) as owner_lock:
+        if not _taken(owner_lock, directory):
+            raise ConfigError(
+                f"another process ({_named(directory)}) runs a sweep in `{directory}`",
+                hint="wait for it, or use another directory",
+            )
+        deadline = time.monotonic() + ORPHANS_S
+        while not _taken(lock, directory):
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"workers of another process ({_named(directory)}), which ended, still run in `{directory}`",
+                    hint="end them, or use another directory",
+                )
+            time.sleep(_POLL_S)
+        write_text(directory / OWNER_FILE, f"pid {os.getpid()} on {platform.node()}\n")
         token = uuid.uuid4().hex
-        try:
-            stream.truncate(0)
-            stream.write(_me())
-            stream.flush()
-        except OSError as error:
-            raise storage_error(error, path) from error
         write_text(directory / LEASE_FILE, token + "\n")
-        yield Lease(token, stream.fileno())
+        yield Lease(token, lock)
 
 
 def check(directory: Path, token: str) -> None:
@@ -94,63 +99,72 @@ def check(directory: Path, token: str) -> None:
 
 
 def owner(directory: Path) -> str:
-    """Who holds a sweep directory now (`pid 12 on node`), or an empty text."""
+    """Who holds a sweep directory now (`pid 12 on node`), or an empty text.
+
+    If its lock cannot be asked (a read-only network disk), the last owner is named with `perhaps`.
+    """
     path = directory / LOCK_FILE
     if not path.is_file():
         return ""
-    with path.open(encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return stream.read().strip() or "unknown"
-    return ""
-
-
-def _lock(stream: IO[str], directory: Path) -> None:
-    """Take the lock at once, or after the orphans of a dead owner have left."""
-    deadline = time.monotonic() + ORPHANS_S
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except OSError as error:
-            if error.errno not in (EAGAIN, EWOULDBLOCK):
-                raise StorageError(
-                    f"cannot lock `{directory}`: {error.strerror}",
-                    hint="its file system has no file locks; use a directory on another one",
-                ) from error
-        stream.seek(0)
-        holder = stream.read().strip()
-        if not _is_dead(holder) or time.monotonic() > deadline:
-            raise ConfigError(
-                f"another process ({holder or 'unknown'}) runs a sweep in `{directory}`",
-                hint="wait for it, or use another directory",
-            ) from None
-        time.sleep(_POLL_S)
-
-
-def _me() -> str:
-    return f"pid {os.getpid()} on {platform.node()}"
-
-
-def _is_dead(holder: str) -> bool:
-    """True for a process of this machine that is gone."""
-    found = _OWNER.fullmatch(holder)
-    if found is None or found[2] != platform.node():
-        return False
     try:
-        os.kill(int(found[1]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return _is_zombie(int(found[1]))
-
-
-def _is_zombie(pid: int) -> bool:
-    """True for a dead process that its parent has not waited for yet; `False` where the system does not tell."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        descriptor = _open(path)
     except OSError:
-        return False
-    return text.rpartition(")")[2].split()[:1] == ["Z"]
+        return f"perhaps {_named(directory)}"
+    try:
+        for _ in range(_PROBES):
+            if filelock.lock_descriptor(descriptor, blocking=False):
+                return ""
+            time.sleep(_PROBE_S)
+    except OSError:
+        return f"perhaps {_named(directory)}"
+    finally:
+        os.close(descriptor)
+    return _named(directory)
+
+
+def _named(directory: Path) -> str:
+    """What the last owner says of itself."""
+    try:
+        return (directory / OWNER_FILE).read_text(encoding="utf-8").strip() or "unknown"
+    except OSError:
+        return "unknown"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """The descriptor of a file to lock, made where it is not there; closed, and so unlocked, at the end.
+
+    Raises:
+        StorageError: It cannot be opened for writing.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    """The descriptor of a lock file to look at, which may be on a read-only disk."""
+    try:
+        return os.open(path, os.O_RDWR)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY)
+
+
+def _taken(descriptor: int, directory: Path) -> bool:
+    """Lock a file if nobody else has.
+
+    Raises:
+        StorageError: Its file system has no locks.
+    """
+    try:
+        return filelock.lock_descriptor(descriptor, blocking=False)
+    except OSError as error:
+        raise StorageError(
+            f"cannot lock `{directory}`: {error.strerror}",
+            hint="its file system has no file locks; use a directory on another one",
+        ) from error

@@ -5,6 +5,7 @@
     cells/<id>/     samples.jsonl, first_token.npz, overlays.json, and `result.json`, written last; or `error.json`;
                     until its cost is measured, `answers.json` in place of the result
     lease           the token of the invocation that may write
+    owner           who that is; `owner.lock` is held by it alone, and not by its workers
     pictures/       the few pictures that overlays are drawn on
     logs/           what each worker printed
 

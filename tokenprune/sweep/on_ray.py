@@ -7,6 +7,7 @@ All nodes see the sweep directory under the same path (a shared file system).
 from __future__ import annotations
 
 import os
+import platform
 import socket
 import sys
 import time
@@ -78,7 +79,7 @@ class Actor:
     def hello(self) -> str:
         """Make the worker and say where it is."""
         self._worker = Worker(*self._make)
-        return f"{os.uname().nodename}#{os.getpid()}"
+        return f"{platform.node()}#{os.getpid()}"
 
     def serve(self, order: dict[str, Any]) -> dict[str, Any]:
         """Run one cell to its end and say how it went."""

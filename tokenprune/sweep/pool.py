@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenprune.errors import ConfigError
+from tokenprune.errors import ConfigError, PrerequisiteError
 from tokenprune.plugins import Host
 from tokenprune.sweep.config import SweepConfig
 from tokenprune.sweep.crew import Died, Message, Order, message_of
@@ -34,8 +34,8 @@ LOOK_S = 1.0
 GRACE_S = 5.0
 """Seconds that a worker gets to leave before it is killed."""
 
-
 _VMSTAT = Path("/proc/vmstat")
+_POSIX = os.name == "posix"
 
 
 class LocalPool:
@@ -52,10 +52,16 @@ class LocalPool:
 
     Raises:
         ConfigError: `workers` is not a number of workers, or a device of the sweep is not here.
+        PrerequisiteError: This is Windows, whose pipes cannot be waited for together.
     """
 
     def __init__(self, ledger: Ledger, config: SweepConfig, host: Host, *, workers: int | str = "") -> None:
         del host  # a worker makes its own: plugins do not travel between processes
+        if not _POSIX:
+            raise PrerequisiteError(
+                "the executor `local` runs on Linux and macOS only",
+                hint="`--executor inline` runs the cells in this process",
+            )
         if workers != "" and (not str(workers).isdigit() or int(workers) < 1):
             raise ConfigError(
                 f"`workers` must be a whole number of at least 1, got `{workers}`",

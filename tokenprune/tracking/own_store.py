@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenprune.errors import PrerequisiteError
-from tokenprune.sweep.files import storage_error
+from tokenprune.sweep.files import storage_error, sync_folder
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlflow-artifacts"
@@ -154,11 +154,12 @@ def _set_aside(database: Path) -> str:
 def _put(made: Path, database: Path) -> None:
     """Rename a complete database into its place."""
     try:
-        _sync(made)
+        with made.open("rb+") as stream:
+            os.fsync(stream.fileno())
         for suffix in _BESIDE:  # of a database that was deleted or set aside
             database.with_name(database.name + suffix).unlink(missing_ok=True)
         made.replace(database)
-        _sync(database.parent)
+        sync_folder(database.parent)
     except OSError as error:
         raise storage_error(error, database) from error
     _forget_connections(f"sqlite:///{database}")
@@ -193,11 +194,3 @@ def _newest_version() -> str:
 
     migrations = Path(mlflow.__file__).parent / "store" / "db_migrations"
     return str(ScriptDirectory(str(migrations)).get_current_head())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -28,6 +28,7 @@ HOST = "127.0.0.1"
 START_S = 120.0
 """Seconds that the server gets to answer: it takes a few, a busy machine makes it a minute."""
 
+_POSIX = os.name == "posix"
 _KINDS = ("Trade-off", "Per task", "All axes", "Compare answers", "Kept tokens", "Compare runs", "Report")
 """The views and pages that are named first, in this order."""
 
@@ -165,10 +166,13 @@ def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the server with its workers, which are in a process group of their own."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    """End the server with its workers, which are in a process group of their own where there are such groups."""
+    for hard in (False, True):
         try:
-            os.killpg(process.pid, number)
+            if _POSIX:
+                os.killpg(process.pid, signal.SIGKILL if hard else signal.SIGTERM)
+            else:
+                (process.kill if hard else process.terminate)()
         except ProcessLookupError:
             break
         try:
@@ -180,7 +184,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _is_free(host: str, port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if _POSIX:  # elsewhere it would take a port that is in use
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError:
