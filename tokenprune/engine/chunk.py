@@ -317,7 +317,7 @@ def _unpadded(pixels: Tensor) -> Tensor:
 def open_chunk(
     parts: Parts, inputs: Mapping[str, Any], known: Callable[[Tensor], tuple[ImageSpan, ...]] | None = None
 ) -> tuple[Tensor, Tensor, tuple[ImageSpan, ...]] | None:
-    """Token ids (B, S), validity (B, S) and images of a forward call; `None` where it brings no images.
+    """Token ids (B, S), validity (B, S) and images of a forward call; `None` where it brings no visual tokens.
 
     Args:
         parts: The model.
@@ -339,6 +339,8 @@ def open_chunk(
     if not placeholder.any():
         return None
     spans = find_images(placeholder, parts.visuals(inputs)) if known is None else known(input_ids)
+    if not spans:
+        return None
     mask = inputs.get("attention_mask")
     if mask is None:
         valid = torch.ones_like(input_ids, dtype=torch.bool)

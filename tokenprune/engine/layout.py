@@ -54,6 +54,9 @@ def join_frames(spans: Sequence[ImageSpan]) -> ImageSpan:
 def find_images(placeholder: Tensor, visuals: Sequence[Visual]) -> tuple[ImageSpan, ...]:
     """Assign the placeholders of a batch (B, S) to its images and videos, in order.
 
+    An image or tile without visual tokens (of a picture of a few pixels by a thousand, a model crops all away but the
+    ends of rows) is none: its placeholders stay, and nothing is chosen.
+
     Raises:
         IncompatibleError: An image spans two samples.
     """
@@ -62,6 +65,8 @@ def find_images(placeholder: Tensor, visuals: Sequence[Visual]) -> tuple[ImageSp
     seen: dict[int, int] = {}
     parts = torch.split(places, [visual.placeholders for visual in visuals])
     for index, (part, visual) in enumerate(zip(parts, visuals, strict=True)):
+        if visual.tokens == 0:
+            continue
         sample = int(part[0, 0])
         if int(part[-1, 0]) != sample:
             raise IncompatibleError(

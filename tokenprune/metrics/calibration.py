@@ -39,7 +39,7 @@ class PromptCalibrator:
             IncompatibleError: There is no image, or images differ in their number of visual tokens.
         """
         parts = parts_of(loaded.model, host)
-        found = {visual.tokens for inputs in prompts for visual in parts.visuals(inputs)}
+        found = {visual.tokens for inputs in prompts for visual in parts.visuals(inputs) if visual.tokens}
         if len(found) != 1:
             counts = " and ".join(str(count) for count in sorted(found)) or "no"
             raise IncompatibleError(
