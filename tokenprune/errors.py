@@ -72,6 +72,10 @@ class NothingPrunedError(TokenPruneError, RuntimeError):
     """A run was asked to prune and did not: the worst bug this project can have."""
 
 
+class NotFiniteError(TokenPruneError, RuntimeError):
+    """What a pruner was given to choose by, or answered, holds NaN or infinite values."""
+
+
 class PluginError(TokenPruneError):
     """A plugin is broken, misspelt, duplicate or too old."""
 

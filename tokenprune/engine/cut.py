@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenprune.engine.chunk import Chunk, Move, Unit
 from tokenprune.engine.context import SiteContext
 from tokenprune.engine.ends import ends_prompt, holds_last, with_last
+from tokenprune.engine.finite import WatchedView
 from tokenprune.engine.rows import Rows, gather_rows
 from tokenprune.engine.view import EngineView
 from tokenprune.errors import NothingPrunedError
@@ -52,6 +53,7 @@ def decide(
 
     Raises:
         NothingPrunedError: An answer does not name distinct tokens that are there.
+        NotFiniteError: The pruner was given, or answered, values that are not finite.
     """
     site = chunk.plan[position].site
     context = SiteContext(chunk, site, pruner, joint)
@@ -63,15 +65,16 @@ def decide(
     decision = Decision(())
     for (tokens, keep, *_), numbers in groups.items():
         seen = [units[number] for number in numbers]
-        view = EngineView(context, seen, numbers, keep)
-        decision = pruner.decide(view, chunk.stop_for(seen[0], position), chunk.state)
+        labels = [f"sample {unit.span.sample}, image {unit.span.image}" for unit in seen]
+        view = WatchedView(EngineView(context, seen, numbers, keep), pruner.spec.name, labels)
+        decision = view.asked(pruner.decide, chunk.stop_for(seen[0], position), chunk.state)
         if decision.resize is None and len(decision.units) != len(seen):
             raise NothingPrunedError(
                 f"pruner `{pruner.spec.name}` answered for {len(decision.units)} of {len(seen)} images",
                 hint="a decision holds one `Kept` per unit of the view",
             )
-        for number, kept in zip(numbers, decision.units, strict=False):
-            check_kept(pruner, kept, tokens)
+        for place, (number, kept) in enumerate(zip(numbers, decision.units, strict=False)):
+            check_kept(pruner, kept, tokens, view, place)
             if ends_prompt(units[number], chunk.ends):
                 resized = decision.resize is not None
                 if not resized and not holds_last(kept, tokens):
@@ -168,18 +171,27 @@ def _is_identity(unit: Unit, kept: Kept) -> bool:
     return bool((kept.anchors.cpu() == torch.arange(unit.tokens)).all())
 
 
-def check_kept(pruner: Pruner, kept: Kept, tokens: int) -> None:
+def check_kept(pruner: Pruner, kept: Kept, tokens: int, view: WatchedView, unit: int) -> None:
     """Refuse an answer that does not name distinct tokens that are there.
+
+    Args:
+        pruner: Whose answer it is.
+        kept: The answer for one unit.
+        tokens: Tokens of the unit.
+        view: What the pruner looked at.
+        unit: Place of the unit in the view.
 
     Raises:
         NothingPrunedError: With what is wrong.
+        NotFiniteError: The pruner was given, or answered, values that are not finite.
     """
     anchors = kept.anchors
     if anchors.ndim != 1 or anchors.dtype != torch.long:
         raise NothingPrunedError(f"pruner `{pruner.spec.name}` must answer with one int64 index per row")
-    if len(anchors) and (int(anchors.min()) < 0 or int(anchors.max()) >= tokens):
+    found = view.read(unit, kept)
+    if found and (min(found) < 0 or max(found) >= tokens):
         raise NothingPrunedError(f"pruner `{pruner.spec.name}` names tokens outside 0..{tokens - 1}")
-    if len(set(anchors.tolist())) != len(anchors):
+    if len(set(found)) != len(found):
         raise NothingPrunedError(f"pruner `{pruner.spec.name}` names a token twice")
     if kept.merge is not None and kept.merge.shape != (len(anchors), tokens):
         raise NothingPrunedError(

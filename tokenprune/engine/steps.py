@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from tokenprune.engine.caches import CachedUnit, CacheState, Columns
 from tokenprune.engine.context import check_declared, known_grid
 from tokenprune.engine.cut import DecoderInput, check_kept
+from tokenprune.engine.finite import WatchedView
 from tokenprune.engine.passes import Pass
 from tokenprune.engine.probe import project
 from tokenprune.errors import IncompatibleError, NothingPrunedError
@@ -140,15 +141,17 @@ def _hidden(session: Session, running: Pass, state: CacheState, stop: Stop) -> l
         units = [unit for unit, _ in members]
         tokens = torch.stack([columns.token[unit.sample, held] for unit, held in members])
         rows = torch.stack([attention[unit.sample][..., held] for unit, held in members])
-        view = StepView(session, stop.site, units, keep, tokens, rows)
-        decision = session.pruner.decide(cast(View, view), stop, state.state)
+        labels = [f"sample {unit.sample}, image {unit.image}" for unit in units]
+        step = StepView(session, stop.site, units, keep, tokens, rows)
+        view = WatchedView(step, session.pruner.spec.name, labels)
+        decision = view.asked(session.pruner.decide, stop, state.state)
         if len(decision.units) != len(units):
             raise NothingPrunedError(
                 f"pruner `{session.pruner.spec.name}` answered for {len(decision.units)} of {len(units)} images",
                 hint="a decision holds one `Kept` per unit of the view",
             )
-        for unit, kept, numbers in zip(units, decision.units, tokens, strict=True):
-            check_kept(session.pruner, kept, length)
+        for place, (unit, kept, numbers) in enumerate(zip(units, decision.units, tokens, strict=True)):
+            check_kept(session.pruner, kept, length, view, place)
             if kept.merge is not None or kept.log_weights is not None:
                 raise IncompatibleError(
                     f"`{session.pruner.spec.name}` merges at a decoding step", hint="a view of the cache only hides"
