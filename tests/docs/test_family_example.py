@@ -14,7 +14,7 @@ from transformers import DeepseekVLConfig, DeepseekVLForConditionalGeneration
 
 from tokenprune import pruned
 from tokenprune.models.loading import parts_of
-from tokenprune.plugins import load_host
+from tokenprune.plugins import default_host, load_host
 from tokenprune.site import SITE_KINDS
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "third-party-family"
@@ -32,8 +32,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     monkeypatch.syspath_prepend(str(EXAMPLE))
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
+    default_host.cache_clear()
     yield
     importlib.invalidate_caches()
+    default_host.cache_clear()
 
 
 def small_model() -> Any:

@@ -304,6 +304,14 @@ def test_modes_that_draft_are_refused_by_name(zoo: Zoo, mode: str, options: dict
     assert session.records == []
 
 
+def test_views_at_decoding_steps_refuse_beams_before_anything_runs(zoo: Zoo) -> None:
+    built = zoo("llava")
+    refused = pytest.raises(IncompatibleError, match="do not follow beam search")
+    with torch.no_grad(), pruned(built.model, Alternating((), layer=2), ratio=0.5) as session, refused:
+        said(built, built.inputs(Sample()), STEPS, num_beams=2)
+    assert session.records == []
+
+
 def test_continuous_batching_is_refused_and_given_back(zoo: Zoo) -> None:
     built = zoo("llava")
     own = built.model.generate_batch

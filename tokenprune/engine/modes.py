@@ -88,6 +88,19 @@ class Call:
                 hint="leave `prefill_chunk_size` out, or make it as large as the prompt",
             )
 
+    def check_views(self) -> None:
+        """Refuse what views at decoding steps do not follow.
+
+        Raises:
+            IncompatibleError: The call searches with beams.
+        """
+        if self.mode.startswith("beam"):
+            raise IncompatibleError(
+                "views of the cache at every decoding step do not follow beam search, which swaps samples between "
+                "steps",
+                hint="decode greedily or by sampling (`num_beams=1`), or choose another pruner",
+            )
+
     @property
     def fixed(self) -> str | None:
         """The kind of its cache, if that has a fixed size."""

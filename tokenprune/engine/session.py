@@ -268,6 +268,8 @@ class Session:
                 self._ahead = self.chunk = self._open(inputs)
                 if self.chunk is not None and self.chunk.plan:
                     call.check_cache()
+                if self.chunk is not None and self.decode_stops(self.chunk):
+                    call.check_views()
             try:
                 return generate(*args, **kwargs)
             finally:
