@@ -45,9 +45,6 @@ def environment(release: str) -> Path:
     own = sysconfig.get_paths(vars={"base": str(folder), "platbase": str(folder)})["purelib"]
     # behind the environment's own packages, with the links to this project that lie there
     Path(own, "below.pth").write_text(f"import site; site.addsitedir({below!r})\n", encoding="utf-8")
-    extras = Path(sys.prefix) / "extras"
-    if extras.is_dir():
-        (folder / "extras").symlink_to(extras)
     install = ["install", "--quiet", f"transformers=={release}"]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python), *install]
     subprocess.run(pip, check=True)
@@ -100,7 +97,12 @@ def ran(release: str, jobs: int) -> End:
         (entry.pruner, entry.family, entry.input): entry
         for entry in (Entry(**entry) for entry in json.loads(RESULTS.read_text(encoding="utf-8")))
     }
-    others = sum(known.get((entry.pruner, entry.family, entry.input)) != entry for entry in entries)
+    pairs = [(entry, known.get((entry.pruner, entry.family, entry.input))) for entry in entries]
+    others = sum(
+        entry != before
+        for entry, before in pairs
+        if entry.outcome != "stock" and (before is None or before.outcome != "stock")
+    )
     matrix = Counter(entry.outcome for entry in entries)
     tests = tested(python)
     commit = subprocess.run(
@@ -113,6 +115,7 @@ def ran(release: str, jobs: int) -> End:
         ran=matrix["yes"],
         refused=matrix["refused"],
         failed=matrix["failed"],
+        stock=matrix["stock"],
         unlike_recorded=others,
         tests_passed=tests["passed"],
         tests_skipped=tests["skipped"],

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("matrix.json")
@@ -40,7 +41,7 @@ class Entry:
         pruner: Name.
         family: Name.
         input: `picture` or `video`.
-        outcome: `yes`, `refused` or `failed`.
+        outcome: `yes`, `refused`, `failed`, or `stock` if the stock model itself does not run.
         reason: Message of the refusal or the failure.
     """
 
@@ -62,7 +63,8 @@ class End:
         ran: Pairs of the matrix that ran.
         refused: Pairs that were refused.
         failed: Pairs that failed.
-        unlike_recorded: Pairs with another outcome or reason than the table above.
+        stock: Pairs of a stock model that does not run in this release, pruned or not.
+        unlike_recorded: Pairs with another outcome or reason than the table above, if the stock model ran for both.
         tests_passed: Tests of the families that passed.
         tests_skipped: Tests of the families that were skipped.
         tests_failed: Tests of the families that failed.
@@ -74,6 +76,7 @@ class End:
     ran: int
     refused: int
     failed: int
+    stock: int
     unlike_recorded: int
     tests_passed: int
     tests_skipped: int
@@ -111,16 +114,33 @@ def asked(family: str, pruners: Sequence[str] = ()) -> Iterator[Entry]:
         for sample in samples:
             kind = "video" if sample.videos else "picture"
             inputs = built.inputs(sample)
+            failure = _stock_failure(built.model, inputs)
             for name in names:
-                outcome, reason = _ran(built.model, inputs, name)
+                outcome, reason = ("stock", failure) if failure else _ran(built.model, inputs, name)
                 yield Entry(name, family, kind, outcome, reason)
 
 
-def _ran(model: object, inputs: object, name: str) -> tuple[str, str]:
+def _generated(model: Any, inputs: Any) -> int:
+    """How many new tokens the model makes when asked for a few greedy ones."""
+    import torch
+
+    with torch.no_grad():
+        made = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+    return int(made.shape[1] - inputs["input_ids"].shape[1])
+
+
+def _stock_failure(model: Any, inputs: Any) -> str:
+    """Why the stock model does not answer; an empty text if it does."""
+    try:
+        _generated(model, inputs)
+    except Exception as error:  # noqa: BLE001 - whatever transformers raises
+        return f"the stock model does not run in this transformers: {type(error).__name__}: {error}"
+    return ""
+
+
+def _ran(model: Any, inputs: Any, name: str) -> tuple[str, str]:
     """Four greedy tokens under a pruner."""
     import signal
-
-    import torch
 
     from tokenprune.engine import pruned
     from tokenprune.errors import BudgetError, IncompatibleError
@@ -131,9 +151,8 @@ def _ran(model: object, inputs: object, name: str) -> tuple[str, str]:
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(PATIENCE_S)
     try:
-        with torch.no_grad(), pruned(model, name, ratio=RATIO) as session:  # type: ignore[arg-type]
-            made = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)  # type: ignore[attr-defined]
-        new = made.shape[1] - inputs["input_ids"].shape[1]  # type: ignore[index]
+        with pruned(model, name, ratio=RATIO) as session:
+            new = _generated(model, inputs)
         if new != NEW_TOKENS:
             return "failed", f"{new} tokens were generated"
         if name != "none" and session.last.layer_average() == tuple(map(float, session.last.original_visual_tokens)):
@@ -188,15 +207,18 @@ def page(entries: Sequence[Entry], ends: Sequence[End] = ()) -> str:
         code = "yes"
         if entry.reason:
             number = numbers[f"{entry.outcome}: {_general(entry)}"]
-            code = f"r{number}" if entry.outcome == "refused" else f"**FAILED {number}**"
+            code = f"**FAILED {number}**" if entry.outcome == "failed" else f"{entry.outcome[0]}{number}"
         cells.setdefault((entry.pruner, entry.family), []).append(code)
-    counts = {outcome: sum(entry.outcome == outcome for entry in entries) for outcome in ("yes", "refused", "failed")}
+    outcomes = ("yes", "refused", "failed", "stock")
+    counts = {outcome: sum(entry.outcome == outcome for entry in entries) for outcome in outcomes}
     lines = [
         "# Which pruner runs on which family",
         "",
         f"Small random models of every family, {NEW_TOKENS} greedy tokens at a keep ratio of {RATIO:.0%}, with a "
         "picture and, after the stroke, with a video. `yes`: it ran and pruned; `r` and a number: refused, for the "
-        f"reason with that number. {counts['yes']} ran, {counts['refused']} were refused, {counts['failed']} failed. "
+        "reason with that number; `s` and a number: the stock model itself does not run in this release of "
+        f"transformers. {counts['yes']} ran, {counts['refused']} were refused, {counts['failed']} failed, and for "
+        f"{counts['stock']} there is no stock model that runs. "
         "`make matrix` writes this page.",
         "",
         "| pruner | " + " | ".join(families) + " |",
@@ -219,10 +241,11 @@ def _ends(ends: Sequence[End]) -> list[str]:
         "## Tested with",
         "",
         "The whole table again, and the tests of all families, at both ends of the range of transformers "
-        "(`make range`). *Unlike*: pairs with another outcome or reason than above.",
+        "(`make range`). *Stock*: pairs of a stock model that does not run in that release. *Unlike*: pairs with "
+        "another outcome or reason than above, if the stock model ran for both.",
         "",
-        "| transformers | torch | commit | ran | refused | failed | unlike | tests passed | skipped | failed |",
-        "| --- | --- | --- | --: | --: | --: | --: | --: | --: | --: |",
+        "| transformers | torch | commit | ran | refused | failed | stock | unlike | tests passed | skipped | failed |",
+        "| --- | --- | --- | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     return lines + ["| " + " | ".join(map(str, asdict(end).values())) + " |" for end in ends]
 

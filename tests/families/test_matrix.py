@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from benchmarks.matrix.run import PAGE, RESULTS, End, Entry, asked, page, recorded_ends
-from tests.families.conftest import missing
-from tests.families.zoo import FAMILIES
+from tests.families.conftest import missing, transformers_version
+from tests.families.zoo import FAMILIES, Family, Sample
 from tokenprune import load_host
 from tokenprune.models.supported import TESTED
 
@@ -63,6 +64,17 @@ def test_some_pairs_again(family: str, recorded: Mapping[tuple[str, str, str], E
         assert entry == recorded[entry.pruner, entry.family, entry.input]
 
 
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES.values() if family.stock_fails], ids=lambda family: family.name
+)
+def test_a_stock_model_that_is_said_to_fail_does(family: Family, tmp_path: Path) -> None:
+    if missing(family) is not None or transformers_version() not in family.stock_fails:
+        pytest.skip("not in this environment")
+    built = family.build(tmp_path)
+    with pytest.raises(AttributeError):
+        built.model(**built.inputs(Sample(images=1)))
+
+
 def test_reasons_share_a_number_and_failures_stand_out() -> None:
     text = page(
         [
@@ -70,19 +82,21 @@ def test_reasons_share_a_number_and_failures_stand_out() -> None:
             Entry("b", "f", "picture", "refused", "`b` needs a grid"),
             Entry("b", "f", "video", "failed", "IndexError: | (x.py:1)"),
             Entry("c", "f", "picture", "yes"),
+            Entry("d", "f", "picture", "stock", "AttributeError"),
         ]
     )
     assert "| `a` | r1 |" in text
     assert "| `b` | r1 / **FAILED 2** |" in text
     assert "| `c` | yes |" in text
+    assert "| `d` | s3 |" in text
     assert "1. refused: the pruner needs a grid\n2. failed: IndexError: \\| (x.py:1)\n" in text
 
 
 def test_the_ends_of_the_range_stand_below_the_reasons() -> None:
-    end = End("5.1.0", "2.9.0", "abc", 7, 2, 0, 1, 40, 3, 0)
+    end = End("5.1.0", "2.9.0", "abc", 7, 2, 0, 5, 1, 40, 3, 0)
     text = page([Entry("a", "f", "picture", "yes")], [end])
     assert "## Tested with" in text.split("## Reasons")[1]
-    assert text.endswith("| 5.1.0 | 2.9.0 | abc | 7 | 2 | 0 | 1 | 40 | 3 | 0 |\n")
+    assert text.endswith("| 5.1.0 | 2.9.0 | abc | 7 | 2 | 0 | 5 | 1 | 40 | 3 | 0 |\n")
 
 
 def test_nothing_failed_at_the_recorded_ends() -> None:

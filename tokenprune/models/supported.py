@@ -12,7 +12,7 @@ from packaging.version import Version
 from tokenprune.errors import IncompatibleError
 
 #: Oldest and newest release of transformers with which the families' proofs and the matrix ran (`make range`).
-TESTED = ("5.20.0", "5.23.0")
+TESTED = ("5.20.0", "5.24.0")
 
 #: What the KV cache is called among the arguments of models and layers: since 5.24, and before.
 CACHE_NAMES = ("cache", "past_key_values")

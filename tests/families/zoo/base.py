@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Family:
         pads_images: Whether the stock model's answer is the same when other prompts of the batch have more pictures.
         mixes: Whether one batch may hold pictures and videos.
         sizes: Height and width of its pictures, in the order in which prompts use them.
+        stock_fails: By release of transformers, why the stock model does not run on a picture there.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Family:
     pads_images: bool = True
     mixes: bool = True
     sizes: Sizes = SIZES
+    stock_fails: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def images(self) -> bool:
