@@ -68,7 +68,20 @@ def _versions() -> list[Finding]:
             findings.append(Finding(package, "bad", f"not installed in {sys.prefix}"))
             continue
         findings.append(_transformers(version) if package == "transformers" else Finding(package, "ok", version))
-    return findings
+    return [*findings, _torchvision()]
+
+
+def _torchvision() -> Finding:
+    """Whether it is there and works beside the installed torch."""
+    from tokenprune.models.torchvision_build import torchvision_hint, torchvision_problem
+
+    try:
+        problem = torchvision_problem()
+        if problem is None:
+            return Finding("torchvision", "ok", metadata.version("torchvision"))
+        return Finding("torchvision", "bad", f"{problem}; {torchvision_hint()}")
+    except metadata.PackageNotFoundError:
+        return Finding("torchvision", "bad", "it needs torch, which is not installed")
 
 
 def _transformers(version: str) -> Finding:

@@ -15,7 +15,7 @@ from torch import nn
 from tokenprune.errors import IncompatibleError, PrerequisiteError
 from tokenprune.models.discovery import discover
 from tokenprune.models.family import Family, resolve
-from tokenprune.models.loading import family_of, model_path, quiet_loading
+from tokenprune.models.loading import family_of, missing_package, model_path, quiet_loading
 from tokenprune.plugins import Host
 from tokenprune.registry import load_target
 from tokenprune.site import SITE_KINDS
@@ -65,8 +65,9 @@ def examine(name_or_path: str, host: Host) -> Examination:
     found = examined(_skeleton(path, name_or_path), host)
     try:
         return replace(found, processor=_processor(path))
-    except (OSError, ValueError, ImportError) as error:
-        return replace(found, processor_problem=_sentence(error))
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        missing = missing_package(name_or_path, error)
+        return replace(found, processor_problem=_sentence(error) if missing is None else f"{missing}; {missing.hint}")
 
 
 def examined(model: nn.Module, host: Host) -> Examination:
@@ -96,14 +97,17 @@ def examined(model: nn.Module, host: Host) -> Examination:
 
 def _skeleton(path: str, name: str) -> nn.Module:
     """The modules of a model without weights."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
     try:
+        from transformers import AutoConfig, AutoModelForImageTextToText
+
         with quiet_loading(), warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")  # they are about weights
             config = AutoConfig.from_pretrained(path)
             skeleton: nn.Module = AutoModelForImageTextToText.from_config(config)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        missing = missing_package(name, error)
+        if missing is not None:
+            raise missing from error
         raise PrerequisiteError(
             f"cannot build a model from the config in `{name}`: {_sentence(error)}",
             hint="give a directory or a hub name of a vision-language model that transformers knows",

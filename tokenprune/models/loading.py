@@ -16,6 +16,7 @@ from tokenprune.errors import ConfigError, IncompatibleError, PrerequisiteError,
 from tokenprune.models.discovery import discover
 from tokenprune.models.family import Family, Parts, resolve
 from tokenprune.models.joint import JointSpace
+from tokenprune.models.torchvision_build import torchvision_hint, torchvision_problem
 from tokenprune.models.unwrap import unwrap
 from tokenprune.models.weights import check_weights
 from tokenprune.plugins import Host, default_host
@@ -55,11 +56,10 @@ def load_model(
         host: Plugin host; loaded where it is not given.
 
     Raises:
-        PrerequisiteError: The path holds no model, or its weights are not safetensors.
+        PrerequisiteError: The path holds no model, its weights are not safetensors, or a package that it needs is
+            missing or does not work (torchvision beside another torch).
         IncompatibleError: No registered family describes the model.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
     host = host or default_host()
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype `{dtype}`", hint="use " + ", ".join(f"`{name}`" for name in _DTYPES))
@@ -67,6 +67,8 @@ def load_model(
     if (Path(path) / "config.json").is_file():  # of anything else, the loader says what is missing
         check_weights(Path(path))
     try:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
         with quiet_loading():
             processor = AutoProcessor.from_pretrained(path)
             model = AutoModelForImageTextToText.from_pretrained(
@@ -77,6 +79,11 @@ def load_model(
             f"cannot load a model from `{name_or_path}`: {str(error).splitlines()[0]}",
             hint="known short names: " + ", ".join(f"`{name}`" for name in host.models.names()),
         ) from error
+    except (ImportError, RuntimeError, ValueError, AttributeError) as error:
+        missing = missing_package(name_or_path, error)
+        if missing is None:
+            raise
+        raise missing from error
     model = model.to(device).eval()
     parts = parts_of(model, host)
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -89,6 +96,17 @@ def load_model(
     with quiet_loading():
         joint = JointSpace.load(clip, decode, device=device, dtype=_DTYPES[dtype]) if clip.is_dir() else None
     return LoadedModel(model, processor, joint, path, parts.family.name, parts.facts)
+
+
+def missing_package(name: str, error: Exception) -> PrerequisiteError | None:
+    """What to install where loading failed for want of a package, `None` where it failed for another reason."""
+    reason = " ".join(str(error).split()).split(". ")[0]
+    problem = torchvision_problem()
+    if problem is not None:
+        return PrerequisiteError(f"cannot load `{name}`: {problem} [{reason}]", hint=torchvision_hint())
+    if not isinstance(error, ImportError):
+        return None
+    return PrerequisiteError(f"cannot load `{name}`: {reason}", hint="install the package that it names with pip")
 
 
 @contextlib.contextmanager
