@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tokenprune.engine.rows import gather_embeddings
 from tokenprune.errors import IncompatibleError
@@ -54,13 +54,13 @@ class RotaryCalls:
         self._rotary = rotary
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
 
-    def install(self) -> RemovableHandle:
+    def install(self, undo: contextlib.ExitStack) -> None:
         """Register the hook."""
 
         def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             self._calls.append((args, kwargs, output))
 
-        return self._rotary.register_forward_hook(remember, with_kwargs=True)
+        undo.callback(self._rotary.register_forward_hook(remember, with_kwargs=True).remove)
 
     def forget(self) -> None:
         """A new pass begins."""

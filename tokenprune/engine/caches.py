@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -74,6 +73,30 @@ class Columns:
             self.start,
         )
 
+    def take(self, samples: Tensor) -> Columns:
+        """The columns of other samples (B'), in their order."""
+        index = samples.to(self.valid.device)
+        return Columns(
+            self.valid[index],
+            None if self.log_weights is None else self.log_weights[index],
+            self.shift[index],
+            self.token[index],
+            self.logical[index],
+            self.start[index],
+        )
+
+    def without_last(self, count: int) -> Columns:
+        """The columns before the last ones."""
+        end = self.valid.shape[1] - count
+        weights = None if self.log_weights is None else self.log_weights[:, :end]
+        return replace(
+            self,
+            valid=self.valid[:, :end],
+            log_weights=weights,
+            token=self.token[:, :end],
+            logical=self.logical[:, :end],
+        )
+
     @classmethod
     def empty(cls, batch: int, device: torch.device) -> Columns:
         """No columns yet."""
@@ -100,58 +123,70 @@ class CacheState:
     Args:
         columns: Key columns by layer.
         logical_length: Tokens that it would hold unpruned.
-        units: Images in it.
+        sources: By decoder layer, the cache layer whose keys and values it reads.
+        units: Images in it, by the samples of the batch that was prefilled.
+        samples: (B,) which of those each sample is now; `None` where all are in place.
         decode: Stops at every decoding step.
         state: What the pruner keeps from step to step.
+        offsets: (B, 1) what the model adds to the positions of later tokens, where it keeps that of its last prompt.
     """
 
     columns: list[Columns]
     logical_length: int
+    sources: tuple[int, ...]
     units: tuple[CachedUnit, ...] = ()
+    samples: Tensor | None = None
     decode: tuple[Stop, ...] = ()
     state: State = field(default_factory=dict)
+    offsets: Tensor | None = None
+
+    @property
+    def batch(self) -> int:
+        """Samples in the cache."""
+        return int(self.columns[0].valid.shape[0])
+
+    def take(self, samples: Tensor) -> CacheState:
+        """The state of other samples (B'), in their order."""
+        columns = _each(self.columns, lambda each: each.take(samples))
+        return replace(
+            self,
+            columns=columns,
+            samples=samples if self.samples is None else self.samples[samples.to(self.samples.device)],
+            offsets=None if self.offsets is None else self.offsets[samples.to(self.offsets.device)],
+        )
+
+    def settled(self) -> CacheState:
+        """The state with its images under the samples of now."""
+        if self.samples is None:
+            return self
+        by_sample = enumerate(self.samples.tolist())
+        units = tuple(replace(unit, sample=new) for new, old in by_sample for unit in self.units if unit.sample == old)
+        return replace(self, units=units, samples=None)
+
+    def ends_in_text(self, count: int) -> bool:
+        """Whether the last tokens are no visual ones, and stand one beside the other at the end of every layer."""
+        last = torch.arange(self.logical_length - count, self.logical_length)
+        for columns in {id(columns): columns for columns in self.columns}.values():
+            if columns.valid.shape[1] < count:
+                return False
+            end = slice(columns.valid.shape[1] - count, None)
+            there = columns.logical[:, end] == last.to(columns.logical.device)
+            if not bool((there & columns.valid[:, end] & (columns.token[:, end] < 0)).all()):
+                return False
+        return True
+
+    def without_last(self, count: int, layers: Sequence[Any]) -> CacheState:
+        """The state without the last tokens, of which the layers of the cache hold no columns any more."""
+        columns = _each(self.columns, lambda each: each.without_last(count))
+        held = [held_columns(layers[source]) for source in self.sources]
+        columns = [each.last(length) for each, length in zip(columns, held, strict=True)]
+        return replace(self, columns=columns, logical_length=self.logical_length - count)
 
 
-class CacheBook:
-    """The pruned caches of one session."""
-
-    def __init__(self) -> None:
-        self._states: weakref.WeakKeyDictionary[Any, CacheState] = weakref.WeakKeyDictionary()
-
-    def find(self, cache: Any, sources: Sequence[int]) -> CacheState | None:
-        """State of a cache, or `None` where it was never pruned.
-
-        Args:
-            cache: The cache.
-            sources: By decoder layer, the layer whose keys and values it reads.
-
-        Raises:
-            IncompatibleError: The cache was changed by somebody else since.
-        """
-        state = self._states.get(cache) if cache is not None else None
-        if state is None:
-            return None
-        for layer, source in enumerate(sources):
-            held = held_columns(cache.layers[source])
-            known = state.columns[layer].valid.shape[1]
-            if held != known:
-                raise IncompatibleError(
-                    f"the cache of layer {layer} holds {held} tokens, but {known} were written while pruning",
-                    hint="a pruned cache cannot be cropped or edited; start a new one",
-                )
-        return state
-
-    def remember(self, cache: Any, state: CacheState) -> None:
-        """Keep the state of a cache, and let the cache report the length that it would have unpruned.
-
-        `generate` slices new inputs and numbers positions by that length.
-        """
-        self._states[cache] = state
-        cache.get_seq_length = length = _LogicalLength(weakref.ref(cache), state)
-        # models that build their masks before they call their text model build them for that length
-        cache.get_mask_sizes = lambda query_length, layer_idx=0: (length(layer_idx) + int(query_length), 0)
-        if state.decode:
-            cache.reorder_cache = _refuse_reordering
+def _each(columns: Sequence[Columns], change: Callable[[Columns], Columns]) -> list[Columns]:
+    """Changed columns of all layers; layers that share theirs go on sharing them."""
+    changed = {id(each): change(each) for each in {id(each): each for each in columns}.values()}
+    return [changed[id(each)] for each in columns]
 
 
 def held_columns(layer: Any) -> int:
@@ -159,27 +194,6 @@ def held_columns(layer: Any) -> int:
     if not getattr(layer, "is_sliding", False):
         return int(layer.get_seq_length())
     return 0 if getattr(layer, "keys", None) is None or layer.keys.ndim < 2 else int(layer.keys.shape[-2])
-
-
-class _LogicalLength:
-    """Replaces `get_seq_length` of one pruned cache object."""
-
-    def __init__(self, cache: Any, state: CacheState) -> None:
-        self._cache = cache
-        self._state = state
-
-    def __call__(self, layer_idx: int = 0) -> int:
-        cache = self._cache()
-        if cache is None or not cache.layers or cache.layers[0].get_seq_length() == 0:
-            return 0  # reset since
-        return self._state.logical_length
-
-
-def _refuse_reordering(*args: Any, **kwargs: Any) -> None:
-    raise IncompatibleError(
-        "views of the cache at every decoding step do not follow beam search, which swaps samples between steps",
-        hint="decode greedily or by sampling (`num_beams=1`)",
-    )
 
 
 def check_growing(cache: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,12 +69,11 @@ def capture_prefill(model: nn.Module, inputs: Mapping[str, Any], layers: Sequenc
 
         return hook
 
-    handles = [parts.layers[index].register_forward_pre_hook(remember(index), with_kwargs=True) for index in wanted]
-    try:
+    with contextlib.ExitStack() as undo:
+        for index in wanted:
+            layer = parts.layers[index]
+            undo.callback(layer.register_forward_pre_hook(remember(index), with_kwargs=True).remove)
         model(**inputs, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     visual = tuple(
         torch.cat([span.slots for span in spans if span.sample == sample] or [input_ids.new_zeros(0)])
         for sample in range(len(input_ids))

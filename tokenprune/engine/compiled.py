@@ -6,11 +6,11 @@ trace the engine's own code and compile it anew for every length. So compiled pa
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from tokenprune.models.unwrap import COMPILED, is_a
 
@@ -27,27 +27,22 @@ class Uncompiled:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._before: list[tuple[nn.Module, str, Any]] = []
 
-    def install(self) -> list[RemovableHandle]:
-        """Set the compiled calls aside; there are no hooks."""
+    def install(self, undo: contextlib.ExitStack) -> None:
+        """Set the compiled calls aside."""
+        compiled = 0
         for module in self._model.modules():
             if is_a(module, COMPILED):
-                self._replace(module, "forward", module._orig_mod)
+                _replace(module, "forward", module._orig_mod, undo)
             elif vars(module).get(_CALL) is not None:
-                self._replace(module, _CALL, None)
-        if self._before:
-            warnings.warn(
-                f"{len(self._before)} compiled parts of the model run uncompiled inside `pruned`", stacklevel=4
-            )
-        return []
+                _replace(module, _CALL, None, undo)
+            else:
+                continue
+            compiled += 1
+        if compiled:
+            warnings.warn(f"{compiled} compiled parts of the model run uncompiled inside `pruned`", stacklevel=4)
 
-    def release(self) -> None:
-        """Give the modules their compiled calls back."""
-        while self._before:
-            module, name, compiled = self._before.pop()
-            object.__setattr__(module, name, compiled)
 
-    def _replace(self, module: nn.Module, name: str, plain: Any) -> None:
-        self._before.append((module, name, vars(module)[name]))
-        object.__setattr__(module, name, plain)
+def _replace(module: nn.Module, name: str, plain: Any, undo: contextlib.ExitStack) -> None:
+    undo.callback(object.__setattr__, module, name, vars(module)[name])
+    object.__setattr__(module, name, plain)

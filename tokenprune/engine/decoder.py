@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tokenprune.engine.arguments import RotaryCalls, first_rows, others, shortened
 from tokenprune.engine.caches import CachedUnit, CacheState, Columns, check_growing, check_readable, held_columns
@@ -17,8 +17,10 @@ from tokenprune.engine.chunk import Chunk, Counts, Layer, Move, rebase
 from tokenprune.engine.cut import DecoderInput, decide, record, take
 from tokenprune.engine.halves import Door, Halves
 from tokenprune.engine.masks import build_mask, is_whole, reach_of, shorten_mask
+from tokenprune.engine.offsets import offsets_of
 from tokenprune.engine.passes import Pass, snapshot
-from tokenprune.engine.planes import VisualPlanes
+from tokenprune.engine.planes import add_visual_planes
+from tokenprune.engine.pruned_cache import begin_reading, end_reading, remember, state_of
 from tokenprune.engine.reach import reach_back
 from tokenprune.engine.rows import Rows, gather_embeddings, spread_rows
 from tokenprune.engine.steps import visible_columns
@@ -43,32 +45,35 @@ class DecoderHooks:
         self._doors: tuple[Door, ...] = ()
         self._rotary = RotaryCalls(session.parts.rotary)
         self._reaches = tuple(reach_of(session.parts.text.config, kind) for kind in session.parts.layer_types)
-        self._planes: VisualPlanes | None = None
         self._whole: set[int] = set()
         """Layers whose halves were checked."""
 
-    def install(self) -> list[RemovableHandle]:
+    def install(self, undo: contextlib.ExitStack) -> None:
         """Register the hooks."""
         text = self._parts.text
         if "layer" in self._session.pruner.spec.sites or self._session.memo is not None:
-            self._doors = tuple(Door(layer) for layer in self._parts.layers)
-        self._planes = VisualPlanes(text, self._shortened)
-        handles = [
-            self._rotary.install(),
-            text.register_forward_pre_hook(self._before_text, with_kwargs=True),
-            text.register_forward_hook(self._after_text),
-        ]
+            self._doors = tuple(Door.before(layer, undo) for layer in self._parts.layers)
+        add_visual_planes(text, self._shortened, undo)
+        self._rotary.install(undo)
+        undo.callback(text.register_forward_pre_hook(self._before_text, with_kwargs=True).remove)
+        undo.callback(text.register_forward_hook(self._after_text).remove)
         for index, layer in enumerate(self._parts.layers):
-            handles.append(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
-        return handles
+            undo.callback(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True).remove)
 
-    def release(self) -> None:
-        """Give the layers their own forward back, and the text model its own way to add visual planes."""
-        if self._planes is not None:
-            self._planes.remove()
-        while self._doors:
-            self._doors[-1].remove()
-            self._doors = self._doors[:-1]
+    @contextlib.contextmanager
+    def passing(self) -> Iterator[None]:
+        """One forward pass; where it breaks off after it has cut, its cache is of no use any more."""
+        around, self._pass = self._pass, None
+        try:
+            yield
+        finally:
+            broken, self._pass = self._pass, around
+            if broken is not None:
+                end_reading(broken.cache)
+                if broken.cut and broken.past is None and broken.cache is not None:
+                    remember(broken.cache, None, self._session.owner)
+            for door in self._doors:
+                door.redirect(None)
 
     # --- the text model -----------------------------------------------------------------------------------------
 
@@ -85,7 +90,7 @@ class DecoderHooks:
                 )
             return None
         cache = cache_in(kwargs)
-        past = self._session.caches.find(cache, self._parts.kv_sources)
+        past = state_of(cache, self._session.owner)
         self._rotary.forget()
         length = embeddings.shape[1]
         position_ids = kwargs.get("position_ids")
@@ -95,6 +100,7 @@ class DecoderHooks:
         mask = kwargs.get("attention_mask")
         compact = self._session.positions == "compact" and position_ids.ndim == 2
         self._pass = Pass(mask, position_ids.to(embeddings.device), length, compact, cache, past)
+        begin_reading(cache)
         if chunk is not None:
             chunk.embeddings = embeddings
         if chunk is None and past is None:
@@ -120,6 +126,7 @@ class DecoderHooks:
         chunk = self._session.chunk
         if running is None:
             return None
+        end_reading(running.cache)
         decode = running.past.decode if running.past is not None else ()
         if chunk is not None and len(chunk.done) == len(chunk.plan):
             self._session.records.append(self._finish(chunk))
@@ -133,13 +140,22 @@ class DecoderHooks:
 
     def _remember(self, running: Pass, chunk: Chunk | None, decode: tuple[Stop, ...]) -> None:
         """Note what the cache holds now."""
-        before = running.past or CacheState([], 0)
-        units = [] if chunk is None else [unit.span for unit in chunk.units]
-        new = tuple(CachedUnit(u.sample, u.image, len(u.slots), u.grid, u.frames) for u in units)
+        before = running.past or CacheState([], 0, self._parts.kv_sources)
         layers = [running.cache.layers[source] for source in self._parts.kv_sources]
         columns = [each.last(held_columns(layer)) for each, layer in zip(running.columns, layers, strict=True)]
-        state = CacheState(columns, running.seen + running.length, (*before.units, *new), decode, before.state)
-        self._session.caches.remember(running.cache, state)
+        units = [] if chunk is None else [unit.span for unit in chunk.units]
+        new = tuple(CachedUnit(u.sample, u.image, len(u.slots), u.grid, u.frames) for u in units)
+        if new:
+            offsets = offsets_of(self._parts.base, columns[0].valid.shape[0])
+            before = replace(before.settled(), offsets=offsets)
+        state = replace(
+            before,
+            columns=columns,
+            logical_length=running.seen + running.length,
+            units=(*before.units, *new),
+            decode=decode,
+        )
+        remember(running.cache, state, self._session.owner)
 
     # --- the layers ---------------------------------------------------------------------------------------------
 

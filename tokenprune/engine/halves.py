@@ -124,6 +124,13 @@ class Door:
         self._run: Callable[..., Any] | None = None
         object.__setattr__(layer, "forward", self)
 
+    @classmethod
+    def before(cls, layer: nn.Module, undo: contextlib.ExitStack) -> Door:
+        """Stand before a layer; the stack takes what removes it."""
+        door = cls(layer)
+        undo.callback(door.remove)
+        return door
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's own forward, or what was put in place of this call."""
         run, self._run = self._run, None
@@ -134,8 +141,8 @@ class Door:
         """Whether the next call goes another way already."""
         return self._run is not None
 
-    def redirect(self, run: Callable[..., Any]) -> None:
-        """Let the next call go to `run`."""
+    def redirect(self, run: Callable[..., Any] | None) -> None:
+        """Let the next call go to `run`, or the layer's own way."""
         self._run = run
 
     def remove(self) -> None:

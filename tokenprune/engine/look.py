@@ -7,6 +7,7 @@ is then taken over the stretches that the layer really ran with.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tokenprune.engine.probe import Projections, project, without_rotation
 from tokenprune.errors import IncompatibleError
@@ -110,17 +110,12 @@ class LookHooks:
         self._parts = parts
         self._chunk = chunk
 
-    def install(self) -> list[RemovableHandle]:
+    def install(self, undo: contextlib.ExitStack) -> None:
         """Register the hooks."""
-        handles: list[RemovableHandle] = []
         for layers, read in zip(self._parts.towers, self._parts.read, strict=True):
             for index, layer in enumerate(layers):
-                handles.append(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
-            handles.append(read.register_forward_hook(self._after_read))
-        return handles
-
-    def release(self) -> None:
-        """Nothing was changed."""
+                undo.callback(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True).remove)
+            undo.callback(read.register_forward_hook(self._after_read).remove)
 
     def _before_layer(self, index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

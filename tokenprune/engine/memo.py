@@ -14,9 +14,9 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tokenprune.engine.look import Run
+from tokenprune.engine.methods import ENCODING, method_changed
 from tokenprune.models.supported import CACHE_NAMES, cache_in
 
 Value = TypeVar("Value")
@@ -188,31 +188,16 @@ class MemoMethods:
         runs: What the session has seen of the encoder so far; `None` where it does not look.
     """
 
-    NAMES = ("get_image_features", "get_video_features")
-
     def __init__(self, base: nn.Module, memo: PrefillMemo, runs: Callable[[], list[Run] | None]) -> None:
         self._base = base
         self._memo = memo
         self._runs = runs
-        self._own: dict[str, Any] = {}
 
-    def install(self) -> list[RemovableHandle]:
-        """Put the memo before the methods; there are no hooks."""
-        for name in self.NAMES:
-            method = getattr(self._base, name, None)
-            if method is not None:
-                self._own[name] = vars(self._base).get(name)
-                object.__setattr__(self._base, name, self._answering(name, method))
-        return []
-
-    def release(self) -> None:
-        """Give the model its own methods back."""
-        for name, own in self._own.items():
-            if own is None:
-                object.__delattr__(self._base, name)
-            else:
-                object.__setattr__(self._base, name, own)
-        self._own.clear()
+    def install(self, undo: contextlib.ExitStack) -> None:
+        """Put the memo before the methods."""
+        for name in ENCODING:
+            if callable(getattr(self._base, name, None)):
+                undo.enter_context(method_changed(self._base, name, functools.partial(self._answering, name)))
 
     def _answering(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)

@@ -6,6 +6,7 @@ prompt in pieces, again at every step, or together with guesses of the answer wo
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -15,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from tokenprune.engine.caches import check_growing
+from tokenprune.engine.methods import method_changed
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.supported import cache_in
 
@@ -158,28 +159,22 @@ class Batching:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._own: dict[str, Any] = {}
 
-    def install(self) -> list[RemovableHandle]:
-        """Stand in place of the methods; there are no hooks."""
+    def install(self, undo: contextlib.ExitStack) -> None:
+        """Stand in place of the methods."""
         for name in BATCHING:
             if callable(getattr(self._model, name, None)):
-                self._own[name] = vars(self._model).get(name)
-                object.__setattr__(self._model, name, functools.partial(_refuse, name))
-        return []
-
-    def release(self) -> None:
-        """Give the model its own methods back."""
-        for name, own in self._own.items():
-            if own is None:
-                object.__delattr__(self._model, name)
-            else:
-                object.__setattr__(self._model, name, own)
-        self._own.clear()
+                undo.enter_context(method_changed(self._model, name, functools.partial(_refusing, name)))
 
 
-def _refuse(name: str, /, *args: Any, **kwargs: Any) -> None:
-    raise IncompatibleError(
-        f"`{name}` packs token ids of many prompts without their pictures, so there is nothing to prune",
-        hint="call `generate` with a batch of the processor, or leave the `with pruned(...)` block first",
-    )
+def _refusing(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that is refused."""
+
+    @functools.wraps(method)
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise IncompatibleError(
+            f"`{name}` packs token ids of many prompts without their pictures, so there is nothing to prune",
+            hint="call `generate` with a batch of the processor, or leave the `with pruned(...)` block first",
+        )
+
+    return refuse

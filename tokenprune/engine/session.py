@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Protocol
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tokenprune.budget import Budget, BudgetLike
-from tokenprune.engine.caches import CacheBook
 from tokenprune.engine.chunk import Chunk, Unit, Vision, is_per_token, open_chunk
 from tokenprune.engine.compiled import Uncompiled
 from tokenprune.engine.decoder import DecoderHooks
+from tokenprune.engine.entrance import Entrance
 from tokenprune.engine.internals import check_internals
 from tokenprune.engine.layout import ImageSpan
 from tokenprune.engine.look import Look, LookHooks, Run, looks
 from tokenprune.engine.memo import MemoMethods, PrefillMemo
 from tokenprune.engine.modes import Batching, CacheKeeper, Call
+from tokenprune.engine.pruned_cache import Maker, Owner, give_back_offsets
 from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.engine.tower import TowerHooks
 from tokenprune.errors import BudgetError, IncompatibleError, NothingPrunedError
@@ -36,11 +37,20 @@ from tokenprune.record import StepRecord
 _MARK = "_tokenprune_session"
 
 
+class Side(Protocol):
+    """A part of the engine that puts something into a model."""
+
+    def install(self, undo: contextlib.ExitStack) -> None:
+        """Put it there; each step leaves with the stack what undoes it, before the next one may fail."""
+
+
 class Session:
     """A model inside `pruned`: what was pruned so far.
 
+    Several threads may use it: one forward pass runs at a time, and `records` has those of all threads.
+
     Attributes:
-        records: One `PruneRecord` per forward pass that brought images, in order.
+        records: One `PruneRecord` per forward pass that brought images, in the order in which they ended.
         steps: One `StepRecord` per decoding step, for pruners that choose a view of the cache at each.
         stopwatch: When the views and decisions of prefills began and ended.
     """
@@ -66,15 +76,20 @@ class Session:
         self.stopwatch = Stopwatch()
         self.steps: list[StepRecord] = []
         self.records: list[PruneRecord] = []
-        self.caches = CacheBook()
+        self.owner = Owner(parts.model, Maker.of(parts, pruner, self.positions))
+        """The session, as its caches know it."""
+        self.lock = threading.RLock()
+        """Held by the thread that is inside the model; what follows is of that thread alone."""
         self.chunk: Chunk | None = None
         self._ahead: Chunk | None = None
         self._keeper = CacheKeeper()
+        self._prefill: contextlib.ExitStack | None = None
+        """Ends the part of the running `generate` in which no other thread may enter."""
         self._plans: dict[tuple[int, Budget], tuple[Stop, ...]] = {}
 
     @property
     def last(self) -> PruneRecord:
-        """The newest record.
+        """The newest record, of whatever thread.
 
         Raises:
             NothingPrunedError: No forward pass has brought an image yet.
@@ -170,14 +185,28 @@ class Session:
         """The stops of every decoding step after the prefill of a chunk."""
         return tuple(stop for stop in self.plan(chunk.units[0].original) if stop.site.kind == "decode")
 
-    # --- hooks of the multimodal model --------------------------------------------------------------------------
+    # --- calls of the multimodal model --------------------------------------------------------------------------
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        del module
+    @contextlib.contextmanager
+    def passing(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """One forward pass with these arguments, in the thread that holds the lock.
+
+        Raises:
+            NothingPrunedError: The pass did not come by a place where it should have cut.
+        """
         inputs = dict(kwargs)
         if args:  # stock models call their parts by keyword; `model(input_ids)` is the one exception
             inputs.setdefault("input_ids", args[0])
-        self.chunk = self._adopt(inputs)
+        around = self.chunk if self._ahead is None else None  # a pruner may run the model inside a pass
+        give_back_offsets(self.parts.base, cache_in(inputs))
+        try:
+            self.chunk = self._adopt(inputs)
+            yield
+            self._check_done(self.chunk)
+        finally:
+            if self._prefill is not None and self._ahead is None:
+                self._prefill.close()
+            self.chunk = around
 
     def _open(
         self, inputs: Mapping[str, Any], known: Callable[[Tensor], tuple[ImageSpan, ...]] | None = None
@@ -247,7 +276,7 @@ class Session:
             chunk.vision = ahead.vision  # with what the pruner remembers of its stops there
         return chunk
 
-    def _generate(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+    def generating(self, generate: Callable[..., Any]) -> Callable[..., Any]:
         """`generate` encodes the images before it calls the model: note its prompt, so that the tower can be cut."""
 
         @functools.wraps(generate)
@@ -256,33 +285,37 @@ class Session:
             inputs = dict(call.arguments)
             input_ids = inputs.get("input_ids", inputs.get("inputs"))
             cache = cache_in(inputs)
-            if input_ids is not None and cache is not None:
-                input_ids = input_ids[:, int(cache.get_seq_length()) :]
+            mask = inputs.get("attention_mask")
+            if input_ids is not None and cache is not None and (mask is None or mask.shape[1] == input_ids.shape[1]):
+                input_ids = input_ids[:, int(cache.get_seq_length()) :]  # the whole conversation came, not its new turn
             inputs["input_ids"] = input_ids
             brings = any(inputs.get(name) is not None for name in self.parts.family.pixels)
             kwargs |= call.uncompiled()
             if brings or cache is not None:
                 kwargs |= self._keeper.kept(call)
-            if input_ids is not None and brings:
-                call.check(input_ids.shape[1])
-                self._ahead = self.chunk = self._open(inputs)
-                if self.chunk is not None and self.chunk.plan:
-                    call.check_cache()
-                if self.chunk is not None and self.decode_stops(self.chunk):
-                    call.check_views()
-            try:
+            with contextlib.ExitStack() as prefill:
+                prefill.enter_context(self.lock)
+                prefill.callback(self._forget)
+                self._prefill = prefill
+                give_back_offsets(self.parts.base, cache)
+                if input_ids is not None and brings:
+                    call.check(input_ids.shape[1])
+                    self._ahead = self.chunk = self._open(inputs)
+                    if self.chunk is not None and self.chunk.plan:
+                        call.check_cache()
+                    if self.chunk is not None and self.decode_stops(self.chunk):
+                        call.check_views()
                 return generate(*args, **kwargs)
-            finally:
-                self._ahead = self.chunk = None
 
         return run
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        del module, args, output
-        chunk, self.chunk = self.chunk, None
-        if chunk is None:
-            return
-        if len(chunk.done) != len(chunk.plan):
+    def _forget(self) -> None:
+        """The prompt of a `generate` has passed, or will not."""
+        self._prefill = self._ahead = self.chunk = None
+
+    def _check_done(self, chunk: Chunk | None) -> None:
+        """Refuse a pass that has not come by every place where it should have cut."""
+        if chunk is not None and len(chunk.done) != len(chunk.plan):
             missed = [str(stop.site) for stop in chunk.plan[len(chunk.done) :]]
             raise NothingPrunedError(
                 f"`{self.pruner.spec.name}` should have cut at {missed}, but the model did not pass there",
@@ -365,7 +398,10 @@ def pruned(
         IncompatibleError: The model is not described, already pruned, or lacks what the pruner needs.
         BudgetError: The budget is missing, out of range or cannot be met.
 
-    A KV cache that was filled inside the block belongs to it: go on with it inside, not after.
+    A KV cache that was pruned inside the block, and every copy of it, is used inside: of this block, or of another one
+    with the same model, pruner and positions. Elsewhere it raises `IncompatibleError`.
+
+    Several threads may use the model inside the block. Enter and leave it while no other thread runs the model.
     """
     host = host or default_host()
     chosen = resolve_pruner(pruner, host)
@@ -373,44 +409,38 @@ def pruned(
     parts = parts_of(model, host)
     given, model = model, parts.model  # inside its wrappers
     check_internals(parts)
-    if getattr(model, _MARK, None) is not None:
-        raise IncompatibleError("this model is already being pruned", hint="leave the other `with pruned(...)` first")
     if "joint" in chosen.needs and joint is None:
         raise IncompatibleError(
             f"`{chosen.spec.name}` needs a joint image-text space (a CLIP text tower)",
             hint="pass `joint=` (see `tokenprune.models.JointSpace`), or choose a pruner without the need `joint`",
         )
     session = Session(parts, chosen, wanted, positions=positions, joint=joint, frames=frames, memo=memo)
-    sides: list[Uncompiled | Batching | TowerHooks | LookHooks | DecoderHooks | MemoMethods] = [
-        Uncompiled(given),
-        Batching(model),
-        DecoderHooks(session),
-    ]
+    decoder = DecoderHooks(session)
+    sides: list[Side] = [Uncompiled(given), Batching(model), Entrance(session, decoder), decoder]
     if parts.vision is not None:
         sides.append(TowerHooks(parts, parts.vision, chosen, joint, lambda: session.chunk, memo))
     elif memo is not None:
         sides.append(MemoMethods(parts.base, memo, session.seen_runs))
     if parts.look is not None and looks(chosen):
         sides.append(LookHooks(parts.look, lambda: session.chunk))
-    handles: list[RemovableHandle] = []
-    object.__setattr__(model, _MARK, session)
-    own_generate = vars(model).get("generate")
-    object.__setattr__(model, "generate", session._generate(cast("Callable[..., Any]", model.generate)))
-    try:
-        handles += [
-            parts.base.register_forward_pre_hook(session._before, with_kwargs=True),
-            parts.base.register_forward_hook(session._after),
-        ]
+    with contextlib.ExitStack() as undo:
+        _mark(model, session, undo)
         for side in sides:
-            handles += side.install()
-        yield session
-    finally:
-        for handle in handles:
-            handle.remove()
-        for side in sides:
-            side.release()
-        object.__delattr__(model, "generate")
-        if own_generate is not None:
-            object.__setattr__(model, "generate", own_generate)
-        object.__delattr__(model, _MARK)
-        session.chunk = None
+            side.install(undo)
+        try:
+            yield session
+        finally:
+            with session.lock:  # a pass of another thread ends first
+                session.owner.close()
+                undo.close()
+
+
+def _mark(model: nn.Module, session: Session, undo: contextlib.ExitStack) -> None:
+    """Let one session at a time have a model, also where two threads ask at once.
+
+    Raises:
+        IncompatibleError: Another one has it.
+    """
+    if vars(model).setdefault(_MARK, session) is not session:
+        raise IncompatibleError("this model is already being pruned", hint="leave the other `with pruned(...)` first")
+    undo.callback(object.__delattr__, model, _MARK)

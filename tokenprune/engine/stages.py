@@ -10,12 +10,10 @@ from typing import Any, Generic, TypeVar
 
 from torch import nn
 
+from tokenprune.engine.methods import ENCODING, method_changed
 from tokenprune.models.family import Parts
 
 MarkT = TypeVar("MarkT")
-
-#: Where transformers encodes images and videos, with the projector, whether `generate` or a forward pass asks for it.
-_ENCODING = ("get_image_features", "get_video_features")
 
 
 @dataclass
@@ -54,9 +52,9 @@ def moments_of(parts: Parts, mark: Callable[[], MarkT]) -> Iterator[Moments[Mark
         found.forward.append((began.pop(), mark()))
 
     with contextlib.ExitStack() as stack:
-        for name in _ENCODING:
+        for name in ENCODING:
             if callable(getattr(parts.base, name, None)):
-                stack.enter_context(_in_place(parts.base, name, lambda own: _marked(own, mark, found.encoder)))
+                stack.enter_context(method_changed(parts.base, name, lambda own: _marked(own, mark, found.encoder)))
         stack.callback(parts.model.register_forward_pre_hook(before).remove)
         stack.callback(parts.model.register_forward_hook(after).remove)
         yield found
@@ -73,18 +71,3 @@ def _marked(
         return made
 
     return run
-
-
-@contextlib.contextmanager
-def _in_place(
-    module: nn.Module, name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> Iterator[None]:
-    """A method of one module, changed inside the block."""
-    before = vars(module).get(name)
-    object.__setattr__(module, name, change(getattr(module, name)))
-    try:
-        yield
-    finally:
-        object.__delattr__(module, name)
-        if before is not None:
-            object.__setattr__(module, name, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tokenprune.engine.chunk import Chunk, TowerRows, Unit, VisionCut
 from tokenprune.engine.cut import decide
@@ -50,31 +50,20 @@ class TowerHooks:
         self._whole: set[int] = set()
         """Layers whose halves were checked."""
 
-    def release(self) -> None:
-        """Give the layers their own forward back."""
-        while self._doors:
-            self._doors[-1].remove()
-            self._doors = self._doors[:-1]
-        for door in filter(None, (self._door, self._projector_door)):
-            door.remove()
-        self._door = self._projector_door = None
-
-    def install(self) -> list[RemovableHandle]:
+    def install(self, undo: contextlib.ExitStack) -> None:
         """Register the hooks."""
-        handles = [
-            self._vision.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True),
-            self._vision.projector.register_forward_pre_hook(self._before_projector, with_kwargs=True),
-            self._vision.projector.register_forward_hook(self._after_projector),
-        ]
+        tower, projector = self._vision.tower, self._vision.projector
+        undo.callback(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True).remove)
+        undo.callback(projector.register_forward_pre_hook(self._before_projector, with_kwargs=True).remove)
+        undo.callback(projector.register_forward_hook(self._after_projector).remove)
         if self._memo is not None:
-            self._door, self._projector_door = Door(self._vision.tower), Door(self._vision.projector)
+            self._door, self._projector_door = Door.before(tower, undo), Door.before(projector, undo)
         if "tower" in self._pruner.spec.sites:
-            self._doors = tuple(Door(layer) for layer in self._vision.layers)
+            self._doors = tuple(Door.before(layer, undo) for layer in self._vision.layers)
         looked_into = "encoder_attention" in self._pruner.needs or "tower" in self._pruner.spec.sites
         if looked_into or self._memo is not None:  # others that share the memo may look
             for index, layer in enumerate(self._vision.layers):
-                handles.append(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
-        return handles
+                undo.callback(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True).remove)
 
     # --- pixels -------------------------------------------------------------------------------------------------
 

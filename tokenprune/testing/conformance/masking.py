@@ -70,12 +70,8 @@ def masks_changed(parts: Parts, change: Callable[[int, int, int, Any], Tensor]) 
 
         return run
 
-    handles = [parts.text.register_forward_pre_hook(count, with_kwargs=True)]
-    handles += [
-        module.register_forward_pre_hook(hook(index), with_kwargs=True) for index, module in enumerate(parts.layers)
-    ]
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(parts.text.register_forward_pre_hook(count, with_kwargs=True).remove)
+        for index, module in enumerate(parts.layers):
+            undo.callback(module.register_forward_pre_hook(hook(index), with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
