@@ -268,7 +268,7 @@ def test_markdown(finished: FinishedSweep) -> None:
 
 def test_json(finished: FinishedSweep) -> None:
     data = json.loads(json.dumps(leaderboard(finished.directory).to_json(), allow_nan=False))
-    assert data["schema"] == 3
+    assert data["schema"] == 4
     assert data["tables"][0]["rows"][0]["label"] == "none"
 
 

@@ -16,32 +16,8 @@ if TYPE_CHECKING:
     from tokenprune.report.notes import Note, Section
     from tokenprune.report.tables import Leaderboard
 
-#: Columns that a narrow terminal loses first stand last.
-_IMPORTANCE = (
-    "pruner",
-    "accuracy %",
-    "difference",
-    "p",
-    "questions",
-    "vs random",
-    "layer average",
-    "x none",
-    "interval",
-    "retention %",
-    "hard %",
-    "x floor",
-    "prefill ms",
-    "#",
-    "same answer %",
-    "vs downsample",
-    "output error",
-    "final tokens",
-    "GFLOPs",
-    "pruner %",
-    "KL",
-    "vs none",
-    "dual error",
-)
+#: Columns of the other tables, among those of the leaderboard: what a narrow terminal loses first has a large number.
+_IMPORTANCE = {"difference": 2, "p": 3, "questions": 4}
 
 
 def report(
@@ -149,11 +125,10 @@ def fitting(
         width: Characters of a line.
         first: Columns that are more important than all others.
     """
-    ranking = [*first, *(name for name in _IMPORTANCE if name not in first)]
-    order = sorted(
-        range(len(header)),
-        key=lambda place: ranking.index(header[place]) if header[place] in ranking else len(ranking),
-    )
+    from tokenprune.report.columns import COLUMNS
+
+    ranking = {column.heading: column.importance for column in COLUMNS} | _IMPORTANCE | dict.fromkeys(first, -1)
+    order = sorted(range(len(header)), key=lambda place: ranking.get(header[place], len(COLUMNS) + len(ranking)))
     chosen: list[int] = []
     used = 0
     for place in order:

@@ -20,7 +20,7 @@ from tokenprune.errors import PrerequisiteError, TokenPruneError
 from tokenprune.metrics.busy import Busy, OnBusy, Watch
 from tokenprune.metrics.nvml import Gpu, gpu_of
 from tokenprune.metrics.runs import Durations, Figures, Subject, Times
-from tokenprune.metrics.spread import Precision, Spread
+from tokenprune.metrics.spread import TOLERANCE, Precision, Spread
 from tokenprune.metrics.timing import clock_of, pinned_threads
 from tokenprune.metrics.turns import take_turns
 from tokenprune.models.family import Parts
@@ -28,7 +28,6 @@ from tokenprune.record import PruneRecord
 
 __all__ = ["Cost", "Floor", "Refusal", "Spread", "measure_cost"]
 
-TOLERANCE = 0.05
 _COUNTED = ("sdpa", "eager")
 """Attention implementations of which torch counts everything, fused or not."""
 

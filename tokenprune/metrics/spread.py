@@ -11,6 +11,9 @@ import numpy as np
 CONFIDENCE = 0.95
 """Share of measurements whose interval holds the true median, at least."""
 
+TOLERANCE = 0.05
+"""Relative uncertainty of a ratio that is good enough if nothing else is asked for."""
+
 
 def interval_of_median(values: Sequence[float]) -> tuple[float, float] | None:
     """The interval of a median by order statistics, which assumes no distribution (that of the sign test).

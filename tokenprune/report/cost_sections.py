@@ -6,12 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from tokenprune.report.costs import CostSummary, Quartiles
-from tokenprune.report.notes import Note, Section, busy_mark, busy_notes
+from tokenprune.report.notes import Note, Section, marked, timing_notes
 from tokenprune.report.rows import Row, Table
-from tokenprune.report.text import NOTHING, counted, number, percent, quartiles, subject_at
-
-_UNSURE = "?"
-"""Stands beside repeats that ran out."""
+from tokenprune.report.text import NOTHING, UNSURE, counted, number, percent, quartiles, ratio, subject_at
 
 _HEADER = (
     "pruner",
@@ -19,10 +16,8 @@ _HEADER = (
     "quartiles",
     "unpruned ms",
     "x none",
-    "x none quartiles",
     "floor ms",
     "x floor",
-    "x floor quartiles",
     "pruner ms",
     "pruner %",
     "encoder ms",
@@ -64,39 +59,39 @@ def _of(table: Table) -> Iterator[Section]:
         title,
         tuple(_HEADER[place] for place in used),
         tuple(tuple(line[place] for place in used) for line in lines),
-        notes=(*busy_notes(table.rows), *_missing(table.rows), *_notes(measured)),
+        notes=(*timing_notes(table.rows), *_missing(table.rows), *_notes(measured)),
     )
 
 
 def _line(row: Row, cost: CostSummary) -> tuple[str, ...]:
-    def middle(found: Mapping[str, Quartiles], name: str, digits: int) -> str:
-        return number(found[name].median if name in found else None, digits)
+    def ours(name: str, digits: int) -> str:
+        text = number(cost.spreads[name].median if name in cost.spreads else None, digits)
+        return text if text == NOTHING or not cost.unsure(name) else text + UNSURE
 
-    def marked(text: str) -> str:
-        return text if text == NOTHING else text + busy_mark(row)
+    def theirs(found: Mapping[str, Quartiles], name: str, digits: int) -> str:
+        text = number(found[name].median if name in found else None, digits)
+        return text if text == NOTHING or not cost.unsure(name, found) else text + UNSURE
 
     tera = cost.floor_figures.get("prefill_tflops")
     return (
-        marked(number(row.prefill_ms, 1)),
+        marked(number(row.prefill_ms, 1), row, "prefill_ms"),
         quartiles(row.prefill_ms_quartiles, 1),
-        middle(cost.unpruned, "prefill_ms", 1),
-        marked(number(row.over_unpruned, 2)),
-        quartiles(row.over_unpruned_quartiles, 2),
-        number(row.floor_prefill_ms, 1),
-        marked(number(row.over_floor, 2)),
-        quartiles(row.over_floor_quartiles, 2),
-        number(row.overhead_ms, 1),
-        percent(row.overhead_share),
-        number(row.encoder_ms, 1),
-        number(row.first_token_ms, 1),
-        number(row.decode_ms_per_token, 2),
-        middle(cost.floor, "decode_ms_per_token", 2),
+        theirs(cost.unpruned, "prefill_ms", 1),
+        marked(ratio(row.over_unpruned, row.over_unpruned_interval), row, "over_unpruned"),
+        theirs(cost.floor, "prefill_ms", 1),
+        marked(ratio(row.over_floor, row.over_floor_interval), row, "over_floor"),
+        ours("overhead_ms", 1),
+        marked(percent(row.overhead_share), row, "overhead_share"),
+        ours("encoder_ms", 1),
+        ours("first_token_ms", 1),
+        ours("decode_ms_per_token", 2),
+        theirs(cost.floor, "decode_ms_per_token", 2),
         number(row.peak_mem_mib, 1),
         number(row.kv_mib, 2),
         number(row.prefill_gflops, 2),
         number(None if tera is None else 1000.0 * tera, 2),
-        middle(cost.spreads, "energy_j", 2),
-        f"{cost.repeats}{'' if cost.precise is not False else _UNSURE}",
+        ours("energy_j", 2),
+        f"{cost.repeats}{'' if cost.precise is not False else UNSURE}",
     )
 
 
@@ -123,18 +118,16 @@ def _notes(measured: Sequence[tuple[Row, CostSummary]]) -> Iterator[Note]:
         yield Note(f"one sample, median: {where}: {labels}")
     if any("over_unpruned" in cost.spreads for cost in costs):
         yield Note(
-            "x none: prefill divided by that of the unpruned model in the same turns, so a machine that gets slower "
-            "does not change it; below 1 is a speed-up. Milliseconds of different rows were taken at different times",
-            ("x none", "x none quartiles"),
+            "x none: prefill divided by that of the unpruned model in the same turns, with the 95 % interval of the "
+            "median; below 1 is a speed-up. Milliseconds of different rows were taken at different times",
+            ("x none",),
         )
     if any(cost.floor for cost in costs):
         yield Note(
             "floor: the unpruned model on a prompt that already has the kept length, as many visual tokens as the "
-            "layer average; x floor: median and quartiles over the repeats, in which both take turns",
-            ("floor ms", "x floor", "x floor quartiles", "floor decode ms", "floor GFLOPs"),
+            "layer average; x floor: prefill divided by that of the floor, in the same way",
+            ("floor ms", "x floor", "floor decode ms", "floor GFLOPs"),
         )
-    text = "the repeats ran out before the medians were known as well as was asked for"
-    yield Note(f"{_UNSURE}: {text}", ("repeats",), _UNSURE)
     if not all(cost.same_kernels for cost in costs):
         used = sorted({name for cost in costs for name in cost.kernels})
         names = ", ".join(used) or "none"

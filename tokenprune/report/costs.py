@@ -8,22 +8,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenprune.metrics.spread import TOLERANCE
 from tokenprune.sweep.environment import place_of
 
 TIMES = ("encoder_ms", "prefill_ms", "first_token_ms", "decode_ms_per_token", "total_ms", "energy_j")
 """Figures that the floor has, too, each with quartiles."""
 
-_SPREADS = (*TIMES, "overhead_ms", "overhead_share", "over_unpruned", "over_floor")
+_SPREADS = (*TIMES, "overhead_ms", "overhead_share", "over_unpruned", "over_floor", "floor_over_unpruned")
+_REPEATED = frozenset(_SPREADS) - {"energy_j"}
+"""What is measured in every turn; energy is from a few windows of a second, which have no interval."""
 _FIGURES = ("peak_mem_mib", "kv_mib", "prefill_tflops")
 
 
 @dataclass(frozen=True, slots=True)
 class Quartiles:
-    """A median with its quartiles."""
+    """A median with its quartiles, and the 95 % interval of the median; without one if there were too few repeats."""
 
     median: float
     q1: float
     q3: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The ends of the interval."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def counted(self) -> float:
+        """What a ratio counts as in fronts and figures: 1 if its interval holds 1, else the median."""
+        return 1.0 if self.interval is not None and self.interval[0] <= 1.0 <= self.interval[1] else self.median
+
+    def within(self, width: float) -> bool:
+        """Whether the interval is known and no wider than this on either side, on average."""
+        return self.interval is not None and (self.interval[1] - self.interval[0]) / 2.0 <= width
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +56,8 @@ class CostSummary:
         unpruned: The times of the unpruned model in the same turns.
         floor: The same of the unpruned model on a prompt of the kept length.
         repeats: Timed runs of each cell, at least.
-        precise: Whether the medians are known as well as was asked for; `None` where nobody looked.
+        precise: Whether the ratios are known as well as was asked for; `None` where nobody looked.
+        tolerance: Relative uncertainty that was asked for.
         busy: The largest share that other work had of the device, where it is above the limit of what counts; else 0,
             and `None` where it is not known.
         unknown: Why it is not known.
@@ -58,6 +78,7 @@ class CostSummary:
     floor_figures: Mapping[str, float]
     repeats: int
     precise: bool | None
+    tolerance: float
     busy: float | None
     unknown: str
     kernels: tuple[str, ...]
@@ -68,6 +89,19 @@ class CostSummary:
     refusal: str
     elsewhere: Mapping[str, int]
     unmeasured: Mapping[str, str]
+
+    def unsure(self, name: str, beside: Mapping[str, Quartiles] | None = None) -> bool:
+        """Whether a figure is known less well than was asked for; the part of the pruner relative to the prefill.
+
+        Args:
+            name: Name of the figure.
+            beside: `unpruned` or `floor` for one of theirs.
+        """
+        spreads = self.spreads if beside is None else beside
+        if name not in spreads or name not in _REPEATED:
+            return False
+        whole = spreads.get("prefill_ms", spreads[name]) if name == "overhead_ms" else spreads[name]
+        return not spreads[name].within(self.tolerance * (1.0 if name == "overhead_share" else abs(whole.median)))
 
 
 def summarise_costs(results: Sequence[Mapping[str, Any] | None]) -> CostSummary | None:
@@ -90,7 +124,7 @@ def summarise_costs(results: Sequence[Mapping[str, Any] | None]) -> CostSummary 
     floors = [cost.get("floor") or {} for cost in costs]
     kernels = sorted({name for cost in costs for name in cost.get("kernels", ())})
     theirs = sorted({name for floor in floors for name in floor.get("kernels", ())})
-    precisions = [cost["precision"]["met"] for cost in costs if cost.get("precision")]
+    precisions = [cost["precision"] for cost in costs if cost.get("precision")]
     prefills = [cost["prefill_ms"]["repeats"] for cost in costs if cost.get("prefill_ms")]
     busy, unknown = _busy(costs)
     return CostSummary(
@@ -100,7 +134,8 @@ def summarise_costs(results: Sequence[Mapping[str, Any] | None]) -> CostSummary 
         floor=_spreads(floors, TIMES),
         floor_figures=_figures(floors, "tokens"),
         repeats=min(prefills, default=0),
-        precise=all(precisions) if precisions else None,
+        precise=all(each["met"] for each in precisions) if precisions else None,
+        tolerance=max((float(each["tolerance"]) for each in precisions), default=TOLERANCE),
         busy=busy,
         unknown=unknown,
         kernels=tuple(kernels),
@@ -119,9 +154,15 @@ def _spreads(costs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[s
     for name in names:
         values = [cost.get(name) for cost in costs]
         if values and all(values):
-            parts = ([float(value[part]) for value in values if value] for part in ("median", "q1", "q3"))
-            found[name] = Quartiles(*map(statistics.median, parts))
+            parts = (_middle([value.get(part) for value in values if value]) for part in ("low", "high"))
+            known = ([float(value[part]) for value in values if value] for part in ("median", "q1", "q3"))
+            found[name] = Quartiles(*map(statistics.median, known), *parts)
     return found
+
+
+def _middle(values: Sequence[float | None]) -> float | None:
+    """The median over the seeds; `None` if one of them has none."""
+    return None if None in values else statistics.median(float(value) for value in values if value is not None)
 
 
 def _figures(costs: Sequence[Mapping[str, Any]], *more: str) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tokenprune.report.rows import Row
-from tokenprune.report.text import BUSY, UNKNOWN
+from tokenprune.report.text import BUSY, NOTHING, UNKNOWN, UNSURE
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,43 @@ def busy_mark(row: Row) -> str:
     return UNKNOWN if row.busy is None else BUSY if row.busy else ""
 
 
-def busy_notes(rows: Sequence[Row]) -> list[Note]:
+def marked(text: str, row: Row, name: str) -> str:
+    """A measured figure, with the marks of a device that was busy or not known, and of one that is not known well.
+
+    Args:
+        text: The figure as text.
+        row: Its row.
+        name: Its name in `CostSummary.spreads`.
+    """
+    if text == NOTHING:
+        return text
+    return text + timing_marks(row, name)
+
+
+def timing_marks(row: Row, name: str) -> str:
+    """The marks beside a figure of a row's cost."""
+    return busy_mark(row) + (UNSURE if row.cost is not None and row.cost.unsure(name) else "")
+
+
+def timing_notes(rows: Sequence[Row]) -> list[Note]:
+    """What the marks mean, if one of the rows has them."""
+    same = "~1: the 95 % interval of the ratio holds 1, so neither a speed-up nor a slow-down is known"
+    return [Note(same, mark="~1"), *_busy_notes(rows), *_unsure_notes(rows)]
+
+
+def _unsure_notes(rows: Sequence[Row]) -> list[Note]:
+    costs = [row.cost for row in rows if row.cost is not None and row.cost.spreads]
+    if not costs:
+        return []
+    tolerance = max(cost.tolerance for cost in costs)
+    text = (
+        f"{UNSURE}: not known to within {100.0 * tolerance:g} % (half the width of the 95 % interval): time or repeats "
+        "ran out before, or there were too few repeats for an interval"
+    )
+    return [Note(text, mark=UNSURE)]
+
+
+def _busy_notes(rows: Sequence[Row]) -> list[Note]:
     """What the marks mean, where one of the rows has them."""
     notes = []
     shares = [row.busy for row in rows if row.busy and busy_mark(row)]

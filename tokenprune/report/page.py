@@ -16,9 +16,10 @@ from typing import Any
 
 from tokenprune.report import markup
 from tokenprune.report.cases import PAGE_CASES, Cases, cases_of, problems_of, spread
+from tokenprune.report.columns import COLUMNS, LEGEND
 from tokenprune.report.cost_sections import cost_sections
 from tokenprune.report.environments import environment_sections, environment_sentence
-from tokenprune.report.markdown import LEGEND, cells_of, markdown_report, notes_of, title_of
+from tokenprune.report.markdown import cells_of, markdown_report, notes_of, title_of
 from tokenprune.report.notes import Note
 from tokenprune.report.plots import AVERAGE, FIGURES, PREFILL, heat_map, interactive, lines_of, png, subjects
 from tokenprune.report.reading import SweepData, read_sweep
@@ -38,24 +39,8 @@ PAGE = "report.html"
 _HARDEST = 20
 """Questions that are listed as lost by most cells."""
 
-_FIRST = frozenset(
-    {
-        "#",
-        "pruner",
-        "accuracy %",
-        "interval",
-        "retention %",
-        "vs random",
-        "vs downsample",
-        "hard %",
-        "same answer %",
-        "layer average",
-        "x none",
-        "x floor",
-        "prefill ms",
-    }
-)
-"""Columns of the leaderboard that a window of 1,480 pixels shows without scrolling; all open on a click."""
+_FIRST = frozenset(column.heading for column in COLUMNS if column.in_page)
+"""Columns of the leaderboard that are shown at once; all open on a click."""
 
 _CHAPTERS = (
     ("tables", "Tables"),

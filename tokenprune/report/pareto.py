@@ -10,13 +10,23 @@ from tokenprune.report.statistics import level
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One pruner at one budget; cost is to be small, accuracy large. A mark says to read the cost with care."""
+    """One pruner at one budget; cost is to be small, accuracy large.
+
+    Args:
+        label: The pruner.
+        budget: Its budget.
+        cost: What it costs.
+        accuracy: Its accuracy.
+        mark: Says to read the cost with care.
+        text: The cost as tables show it, if that is more than a number.
+    """
 
     label: str
     budget: str
     cost: float
     accuracy: float
     mark: str = ""
+    text: str = ""
 
 
 def pareto_front(points: Iterable[Point]) -> tuple[Point, ...]:

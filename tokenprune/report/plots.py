@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenprune.report.notes import busy_mark
+from tokenprune.report.notes import timing_marks
 from tokenprune.report.pareto import Point
 from tokenprune.report.rows import FamilyScore, Row, Table
 from tokenprune.report.statistics import Interval
@@ -32,7 +32,7 @@ class Axis:
             return (row.tokens or {}).get("final")
         if self is PREFILL and row.pruner == REFERENCE:
             return 1.0
-        value = getattr(row, self.key)
+        value = row.counted(self.key) if self is PREFILL else getattr(row, self.key)
         return None if value is None else float(value)
 
 
@@ -61,7 +61,7 @@ class Dot:
         x: Its value on the axis.
         accuracy: Its accuracy.
         low: Lower end of the accuracy's interval, and `high` the upper one; the accuracy where there is none.
-        left: Lower quartile of the value, and `right` the upper one; the value where there are none.
+        left: Lower end of the value's interval, and `right` the upper one; the value if there is none.
         budget: Label of the budget.
         mark: Says that the value is to be read with care.
         floor: Value of the unpruned model on a prompt of the kept length, where that was measured on this axis.
@@ -116,8 +116,10 @@ def _dot(row: Row, accuracy: Interval, axis: Axis, x: float, budget: str) -> Dot
     low, high = accuracy.ends or (accuracy.mean, accuracy.mean)
     if axis is not PREFILL or row.pruner == REFERENCE:
         return Dot(x, accuracy.mean, low, high, x, x, budget)
-    left, right = row.over_unpruned_quartiles or (x, x)
-    return Dot(x, accuracy.mean, low, high, left, right, budget, busy_mark(row), row.floor_over_unpruned)
+    left, right = row.over_unpruned_interval or (x, x)
+    mark = timing_marks(row, axis.key)
+    told = "" if x == row.over_unpruned else "~"
+    return Dot(x, accuracy.mean, low, high, left, right, budget, told + mark, row.floor_over_unpruned)
 
 
 def png(tables: Sequence[Table], axis: Axis, colours: Mapping[str, str]) -> bytes:

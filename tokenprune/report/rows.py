@@ -52,7 +52,8 @@ class Row:
         agreement: Share of questions with the unpruned model's answer (loyalty).
         hard: Accuracy on the hard subset (see `tokenprune.report.hard`).
         prefill_ms: Median over the repeats, and over the seeds; so are all figures of cost.
-        over_unpruned: Prefill divided by that of the unpruned model in the same turns; below 1 it is faster.
+        over_unpruned: Prefill divided by that of the unpruned model in the same turns; below 1 it is faster, if the
+            95 % interval beside it does not hold 1.
         floor_over_unpruned: The same of the floor: what pruning would reach if choosing were free.
         over_floor: Prefill divided by that of the unpruned model on a prompt of the kept length.
         overhead_share: Share of the prefill that the pruner's views and decisions take.
@@ -93,17 +94,22 @@ class Row:
     encoder_ms: float | None = None
     first_token_ms: float | None = None
     over_unpruned: float | None = None
-    over_unpruned_quartiles: tuple[float, float] | None = None
+    over_unpruned_interval: tuple[float, float] | None = None
     floor_over_unpruned: float | None = None
     floor_prefill_ms: float | None = None
     over_floor: float | None = None
-    over_floor_quartiles: tuple[float, float] | None = None
+    over_floor_interval: tuple[float, float] | None = None
     overhead_share: float | None = None
     overhead_share_quartiles: tuple[float, float] | None = None
     busy: float | None = None
     cost: CostSummary | None = None
     dual_error: float | None = None
     output_error: float | None = None
+
+    def counted(self, name: str) -> float | None:
+        """What a ratio counts as in fronts and figures: 1 if it cannot be told from 1."""
+        spreads = {} if self.cost is None else self.cost.spreads
+        return spreads[name].counted if name in spreads else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +200,6 @@ def _with_measurements(row: Row, results: Sequence[Mapping[str, Any]]) -> Row:
     spreads: Mapping[str, Quartiles] = {} if found is None else found.spreads
     floor: Mapping[str, Quartiles] = {} if found is None else found.floor
     figures: Mapping[str, float] = {} if found is None else found.figures
-    unpruned = None if found is None else _median(found.unpruned, "prefill_ms")
-    lowest = _median(floor, "prefill_ms")
     tera = figures.get("prefill_tflops")
     return replace(
         row,
@@ -212,11 +216,11 @@ def _with_measurements(row: Row, results: Sequence[Mapping[str, Any]]) -> Row:
         encoder_ms=_median(spreads, "encoder_ms"),
         first_token_ms=_median(spreads, "first_token_ms"),
         over_unpruned=_median(spreads, "over_unpruned"),
-        over_unpruned_quartiles=_ends(spreads, "over_unpruned"),
-        floor_over_unpruned=lowest / unpruned if lowest is not None and unpruned else None,
-        floor_prefill_ms=lowest,
+        over_unpruned_interval=_interval(spreads, "over_unpruned"),
+        floor_over_unpruned=_median(spreads, "floor_over_unpruned"),
+        floor_prefill_ms=_median(floor, "prefill_ms"),
         over_floor=_median(spreads, "over_floor"),
-        over_floor_quartiles=_ends(spreads, "over_floor"),
+        over_floor_interval=_interval(spreads, "over_floor"),
         overhead_share=_median(spreads, "overhead_share"),
         overhead_share_quartiles=_ends(spreads, "overhead_share"),
         busy=None if found is None else found.busy,
@@ -232,6 +236,10 @@ def _median(spreads: Mapping[str, Quartiles], name: str) -> float | None:
 
 def _ends(spreads: Mapping[str, Quartiles], name: str) -> tuple[float, float] | None:
     return (spreads[name].q1, spreads[name].q3) if name in spreads else None
+
+
+def _interval(spreads: Mapping[str, Quartiles], name: str) -> tuple[float, float] | None:
+    return spreads[name].interval if name in spreads else None
 
 
 def _mean(results: Sequence[Mapping[str, Any]], *path: str) -> float | None:

@@ -47,12 +47,12 @@ def summary_sections(summary: Summary) -> Iterator[Section]:
     """The budget that each retention needs, and the Pareto fronts, of one model and task."""
     subject = f"{summary.model}, {summary.task}"
     targets = _targets(summary)
-    volumes = [(_COSTS[front.cost][2], front.hypervolumes) for front in summary.fronts]
-    labels = dict.fromkeys([*summary.needed, *(label for _, found in volumes for label in found)])
+    volumes = [(_COSTS[front.cost][2], front) for front in summary.fronts]
+    labels = dict.fromkeys([*summary.needed, *(label for _, front in volumes for label in front.hypervolumes)])
     rows = []
     for label in labels:
         found = summary.needed.get(label, ())
-        areas = [number(volume.get(label), 3) for _, volume in volumes]
+        areas = [number(front.hypervolumes.get(label), 3) + front.marks.get(label, "") for _, front in volumes]
         rows.append((label, *(map(share, found) if found else [NOTHING] * len(targets)), *areas))
     kept = "after the last cut" if summary.account == "kept" else "averaged over the layers"
     retention = Note(
@@ -67,6 +67,7 @@ def summary_sections(summary: Summary) -> Iterator[Section]:
     )
     nothing = Note("no retention: the unpruned model has no result, or answers nothing right")
     notes = [retention if targets else nothing, *([area] if volumes else [])]
+    notes += [note for _, front in volumes for note in front.notes if note.mark]
     notes += [Note(f"no front over {_COSTS[cost][0]}: {why}") for cost, why in summary.unmeasured.items()]
     header = ("pruner", *targets, *(name for name, _ in volumes))
     what = "tokens needed per retention" if targets else "hypervolumes"
@@ -85,9 +86,11 @@ def _front_section(subject: str, front: Front) -> Section:
     what, heading, _, digits = _COSTS[front.cost]
 
     def row(point: Point) -> tuple[str, ...]:
-        return point.label, point.budget, number(point.cost, digits) + point.mark, percent(point.accuracy)
+        shown = (point.text or number(point.cost, digits)) + point.mark
+        return point.label, point.budget, shown, percent(point.accuracy)
 
-    notes = [Note(f"hypervolume of all pruners together: {front.hypervolume:.3f}"), *front.notes]
+    marks = "".join(dict.fromkeys("".join(front.marks.values())))
+    notes = [Note(f"hypervolume of all pruners together: {front.hypervolume:.3f}{marks}"), *front.notes]
     return Section(
         f"{subject}: Pareto front of accuracy and {what}",
         ("pruner", "budget", heading, "accuracy %"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tokenprune.report.notes import Note, busy_mark, busy_notes
+from tokenprune.report.notes import Note, timing_marks, timing_notes
 from tokenprune.report.pareto import Point, hypervolume, pareto_front
 from tokenprune.report.retention import TARGETS, Needed, needed
 from tokenprune.report.rows import Row, Table
+from tokenprune.report.text import ratio
 from tokenprune.sweep.config import REFERENCE
 
 ACCOUNTS: Mapping[str, str] = {"kept": "final", "average": "layer_average"}
@@ -30,6 +31,7 @@ class Front:
         hypervolume: The share of the box from cost 0 to `reference` and accuracy 0 to 1 that the points of all pruners
             dominate.
         hypervolumes: The same by pruner.
+        marks: By pruner, the marks of its points: its hypervolume is to be read with the same care.
         notes: What is to be said of the costs.
     """
 
@@ -38,6 +40,7 @@ class Front:
     points: tuple[Point, ...]
     hypervolume: float
     hypervolumes: Mapping[str, float]
+    marks: Mapping[str, str]
     notes: tuple[Note, ...] = ()
 
 
@@ -88,7 +91,12 @@ def _front(tables: Sequence[Table], cost: str) -> Front | str:
     }
     together = hypervolume(points, cost=reference) / reference
     notes = _timing_notes(tables) if cost == "over_unpruned" else ()
-    return Front(cost, reference, pareto_front([*points, whole]), together, volumes, notes)
+    marks = {label: "".join(dict.fromkeys(_marks_of(points, label))) for label in volumes}
+    return Front(cost, reference, pareto_front([*points, whole]), together, volumes, marks, notes)
+
+
+def _marks_of(points: Sequence[Point], label: str) -> str:
+    return "".join(point.mark for point in points if point.label == label)
 
 
 def _timing_notes(tables: Sequence[Table]) -> tuple[Note, ...]:
@@ -96,7 +104,11 @@ def _timing_notes(tables: Sequence[Table]) -> tuple[Note, ...]:
     rows = [row for table in tables for row in table.rows if row.over_unpruned is not None]
     places = dict.fromkeys(row.cost.where for row in rows if row.cost is not None)
     several = [Note(f"measured in several places: {'; '.join(places)}")] if len(places) > 1 else []
-    return (Note("x none: prefill divided by that of the unpruned model, which is 1"), *several, *busy_notes(rows))
+    text = (
+        "x none: prefill divided by that of the unpruned model, which is 1, with the 95 % interval of the median. What "
+        "cannot be told from 1 counts as 1; points whose intervals overlap may be in another order"
+    )
+    return (Note(text, ("x none",)), *several, *timing_notes(rows))
 
 
 def _points(tables: Sequence[Table], cost: str) -> Iterable[Point]:
@@ -104,12 +116,14 @@ def _points(tables: Sequence[Table], cost: str) -> Iterable[Point]:
         for row in table.rows:
             value = _cost(row, cost)
             if row.pruner != REFERENCE and row.accuracy is not None and value is not None:
-                mark = busy_mark(row) if cost == "over_unpruned" else ""
-                yield Point(row.label, table.budget, value, row.accuracy.mean, mark)
+                timed = cost == "over_unpruned"
+                mark = timing_marks(row, cost) if timed else ""
+                text = ratio(row.over_unpruned, row.over_unpruned_interval) if timed else ""
+                yield Point(row.label, table.budget, value, row.accuracy.mean, mark, text)
 
 
 def _cost(row: Row, cost: str) -> float | None:
-    return row.over_unpruned if cost == "over_unpruned" else (row.tokens or {}).get(cost)
+    return row.counted("over_unpruned") if cost == "over_unpruned" else (row.tokens or {}).get(cost)
 
 
 def _needed(tables: Sequence[Table], account: str) -> dict[str, tuple[Needed, ...]]:

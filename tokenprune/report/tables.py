@@ -20,7 +20,7 @@ from tokenprune.sweep.config import REFERENCE
 
 __all__ = ["FamilyScore", "Leaderboard", "PairTable", "Row", "Table", "leaderboard", "pair_tables"]
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ BUSY = "\N{DAGGER}"
 """Stands beside what was measured while the device had other work."""
 UNKNOWN = "\N{DOUBLE DAGGER}"
 """Stands beside what was measured while nobody could tell whether it had."""
+UNSURE = "?"
+"""Stands beside what is known less well than was asked for."""
 
 _BOUNDS = {"between": "", "at most": "\N{LESS-THAN OR EQUAL TO}", "more than": ">"}
 
@@ -63,8 +65,17 @@ def contrast(found: Comparison | None) -> str:
 
 
 def quartiles(found: tuple[float, float] | None, digits: int) -> str:
-    """The quartiles beside a median."""
+    """The quartiles, or the ends of the interval, beside a median."""
     return NOTHING if found is None else f"[{found[0]:.{digits}f}, {found[1]:.{digits}f}]"
+
+
+def ratio(median: float | None, interval: tuple[float, float] | None) -> str:
+    """A ratio with the interval of its median; `~1` if that holds 1: neither a speed-up nor a slow-down is known."""
+    if median is None or interval is None:
+        return number(median, 2)
+    low, high = interval
+    shown = "~1" if low <= 1.0 <= high else number(median, 2)
+    return f"{shown} {quartiles(interval, 2)}"
 
 
 def p_value(value: float) -> str:

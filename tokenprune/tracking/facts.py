@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tokenprune.report.costs import Quartiles
 from tokenprune.sweep.config import REFERENCE
 from tokenprune.sweep.environment import facts_of
 from tokenprune.sweep.plan import Cell
@@ -31,9 +32,13 @@ _COSTS = (
     "overhead_ms",
     "over_unpruned",
     "over_floor",
+    "floor_over_unpruned",
     "energy_j",
 )
-"""Measurements with quartiles; what could not be measured is `None` or not there."""
+"""Measurements with quartiles and an interval; what could not be measured is `None` or not there."""
+
+
+_PARTS = ("q1", "q3", "low", "high")
 
 
 def params_of(cell: Cell) -> dict[str, str]:
@@ -129,7 +134,8 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
         **{f"quality/family/{legal(name)}": facts["accuracy"] for name, facts in quality["families"].items()},
         **{f"cost/tokens_{name}": value for name, value in result["tokens"].items()},
         **{f"cost/{name}": cost[name]["median"] for name in _COSTS if cost.get(name)},
-        **{f"cost/{name}_{part}": cost[name][part] for name in _COSTS if cost.get(name) for part in ("q1", "q3")},
+        **{f"cost/{name}_{part}": cost[name].get(part) for name in _COSTS if cost.get(name) for part in _PARTS},
+        **_told(cost),
         **{f"cost/{name}": cost.get(name) for name in ("peak_mem_mib", "kv_mib")},
         "cost/prefill_gflops": None if cost.get("prefill_tflops") is None else 1000.0 * cost["prefill_tflops"],
         "lens/dual_error": lens.get("dual_error"),
@@ -137,6 +143,20 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
         "cost/cell_seconds": result["seconds"],
     }
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _told(cost: Mapping[str, Any]) -> dict[str, Any]:
+    """How well the ratios are known, and each as it counts: 1 if its 95 % interval holds 1."""
+    precision = cost.get("precision") or {}
+    found: dict[str, Any] = {
+        "cost/precision_met": precision.get("met"),
+        "cost/precision_uncertainty": precision.get("uncertainty"),
+    }
+    for name in ("over_unpruned", "over_floor"):
+        if cost.get(name):
+            parts = {part: cost[name].get(part) for part in ("median", *_PARTS)}
+            found[f"cost/{name}_counted"] = Quartiles(**parts).counted
+    return found
 
 
 def data_set_of(cell: Cell) -> dict[str, str]:

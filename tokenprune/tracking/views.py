@@ -44,6 +44,10 @@ _COLUMNS = (
     "metrics.`lens/dual_error`",
     "metrics.`cost/tokens_layer_average`",
     "metrics.`cost/tokens_final`",
+    "metrics.`cost/over_unpruned_counted`",
+    "metrics.`cost/over_unpruned_low`",
+    "metrics.`cost/over_unpruned_high`",
+    "metrics.`cost/precision_met`",
     "metrics.`cost/prefill_ms`",
     "metrics.`cost/overhead_ms`",
     "metrics.`cost/prefill_gflops`",
@@ -93,7 +97,7 @@ def views_of(
         key = f"{PREFIX}-{sweep_id[:8]}-{kind.lower().replace(' ', '-')}-{part.key}"
         return View(f"{kind}: {part.title}" if part.title else kind, key, mode, part, charts)
 
-    axes = ["lens/output_error", "cost/tokens_layer_average", "cost/over_unpruned", "quality/accuracy"]
+    axes = ["lens/output_error", "cost/tokens_layer_average", "cost/over_unpruned_counted", "quality/accuracy"]
     parallel = _parallel([axis for axis in axes if everywhere is None or axis in everywhere])
     return [
         *(view("Trade-off", "CHART", part, _TRADE_OFF) for part in slices.charts),
@@ -173,7 +177,7 @@ def _scatter(x: str, y: str) -> dict[str, Any]:
 _TRADE_OFF = {
     "trade-off": [
         _scatter("cost/tokens_layer_average", "quality/accuracy"),
-        _scatter("cost/over_unpruned", "quality/accuracy"),
+        _scatter("cost/over_unpruned_counted", "quality/accuracy"),
         _scatter("cost/tokens_final", "quality/accuracy"),
     ]
 }
