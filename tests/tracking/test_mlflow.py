@@ -11,9 +11,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.sweep.fixtures import FinishedSweep, Workshop
+from tokenprune.report.columns import LEGEND
 from tokenprune.sweep import Ledger, run_sweep
 from tokenprune.tracking.mlflow_store import open_store
 from tokenprune.tracking.mlflow_tracker import replay
+from tokenprune.tracking.views import summary_note
 
 
 class Dashboard:
@@ -158,6 +160,14 @@ def test_summary_run(finished: FinishedSweep, dashboard: Dashboard) -> None:
     assert counts == {"done": 11, "failed": 2, "refused": 2, "pending": 0}
     assert "| 1 |" in run.data.tags["mlflow.note.content"]
     assert finished.outcome.tracking["summary_run_id"] == run.info.run_id
+
+
+@pytest.mark.parametrize(("rows", "held"), [(1, ("| 7 |", LEGEND)), (900, ("| 7 |",)), (9000, ("`leaderboard.md`",))])
+def test_a_summary_note_holds_as_much_as_fits(rows: int, held: tuple[str, ...]) -> None:
+    text = summary_note(rows * "| 7 |" + f"\n\n{LEGEND}\n")
+    assert all(part in text for part in held)
+    assert (LEGEND in text) == (LEGEND in held)
+    assert len(text) < 5000
 
 
 def test_the_questions_are_the_data_set_of_a_run(finished: FinishedSweep, dashboard: Dashboard) -> None:

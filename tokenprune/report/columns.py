@@ -97,17 +97,16 @@ COLUMNS = (
         lambda row: marked(ratio(row.over_unpruned, row.over_unpruned_interval), row, "over_unpruned"),
         6,
         in_page=True,
-        legend="x none: prefill divided by that of the unpruned model, round by round (two turns in opposite orders, "
-        "which rotate): the median, and its distribution-free 95 % interval by order statistics. Below 1 is a "
-        "speed-up. `~1`: the interval holds 1, so neither a speed-up nor a slow-down is known.",
+        legend="x none: prefill divided by the unpruned model's, in turns whose order rotates: the median with its "
+        "95 % interval by order statistics. Below 1 is a speed-up; `~1`: the interval holds 1.",
     ),
     Column(
         "x floor",
         lambda row: marked(ratio(row.over_floor, row.over_floor_interval), row, "over_floor"),
         11,
         in_page=True,
-        legend="x floor: the same, divided by that of the unpruned model on a prompt of the kept length (as many "
-        "visual tokens as the layer average).",
+        legend="x floor: the same over the unpruned model on a prompt of the kept length (as many visual tokens as the "
+        "layer average).",
     ),
     Column(
         "pruner %",

@@ -81,7 +81,7 @@ def timing_marks(row: Row, name: str) -> str:
 
 def timing_notes(rows: Sequence[Row]) -> list[Note]:
     """What the marks mean, if one of the rows has them."""
-    same = "~1: the 95 % interval of the ratio holds 1, so neither a speed-up nor a slow-down is known"
+    same = "~1: the 95 % interval holds 1, so neither a speed-up nor a slow-down is known"
     return [Note(same, mark="~1"), *_busy_notes(rows), *_unsure_notes(rows)]
 
 
@@ -91,8 +91,8 @@ def _unsure_notes(rows: Sequence[Row]) -> list[Note]:
         return []
     tolerance = max(cost.tolerance for cost in costs)
     text = (
-        f"{UNSURE}: not known to within {100.0 * tolerance:g} % (half the width of the 95 % interval): time or repeats "
-        "ran out before, or there were too few repeats for an interval"
+        f"{UNSURE}: not known to within {100.0 * tolerance:g} % (half the width of its 95 % interval), or measured too "
+        "few times for an interval"
     )
     return [Note(text, mark=UNSURE)]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from tokenprune.report.columns import LEGEND
 from tokenprune.tracking.facts import PICTURES, PREFIX
 from tokenprune.tracking.slices import Slice, Slices
 
@@ -159,10 +160,10 @@ def note(name: str, addresses: Mapping[str, str], table: str) -> str:
 
 
 def summary_note(table: str) -> str:
-    """The summary run's note: the leaderboard, or where it is if it is too long."""
-    return (
-        table if len(table) < _NOTE_LIMIT else "The leaderboard is in the artifacts: `leaderboard.md`, `report.html`."
-    )
+    """The summary run's note: the leaderboard, without its legend if it is too long, or else where it is."""
+    elsewhere = "The leaderboard is in the artifacts: `leaderboard.md`, `report.html`."
+    forms = (table, table.rstrip().removesuffix(LEGEND).rstrip(), elsewhere)
+    return next(text for text in forms if len(text) < _NOTE_LIMIT)
 
 
 def filter_of(part: Slice, sweep_id: str) -> str:
