@@ -6,8 +6,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 SWEEP_ARGS ?=
-PYTEST_ARGS ?= -n 2 --dist loadfile
-FAMILY_ARGS ?= -n 2 --dist loadscope
+PYTEST_ARGS ?= -n 2 --dist loadgroup
+COVERAGE_ARGS ?=
 DIR ?= runs/default
 PORT ?=
 
@@ -20,8 +20,9 @@ TORCH ?= torch$(EXACT)$(TORCH_VERSION) torchvision$(EXACT)$(TORCHVISION_VERSION)
 PLUGINS := $(sort $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml)))
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 STAMP := $(VENV)/.tokenprune-installed
+PYTEST := HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 
-.PHONY: help env test unit families lint cluster sweep ui screenshots bench bench-sweep large chaos matrix range nightly docs-tables constraints clean
+.PHONY: help env test test-all unit coverage lint cluster sweep ui screenshots bench bench-sweep large chaos matrix range nightly golden docs-tables constraints clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,16 +37,19 @@ $(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	$(PIP) install -c constraints.txt --build-constraint constraints.txt --group dev -e . $(addprefix -e ,$(PLUGINS))
 	@touch $@
 
-test: lint unit families ## Lint, types, layers, generated tables, then all tests
+test: lint unit ## Lint, types, layers, generated tables, then the fast tests (8 minutes on two cores)
 
-unit: $(STAMP) ## Only the tests (PYTEST_ARGS="tests/cli -n 0")
-	HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --ignore=tests/families -m "not slow" $(PYTEST_ARGS)
+test-all: lint $(STAMP) ## As `test`, with the thorough tests too (25 minutes)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-families: $(STAMP) ## Small models of every family, in a process of their own: torchvision comes before transformers there
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" $(FAMILY_ARGS) tests/families
+unit: $(STAMP) ## Only the fast tests (PYTEST_ARGS="tests/cli -n 0")
+	$(PYTEST) -m "not slow and not thorough" $(PYTEST_ARGS)
+
+coverage: $(STAMP) ## The fast tests with line and branch coverage; COVERAGE_ARGS="--cov-report=html"
+	$(PYTEST) -m "not slow and not thorough" --cov --cov-report=term:skip-covered $(COVERAGE_ARGS) $(PYTEST_ARGS)
 
 cluster: $(STAMP) ## PostgreSQL, an MLflow server and two Ray nodes under kills (3 minutes; needs Debian's postgresql)
-	TOKENPRUNE_NIGHTLY=1 HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/tracking/test_cluster.py
+	TOKENPRUNE_NIGHTLY=1 $(PYTEST) tests/tracking/test_cluster.py
 
 lint: $(STAMP) ## ruff, mypy, import-linter, generated tables
 	$(VENV)/bin/ruff check .
@@ -85,9 +89,12 @@ matrix: $(STAMP) ## Every pruner on a small model of every family; writes docs/m
 range: $(STAMP) ## Families' tests and matrix at both ends of the range of transformers, in .venv-range (an hour)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.matrix.ends $(RANGE_ARGS)
 
-nightly: $(STAMP) ## All tests, the slow ones too
-	TOKENPRUNE_NIGHTLY=1 HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/python -m pytest --ignore=tests/families $(PYTEST_ARGS)
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(FAMILY_ARGS) tests/families
+nightly: lint $(STAMP) ## All tests, the slow ones too
+	TOKENPRUNE_NIGHTLY=1 $(PYTEST) $(PYTEST_ARGS)
+
+golden: DIR = tests/golden
+golden: $(STAMP) ## Outputs of published implementations in a folder against ours (DIR=tests/golden)
+	$(VENV)/bin/python -m tokenprune.testing.golden $(DIR)
 
 docs-tables: $(STAMP) ## Write the generated tables of README and docs again
 	$(VENV)/bin/python docs/tables.py

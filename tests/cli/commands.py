@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.plugins import ALLOWED, LOAD
 from tokenprune.cli.app import main
 
 TOY = Path(__file__).resolve().parent.parent / "sweep" / "toy"
@@ -43,6 +46,23 @@ class Commands:
         return Ran(code, captured.out, captured.err)
 
 
+def inside(*words: str | Path, **changes: str) -> Ran:
+    """Run a command in this process with the toy plugin, for fixtures that several tests share.
+
+    A process of its own takes ten seconds to start; use `process` only if the start itself is what a test proves.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    wanted = environment(**changes)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.syspath_prepend(TOY)
+        for name in set(os.environ) - set(wanted):
+            patch.delenv(name)
+        for name, value in wanted.items():
+            patch.setenv(name, value)
+        code = main([str(word) for word in words])
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
 def environment(**changes: str) -> dict[str, str]:
     """The environment of a command's own process: offline, single threaded, with the toy plugin, fixed width."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "TOKENPRUNE_"))}
@@ -53,6 +73,7 @@ def environment(**changes: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "OMP_NUM_THREADS": "1",
+        LOAD: ALLOWED,
         "COLUMNS": "80",
         **changes,
     }

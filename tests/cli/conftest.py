@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import TOY, Commands, Ran, process
+from tests.cli.commands import TOY, Commands, Ran, inside
 from tests.sweep.tiny import save_tiny_model
 
 SWEEP_FILE = """
@@ -25,7 +25,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """Commands in this process, 80 columns wide, without colours or the environment of whoever runs the tests."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    for variable in ("TOKENPRUNE_LOAD_PLUGINS", "TOKENPRUNE_DISABLE_PLUGINS", "MLFLOW_TRACKING_URI"):
+    for variable in ("TOKENPRUNE_DISABLE_PLUGINS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
     return Commands(capsys)
 
@@ -54,4 +54,4 @@ def sweep_file(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pa
 def swept(sweep_file: Path) -> tuple[Path, Ran]:
     """A finished sweep and what the command said."""
     directory = sweep_file.parent / "run"
-    return directory, process("sweep", sweep_file, "--out", directory)
+    return directory, inside("sweep", sweep_file, "--out", directory)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
+from tests.plugins import OWN
 from tokenprune import hookspecs
 from tokenprune.plugins import DEFAULT_PLUGINS, Host, PluginReport, default_host, load_host
 
@@ -40,6 +42,14 @@ def test_a_good_plugin_is_loaded_with_its_hooks_and_distribution(site: Site) -> 
 def test_the_installed_environment_is_searched_when_no_entry_points_are_given(site: Site) -> None:
     site.install_good("tokenprune-good", "found-on-the-path")
     assert "found-on-the-path" in load_host(defaults=()).pruners
+
+
+def test_the_tests_load_no_plugins_of_strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Site(tmp_path, []).install_good("tokenprune-stranger", "found-on-the-path")
+    monkeypatch.syspath_prepend(tmp_path)
+    host = load_host()
+    assert report_of(host, "stranger").outcome == "blocked"
+    assert {host.pruners.owner(name) for name in host.pruners.names()} == {"tokenprune", *OWN}
 
 
 @pytest.mark.parametrize(

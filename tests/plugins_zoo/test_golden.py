@@ -17,7 +17,6 @@ from tokenprune.pruner import Decision, Pruner, Stop
 from tokenprune.testing import RecordedView, Recording
 
 COPIED = Path(__file__).parent.parent / "golden"
-SHARED = Path(__file__).parent.parent.parent.parent / "shared" / "golden"
 METHODS = ("fastv", "divprune", "visionzip", "dart", "cdpruner")
 
 
@@ -35,15 +34,7 @@ class Case:
 
 
 def cases(method: str) -> list[pytest.param]:
-    copied = {path.name: path for path in (COPIED / method).glob("*.safetensors")}
-    shared = {path.name: path for path in (SHARED / method).glob("*.safetensors")}
-    found = [
-        pytest.param(Case(path), id=name.removesuffix(".safetensors"))
-        for name, path in sorted({**shared, **copied}.items())
-    ]
-    if not shared:
-        found.append(pytest.param(None, id="larger-cases", marks=pytest.mark.skip(reason="no ../shared/golden here")))
-    return found
+    return [pytest.param(Case(path), id=path.stem) for path in sorted((COPIED / method).glob("*.safetensors"))]
 
 
 def decide(pruner: Pruner, recording: Recording, keep: int) -> Decision:
