@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import Commands, Ran, process
+from tests.cli.commands import Commands, Ran, inside
 from tokenprune.report import leaderboard
 from tokenprune.sweep import Ledger
 
@@ -19,7 +19,7 @@ QUESTIONS = ("--task", "toy", "--limit", "8", "--precision", "12.5", "--device",
 def searched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
     """A finished search and what the command printed."""
     directory = tmp_path_factory.mktemp("budget") / "run"
-    return directory, process("budget", "first", "--model", str(tiny_model), *QUESTIONS, "--out", directory, "--json")
+    return directory, inside("budget", "first", "--model", str(tiny_model), *QUESTIONS, "--out", directory, "--json")
 
 
 def test_what_was_found_is_what_was_run(searched: tuple[Path, Ran]) -> None:

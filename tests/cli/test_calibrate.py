@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli.commands import Commands, process
+from tests.cli.commands import Commands, inside
 from tests.sweep.tiny import TOKENS
 from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError, IncompatibleError
@@ -29,7 +29,7 @@ def words(name: str, model: Path, out: Path, *more: str) -> list[str]:
 def tables(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, str]:
     """A file that the command wrote, for two budgets, and what it printed."""
     out = tmp_path_factory.mktemp("tables") / "tables.yaml"
-    ran = process(*words("fitprune", tiny_model, out, "--budget", "4", "--budget", "50%"))
+    ran = inside(*words("fitprune", tiny_model, out, "--budget", "4", "--budget", "50%"))
     assert ran.code == 0, ran.err
     assert str(out) in ran.err
     return out, ran.out

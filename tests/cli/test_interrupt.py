@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import environment, process
+from tests.cli.commands import environment, inside
 from tests.processes import DEADLINE_S, alive, heeding, wait_for
 
 
@@ -20,13 +20,19 @@ from tests.processes import DEADLINE_S, alive, heeding, wait_for
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        pytest.param(("--executor", "inline"), signal.SIGINT, id="inline"),
+        pytest.param(("--executor", "inline"), signal.SIGINT, id="inline", marks=pytest.mark.thorough),
         pytest.param(("--executor", "local", "--workers", "2"), signal.SIGINT, id="local"),
-        pytest.param(("--executor", "local", "--workers", "2"), signal.SIGTERM, id="local, as supervisors stop it"),
+        pytest.param(
+            ("--executor", "local", "--workers", "2"),
+            signal.SIGTERM,
+            id="local, as supervisors stop it",
+            marks=pytest.mark.thorough,
+        ),
         pytest.param(
             (*("--executor", "slurm", "--executor-option", "cluster=local"), *("--executor-option", "jobs=2")),
             signal.SIGINT,
             id="slurm",
+            marks=pytest.mark.thorough,
         ),
         pytest.param(
             ("--executor", "ray", "--executor-option", "actors=2"), signal.SIGINT, id="ray", marks=pytest.mark.slow
@@ -72,7 +78,7 @@ def test_ctrl_c_stops_every_worker_and_the_printed_command_continues(
     assert "Traceback" not in err or ("slurm" in words and "submitit/local" in err)
     wait_for(lambda: not any(alive(pid) for pid in workers), "end of the workers")
     gate.unlink()
-    again = process(*typed[1:])
+    again = inside(*typed[1:])
     assert again.code == 0, again.err
     assert "3 done, 0 failed, 0 refused, 0 pending" in again.err
     assert "2 finished before, 1 to run" in again.err

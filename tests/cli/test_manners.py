@@ -10,7 +10,7 @@ import pytest
 import typer
 
 import tokenprune
-from tests.cli.commands import Commands, environment, process
+from tests.cli.commands import Commands, environment, inside
 from tokenprune.cli import app as application
 from tokenprune.cli.app import build_app
 from tokenprune.errors import ExitCode, PrerequisiteError
@@ -96,9 +96,9 @@ def test_looking_around_imports_nothing_heavy(words: list[str]) -> None:
 
 
 def test_colours_follow_no_color() -> None:
-    assert "\x1b[" in process("show", "nope", FORCE_COLOR="1").err
-    assert "\x1b[" not in process("show", "nope").err
-    assert "\x1b[3" not in process("show", "nope", FORCE_COLOR="1", NO_COLOR="1").err
+    assert "\x1b[" in inside("show", "nope", FORCE_COLOR="1").err
+    assert "\x1b[" not in inside("show", "nope").err
+    assert "\x1b[3" not in inside("show", "nope", FORCE_COLOR="1", NO_COLOR="1").err
 
 
 def test_a_closed_pipe_is_not_a_crash() -> None:

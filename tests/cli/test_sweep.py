@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import Commands, Ran, process
+from tests.cli.commands import Commands, Ran, inside
 
 CELLS = 5  # none, and four pruners at one budget
 
@@ -69,7 +69,7 @@ def test_every_metric_is_explained_in_the_page_about_the_dashboard(swept: tuple[
 
 def test_the_same_command_again_runs_nothing_and_says_the_same(swept: tuple[Path, Ran], sweep_file: Path) -> None:
     directory, before = swept
-    again = process("sweep", sweep_file, "--out", directory, "--json")
+    again = inside("sweep", sweep_file, "--out", directory, "--json")
     document = json.loads(again.out)
     assert again.code == 3
     assert (document["sweep"]["skipped"], document["sweep"]["done"]) == (CELLS, 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -12,21 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.families import torchvision_names
-
-HAS_TORCHVISION = torchvision_names.enable()
-
-from tests.families.zoo import FAMILIES, Built, Family, Sample  # noqa: E402 - transformers must not be imported before
+from tests.families.zoo import FAMILIES, Built, Sample
 
 
-def missing(family: Family) -> str | None:
-    """Why a family cannot be built in this environment."""
-    if family.torchvision and not HAS_TORCHVISION:
-        return f"needs torchvision and a run of its own: {torchvision_names.HINT}; pytest tests/families"
-    for package in family.packages:
-        if importlib.util.find_spec(package) is None:
-            return f"needs `{package}`: {torchvision_names.HINT}"
-    return None
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one family run in one process, so that its models are built once."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and item.path.is_relative_to(Path(__file__).parent):
+            family = callspec.params.get("family", callspec.params.get("name"))
+            name = getattr(family, "name", family)
+            if name in FAMILIES:
+                item.add_marker(pytest.mark.xdist_group(f"family {name}"))
 
 
 def transformers_version() -> str:
@@ -65,9 +61,6 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Built]:
 
     def build(name: str, kernel: str = "sdpa", dtype: torch.dtype = torch.float32) -> Built:
         family = FAMILIES[name]
-        why = missing(family)
-        if why is not None:
-            pytest.skip(f"{name} {why}")
         fails = family.stock_fails.get(transformers_version())
         if fails is not None:
             pytest.skip(f"the stock {name} of transformers {transformers_version()} takes no picture: {fails}")

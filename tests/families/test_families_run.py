@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from tests.families.conftest import missing
 from tests.families.zoo import FAMILIES, Built, Family, Sample
 
 WANTED = {
@@ -143,9 +142,6 @@ def test_a_sample_says_the_same_alone_and_in_a_padded_batch(family: Family, zoo:
 
 @everyone
 def test_is_built_from_one_seed(family: Family, zoo: Zoo, tmp_path: Path) -> None:
-    why = missing(family)
-    if why is not None:
-        pytest.skip(why)
     first, second = zoo(family.name).model.state_dict(), family.build(tmp_path).model.state_dict()
     assert first.keys() == second.keys()
     for name, value in first.items():

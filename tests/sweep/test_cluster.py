@@ -24,8 +24,8 @@ SMALL: dict[str, Any] = {"budgets": [4], "efficiency": False, "lens": False, "ov
 PRUNERS = [{"name": "first", "options": {"pause": 0.8}, "label": "first"}, "random", "exploding"]
 
 ON_THIS_MACHINE = [
-    pytest.param("ray", {"actors": "2"}, id="ray"),
-    pytest.param("slurm", {"cluster": "local", "jobs": "2"}, id="slurm-local"),
+    pytest.param("ray", {"actors": "2"}, id="ray", marks=pytest.mark.thorough),
+    pytest.param("slurm", {"cluster": "local", "jobs": "2"}, id="slurm-local", marks=pytest.mark.thorough),
     pytest.param("slurm", {"cluster": "debug"}, id="slurm-debug"),
 ]
 
@@ -106,6 +106,7 @@ def test_a_cell_that_kills_its_workers_is_set_aside(
     assert (errors[0]["type"], errors[0]["attempts"]) == ("WorkerDied", 3)
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("executor", "options"), ON_THIS_MACHINE[1:2])
 def test_a_killed_job_costs_nothing(workshop: Workshop, tmp_path: Path, executor: str, options: dict[str, str]) -> None:

@@ -88,6 +88,7 @@ while True:
 """
 
 
+@pytest.mark.thorough
 def test_kill_at_random_moments_leaves_whole_files_only(ledger: Ledger) -> None:
     random, seen = Random(0), Counter[str]()
     for _ in range(12):
@@ -172,6 +173,7 @@ except TokenPruneError as error:
 """
 
 
+@pytest.mark.thorough
 def test_workers_on_a_full_disk_stop_the_sweep_and_it_continues(workshop: Workshop, tmp_path: Path) -> None:
     data = workshop.data(
         pruners=["first"],
@@ -397,6 +399,7 @@ def test_the_lease_is_looked_at_last(ledger: Ledger, monkeypatch: pytest.MonkeyP
     assert list(ledger.cell_directory(CELL.id).iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_a_lease_that_is_gone_ends_the_sweep_with_one_error(workshop: Workshop, tmp_path: Path) -> None:
     """Not with one dead worker after the other: nobody has taken the directory over."""
 
@@ -429,6 +432,7 @@ def test_a_sweep_that_was_taken_over_ends_with_one_error(workshop: Workshop, tmp
     assert not list((tmp_path / "run").glob("cells/*/*"))
 
 
+@pytest.mark.thorough
 def test_two_sweeps_at_once_on_one_directory(workshop: Workshop, tmp_path: Path) -> None:
     """One of them runs, the other is told so; together they leave a complete directory."""
     data = workshop.data(pruners=["first", "grid"], budgets=[4], executor="inline", efficiency=False)

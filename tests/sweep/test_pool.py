@@ -73,6 +73,7 @@ def test_two_workers_on_the_cpu_share_its_cores(
     assert threads == {"OMP_NUM_THREADS=4"}
 
 
+@pytest.mark.thorough
 def test_a_worker_that_the_kernel_killed_for_its_memory_gets_smaller_batches_once(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_device_that_is_not_here_is_told_before_anything_begins(workshop: Work
     assert not list((tmp_path / "run").glob("cells/*"))
 
 
+@pytest.mark.thorough
 def test_a_device_that_fails_takes_no_cell_along(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +114,7 @@ def test_a_device_that_fails_takes_no_cell_along(
     assert (outcome.done, outcome.failed) == (2, 0)
 
 
+@pytest.mark.thorough
 def test_a_pruner_that_loses_the_device_is_found_and_the_others_go_on(workshop: Workshop, tmp_path: Path) -> None:
     config = workshop.config(pruners=["losing", "first"], **{**SMALL, "executor": "local"})
     outcome = run_sweep(config, directory=tmp_path / "run", host=workshop.host, track=False)
@@ -131,6 +134,7 @@ def test_in_this_process_a_lost_device_ends_the_sweep_with_a_line(workshop: Work
     assert "run the same command again" in caught.value.hint
 
 
+@pytest.mark.thorough
 def test_a_dead_worker_is_noticed_though_a_child_of_it_lives(workshop: Workshop, tmp_path: Path) -> None:
     config = workshop.config(pruners=["forking"], **{**SMALL, "executor": "local"})
     began = time.monotonic()

@@ -121,6 +121,7 @@ def test_a_sweep_says_at_once_that_its_server_is_away(
     assert not (tmp_path / "run" / "mlflow.db").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 def test_ctrl_c_does_not_wait_for_a_lost_server(workshop: Workshop, tmp_path: Path) -> None:
     """The server answers the probe, and nothing after that."""

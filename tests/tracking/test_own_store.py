@@ -95,6 +95,7 @@ def test_a_kill_while_the_store_is_made_leaves_none(finished: FinishedSweep, tmp
     assert list(copy.glob(".mlflow-new-*")) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 def test_a_full_disk_while_the_store_is_made_leaves_none(tmp_path: Path) -> None:
     code = (

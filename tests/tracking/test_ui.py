@@ -53,6 +53,7 @@ def test_runs_on_a_server_need_no_server(run: Commands, finished: FinishedSweep,
     assert found["links"] == {entry["name"]: f"http://host:5000/{entry['address']}" for entry in facts["links"]}
 
 
+@pytest.mark.thorough
 def test_it_serves_until_it_is_ended(finished: FinishedSweep, tmp_path: Path) -> None:
     log = tmp_path / "out.txt"
     command = [sys.executable, "-m", "tokenprune", "ui", str(finished.directory)]

@@ -55,8 +55,6 @@ class Family:
         make: Builds model and processor from the config classes.
         image: Placeholder of a picture in a prompt; `None` where it takes none.
         video: Placeholder of a video; `None` where it takes none.
-        torchvision: Whether its processor cannot be made without torchvision.
-        packages: Further packages that it needs.
         text_only: Whether its processor takes a batch without any picture.
         unequal: Whether it takes prompts with and without pictures in one batch.
         nested: Whether pictures and videos are passed as a list per prompt.
@@ -71,8 +69,6 @@ class Family:
     make: Callable[[], Parts]
     image: str | None = "<image>"
     video: str | None = None
-    torchvision: bool = False
-    packages: tuple[str, ...] = ()
     text_only: bool = True
     unequal: bool = True
     nested: bool = False

@@ -42,4 +42,4 @@ def _make() -> Parts:
     return Parts(FastVlmForConditionalGeneration(config), processor)
 
 
-FAMILY = Family("fast_vlm", "fast_vlm", _make, torchvision=True, packages=("timm",))
+FAMILY = Family("fast_vlm", "fast_vlm", _make)

@@ -68,4 +68,4 @@ def _make() -> Parts:
     return Parts(Gemma4ForConditionalGeneration(config), processor)
 
 
-FAMILY = Family("gemma4", "gemma4", _make, image="<|image|>", video="<|video|>", torchvision=True, nested=True)
+FAMILY = Family("gemma4", "gemma4", _make, image="<|image|>", video="<|video|>", nested=True)

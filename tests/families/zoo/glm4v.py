@@ -61,6 +61,5 @@ FAMILY = Family(
     _make,
     image="<|begin_of_image|><|image|><|end_of_image|>",
     video="<|begin_of_video|><|video|><|end_of_video|>",
-    torchvision=True,
     mixes=False,  # frames carry the id of images, so the model refuses a batch with both
 )

@@ -39,4 +39,4 @@ def _make() -> Parts:
     return Parts(InternVLForConditionalGeneration(config), processor)
 
 
-FAMILY = Family("internvl", "internvl", _make, image="<IMG_CONTEXT>", video="<video>", torchvision=True)
+FAMILY = Family("internvl", "internvl", _make, image="<IMG_CONTEXT>", video="<video>")

@@ -51,4 +51,4 @@ def _make() -> Parts:
     return Parts(Lfm2VlForConditionalGeneration(config), processor)
 
 
-FAMILY = Family("lfm2_vl", "lfm2_vl", _make, torchvision=True, nested=True)
+FAMILY = Family("lfm2_vl", "lfm2_vl", _make, nested=True)

@@ -52,6 +52,5 @@ FAMILY = Family(
     "llama4",
     _make,
     image="<|image|>",
-    torchvision=True,
     stock_fails={"5.24.0": "`MoeCausalLMOutputWithPast` has no `image_outputs`"},
 )

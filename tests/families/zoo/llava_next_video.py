@@ -40,4 +40,4 @@ def _make() -> Parts:
     return Parts(LlavaNextVideoForConditionalGeneration(config), processor)
 
 
-FAMILY = Family("llava_next_video", "llava_next_video", _make, video="<video>", torchvision=True)
+FAMILY = Family("llava_next_video", "llava_next_video", _make, video="<video>")

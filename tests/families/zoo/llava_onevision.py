@@ -38,4 +38,4 @@ def _make() -> Parts:
     return Parts(LlavaOnevisionForConditionalGeneration(config), processor)
 
 
-FAMILY = Family("llava_onevision", "llava_onevision", _make, video="<video>", torchvision=True, nested=True)
+FAMILY = Family("llava_onevision", "llava_onevision", _make, video="<video>", nested=True)

@@ -31,4 +31,4 @@ def _make() -> Parts:
     return Parts(Mistral3ForConditionalGeneration(config), processor)
 
 
-FAMILY = Family("mistral3", "mistral3", _make, image="[IMG]", torchvision=True)
+FAMILY = Family("mistral3", "mistral3", _make, image="[IMG]")

@@ -54,7 +54,5 @@ FAMILY = Family(
     _make,
     image="<|image|>",
     video="<|video|>",
-    torchvision=True,
-    packages=("timm",),
     sizes=((64, 64), (56, 60), (48, 64)),  # its processor stacks images, so all must make the same number of tiles
 )

@@ -40,4 +40,4 @@ def _make() -> Parts:
     return Parts(Qwen2_5_VLForConditionalGeneration(config), processor)
 
 
-FAMILY = Family("qwen2_5_vl", "qwen2_5_vl", _make, image=IMAGE, video=VIDEO, torchvision=True)
+FAMILY = Family("qwen2_5_vl", "qwen2_5_vl", _make, image=IMAGE, video=VIDEO)

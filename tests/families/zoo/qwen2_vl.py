@@ -70,4 +70,4 @@ def _make() -> Parts:
     return Parts(Qwen2VLForConditionalGeneration(config), processor)
 
 
-FAMILY = Family("qwen2_vl", "qwen2_vl", _make, image=IMAGE, video=VIDEO, torchvision=True)
+FAMILY = Family("qwen2_vl", "qwen2_vl", _make, image=IMAGE, video=VIDEO)

@@ -33,4 +33,4 @@ def _make() -> Parts:
     return Parts(Qwen3_5ForConditionalGeneration(config), qwen3_processor(known))
 
 
-FAMILY = Family("qwen3_5", "qwen3_5", _make, image=IMAGE, video=VIDEO, torchvision=True)
+FAMILY = Family("qwen3_5", "qwen3_5", _make, image=IMAGE, video=VIDEO)

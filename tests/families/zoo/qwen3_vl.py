@@ -51,4 +51,4 @@ def _make() -> Parts:
     return Parts(Qwen3VLForConditionalGeneration(config), qwen3_processor(known))
 
 
-FAMILY = Family("qwen3_vl", "qwen3_vl", _make, image=IMAGE, video=VIDEO, torchvision=True)
+FAMILY = Family("qwen3_vl", "qwen3_vl", _make, image=IMAGE, video=VIDEO)

@@ -26,4 +26,4 @@ def _make() -> Parts:
     return Parts(Qwen3VLMoeForConditionalGeneration(config), qwen3_processor(known))
 
 
-FAMILY = Family("qwen3_vl_moe", "qwen3_vl_moe", _make, image=IMAGE, video=VIDEO, torchvision=True)
+FAMILY = Family("qwen3_vl_moe", "qwen3_vl_moe", _make, image=IMAGE, video=VIDEO)

@@ -37,8 +37,6 @@ FAMILY = Family(
     "smolvlm",
     _make,
     video="<video>",
-    torchvision=True,
-    packages=("num2words",),
     nested=True,
     mixes=False,  # pictures and frames share one input
 )

@@ -36,4 +36,4 @@ def _make() -> Parts:
     return Parts(VideoLlavaForConditionalGeneration(config), processor)
 
 
-FAMILY = Family("video_llava", "video_llava", _make, video="<video>", torchvision=True)
+FAMILY = Family("video_llava", "video_llava", _make, video="<video>")
