@@ -108,18 +108,26 @@ def test_a_cell_that_kills_its_workers_is_set_aside(
 
 @pytest.mark.thorough
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("executor", "options"), ON_THIS_MACHINE[1:2])
-def test_a_killed_job_costs_nothing(workshop: Workshop, tmp_path: Path, executor: str, options: dict[str, str]) -> None:
-    """The worker that has the gated cell is killed; another one does it."""
-    pytest.importorskip("submitit")
+@pytest.mark.parametrize(
+    ("executor", "package", "options"),
+    [
+        pytest.param("slurm", "submitit", {"cluster": "local", "jobs": "1"}, id="slurm-local"),
+        pytest.param("ray", "ray", {"actors": "1"}, id="ray", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_worker_costs_a_batch(
+    workshop: Workshop, tmp_path: Path, executor: str, package: str, options: dict[str, str]
+) -> None:
+    """It is killed in the second batch of a cell; another one goes on there."""
+    pytest.importorskip(package)
     gate = tmp_path / "gate"
-    gate.touch()
+    gate.write_text("1", encoding="utf-8")
     pruners = [{"name": "first", "options": {"gate": str(gate)}}]
     attempts: list[int] = []
 
     def display(event: Any) -> None:
-        if isinstance(event, CellEnded) and event.cell.pruner == "none":
-            result = Ledger(event.directory).result(event.cell.id) or {}
+        if isinstance(event, CellProgress) and event.cell.pruner == "first" and gate.exists():
+            result = Ledger(event.directory).result(str(event.cell.reference)) or {}
             os.kill(result["worker"]["pid"], signal.SIGKILL)
             gate.unlink()
         if isinstance(event, CellStarted) and event.cell.pruner == "first":
@@ -131,11 +139,16 @@ def test_a_killed_job_costs_nothing(workshop: Workshop, tmp_path: Path, executor
         host=workshop.host,
         display=display,
         executor=executor,
-        executor_options={**options, "jobs": "1"},
+        executor_options=options,
         track=False,
     )
     assert (outcome.done, outcome.failed) == (2, 0)
     assert attempts[-1] <= 2
+    ledger = Ledger(outcome.directory)
+    _, cell = ledger.plan()
+    assert (ledger.result(cell.id) or {})["resumed"] == 3
+    assert (tmp_path / "gate.calls").stat().st_size <= 4  # of three batches, at most the one at hand twice
+    assert [row["index"] for row in ledger.samples(cell.id)] == list(range(8))
 
 
 def test_the_options_of_the_file_count_unless_flags_say_otherwise(workshop: Workshop, tmp_path: Path) -> None:

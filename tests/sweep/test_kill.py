@@ -20,12 +20,12 @@ from tokenprune.sweep.ledger import read_jsonl
 
 @pytest.fixture
 def command(workshop: Workshop, directory: Path, tmp_path: Path) -> list[str]:
-    """A sweep whose third cell waits for the file `gate` to go away."""
+    """A sweep whose third cell waits in its second batch of three for the file `gate` to go away."""
     gate = tmp_path / "gate"
-    gate.touch()
+    gate.write_text("1", encoding="utf-8")
     pruners = ["grid", {"name": "first", "options": {"gate": str(gate)}}, "random"]
     config = tmp_path / "sweep.yaml"
-    data = workshop.data(pruners=pruners, budgets=[4], executor="local", share=1)
+    data = workshop.data(pruners=pruners, budgets=[4], executor="local", share=1, efficiency=False)
     config.write_text(json.dumps(data), encoding="utf-8")
     return [sys.executable, "-m", "tests.sweep.run_one", str(config), str(directory)]
 
@@ -41,13 +41,14 @@ def test_kill_and_continue(command: list[str], directory: Path, tmp_path: Path) 
 
     ledger = Ledger(directory)
 
-    def gated_cell_runs() -> bool:
-        events = read_jsonl(directory / "events.jsonl")
-        return any(event["event"] == "cell_start" and event["name"].startswith("first") for event in events)
+    calls = tmp_path / "gate.calls"
+
+    def gate_is_reached() -> bool:
+        return calls.is_file() and calls.stat().st_size == 2
 
     first = start(command)
     try:
-        wait_for(gated_cell_runs, "third cell")
+        wait_for(gate_is_reached, "second batch of the third cell")
         events = read_jsonl(directory / "events.jsonl")
         worker = int(next(event["worker"] for event in events if event["event"] == "cell_start").partition("#")[2])
     finally:
@@ -65,6 +66,11 @@ def test_kill_and_continue(command: list[str], directory: Path, tmp_path: Path) 
     output, _ = second.communicate(timeout=DEADLINE_S)
     assert second.returncode == 0
     assert output.split() == ["complete", "2", "0"]
+
+    assert calls.stat().st_size == 4  # of three batches, the one at hand was asked once more
+    (gated,) = [cell for cell in ledger.plan() if cell.pruner == "first"]
+    assert (ledger.result(gated.id) or {})["resumed"] == 3
+    assert [row["index"] for row in ledger.samples(gated.id)] == list(range(8))
 
     assert all(path.read_bytes() == data for path, data in before.items())
     assert [ledger.state(cell.id) for cell in ledger.plan()] == ["done"] * 4

@@ -43,6 +43,16 @@ class KeptTokens:
 
     cuts: tuple[Cut, ...]
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> KeptTokens:
+        """What `dataclasses.asdict` gave, after a way through JSON.
+
+        Raises:
+            TypeError: It is something else.
+        """
+        sequences = ("indices", "log_weights", "labels")
+        return cls(tuple(Cut(**{**cut, **{name: tuple(cut[name]) for name in sequences}}) for cut in data["cuts"]))
+
     def inexact(self) -> str:
         """Why the kept rows are not a subset of the original updates, or nothing where they are."""
         if any(cut.merged for cut in self.cuts):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -19,10 +21,10 @@ from tokenprune.metrics.lens import KeptTokens, kept_tokens
 from tokenprune.models import LoadedModel
 from tokenprune.plugins import Host
 from tokenprune.pruner import PositionPolicy, Pruner, PruneRecord
-from tokenprune.sweep.bench import Batch, picture_digest
+from tokenprune.sweep.bench import Batch, picture_digest, with_rgb
 from tokenprune.sweep.devices import lost_device, ran_out_of_memory
 from tokenprune.sweep.plan import Cell
-from tokenprune.tasks.base import Task
+from tokenprune.tasks.base import Sample, Task
 
 GIVE_UP_AFTER = 8
 """A cell fails where not one of its first samples ran; later failures are counted as wrong answers."""
@@ -51,6 +53,36 @@ class Answers:
     def ran(self) -> int:
         """Questions that did not fail."""
         return sum(1 for row in self.rows if not row["error"])
+
+    def since(self, start: int) -> dict[str, Any]:
+        """What the questions from `start` on gave, as JSON that gives the same bits again (see `take_over`)."""
+        return {
+            "rows": self.rows[start:],
+            "classes": [None if found is None else _packed(found.astype("<i4")) for found in self.classes[start:]],
+            "log_probs": [None if found is None else _packed(found.astype("<f4")) for found in self.log_probs[start:]],
+            "kept": {str(index): asdict(kept) for index, kept in self.kept.items() if index >= start},
+        }
+
+    def take_over(self, batch: Mapping[str, Any]) -> None:
+        """Add what `since` gave earlier.
+
+        Raises:
+            ValueError: It is damaged; nothing is added.
+        """
+        try:
+            rows = [{**row} for row in batch["rows"]]
+            classes = [None if text is None else _unpacked(text, "<i4") for text in batch["classes"]]
+            log_probs = [None if text is None else _unpacked(text, "<f4") for text in batch["log_probs"]]
+            kept = {int(index): KeptTokens.from_json(data) for index, data in batch["kept"].items()}
+            whole = all(row["error"] or row["final_tokens"] >= 0 for row in rows)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"no answers of a batch ({type(error).__name__}: {error})") from error
+        if not whole or not len(rows) == len(classes) == len(log_probs):
+            raise ValueError("no answers of a batch: something is missing")
+        self.rows += rows
+        self.classes += [None if found is None else found.astype(np.int32) for found in classes]
+        self.log_probs += [None if found is None else found.astype(np.float32) for found in log_probs]
+        self.kept.update(kept)
 
     def first_token(self) -> FirstToken:
         """The first answer tokens; those of questions that failed have no log-probability (NaN)."""
@@ -119,7 +151,7 @@ class Asking:
             if ran_out_of_memory(error) or lost_device(error):
                 raise  # no matter of one sample either: the cell may do with smaller batches, or on another device
             _log.warning("a batch failed (%s), asking its questions one by one", error)
-            self._ask_one_by_one(batch)
+            self.ask_one_by_one(batch.indices)
 
     def finished(self) -> Answers:
         """All answers.
@@ -134,19 +166,25 @@ class Asking:
         must_have_pruned(self.cell, self.answers)
         return self.answers
 
-    def _ask_one_by_one(self, batch: Batch) -> None:
+    def ask_one_by_one(self, indices: Sequence[int]) -> None:
+        """Ask questions each by itself; those that fail, also while their batch of one is prepared, count as wrong.
+
+        Raises:
+            TokenPruneError: The pruner refuses, or did not prune: no matter of one sample.
+            Exception: There was too little memory, or none of the first samples ran.
+        """
         answers = self.answers
-        for index in batch.indices:
-            single = self._prepare(index)
+        for index in indices:
+            batch: Batch | None = None
             try:
-                self._ask(single, None)
-            except TokenPruneError:
-                raise
+                batch = self._prepare(index)
+                self._ask(batch, None)
             except Exception as error:
-                if ran_out_of_memory(error) or lost_device(error):
+                refused = batch is not None and isinstance(error, TokenPruneError)
+                if refused or ran_out_of_memory(error) or lost_device(error):
                     raise
                 answers.first_error = answers.first_error or error
-                self._note_failure(single, error)
+                self._note_failure(index, error)
                 if not answers.ran() and len(answers.rows) >= GIVE_UP_AFTER:
                     raise
 
@@ -187,11 +225,15 @@ class Asking:
             if index < self._keep:
                 answers.kept[index] = kept_tokens(record, place)
 
-    def _note_failure(self, batch: Batch, error: Exception) -> None:
-        (index,), (sample,) = batch.indices, batch.samples
+    def _note_failure(self, index: int, error: Exception) -> None:
         answers = self.answers
         answers.rows.append(
-            {**_identify(index, sample), "prediction": "", "score": 0.0, "error": f"{type(error).__name__}: {error}"}
+            {
+                **_identify(index, self._task[index], prepared=False),
+                "prediction": "",
+                "score": 0.0,
+                "error": f"{type(error).__name__}: {error}",
+            }
         )
         answers.classes.append(None)
         answers.log_probs.append(None)
@@ -238,15 +280,31 @@ def must_have_pruned(cell: Cell, answers: Answers) -> None:
             )
 
 
-def _identify(index: int, sample: Any) -> dict[str, Any]:
+def _identify(index: int, sample: Sample, *, prepared: bool = True) -> dict[str, Any]:
     return {
         "index": index,
         "id": sample.id,
         "family": sample.family,
         "question": sample.question,
         "answer": sample.answer,
-        "pictures": picture_digest(sample),
+        "pictures": picture_digest(sample) if prepared else _picture_digest(sample),
     }
+
+
+def _picture_digest(sample: Sample) -> str:
+    """The digest of pictures that perhaps cannot be read; these are nobody else's then."""
+    try:
+        return picture_digest(with_rgb(sample))
+    except Exception:  # noqa: BLE001 - a broken picture raises nearly anything
+        return hashlib.sha256(sample.id.encode()).hexdigest()[:12]
+
+
+def _packed(values: NDArray[Any]) -> str:
+    return base64.b64encode(values.tobytes()).decode("ascii")
+
+
+def _unpacked(text: str, dtype: str) -> NDArray[Any]:
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype)
 
 
 def _account_row(record: PruneRecord, place: int) -> dict[str, float]:

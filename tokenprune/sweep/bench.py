@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,6 +26,9 @@ from tokenprune.sweep.plan import Cell, PlanChangedError, check_model, check_pru
 from tokenprune.tasks.base import Sample, Task
 from tokenprune.tasks.pictures import as_rgb
 
+KEEP_MIB = 1024
+"""Memory of the device that prepared batches may take while they wait for the next cells."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -33,6 +37,54 @@ class Batch:
     indices: tuple[int, ...]
     samples: tuple[Sample, ...]
     inputs: Mapping[str, Tensor]
+
+
+class Batches:
+    """The batches of a task, each prepared when it is asked for the first time.
+
+    Prepared batches are kept for other cells as long as they take less than `KEEP_MIB` together; of the others only the
+    last one is, for the cells that run together.
+
+    Args:
+        prepare: Makes a batch of samples.
+        samples: Samples in all.
+        size: Samples per batch.
+    """
+
+    def __init__(self, prepare: Callable[[Sequence[int]], Batch], samples: int, size: int) -> None:
+        self._prepare = prepare
+        self._samples = samples
+        self._size = size
+        self._kept: dict[int, Batch] = {}
+        self._room = KEEP_MIB << 20
+        self._last: tuple[int, Batch] | None = None
+
+    def __len__(self) -> int:
+        return -(-self._samples // self._size)
+
+    def indices(self, number: int) -> range:
+        """The samples of a batch."""
+        return range(number * self._size, min((number + 1) * self._size, self._samples))
+
+    def batch(self, number: int) -> Batch:
+        """One batch.
+
+        Raises:
+            Exception: A sample cannot be drawn or prepared.
+        """
+        if number in self._kept:
+            return self._kept[number]
+        if self._last is not None and self._last[0] == number:
+            return self._last[1]
+        self._last = None  # its memory is free before the next one takes some
+        made = self._prepare(self.indices(number))
+        taken = sum(tensor.nbytes for tensor in made.inputs.values())
+        if taken <= self._room:
+            self._room -= taken
+            self._kept[number] = made
+        else:
+            self._last = (number, made)
+        return made
 
 
 class Bench:
@@ -51,7 +103,7 @@ class Bench:
         self._models: dict[object, LoadedModel] = {}
         self._changed: dict[object, PlanChangedError] = {}
         self._tasks: dict[object, Task] = {}
-        self._batches: dict[object, tuple[Batch, ...]] = {}
+        self._batches: dict[object, Batches] = {}
         self._captures: dict[object, list[Any]] = {}
         self._installed = Installed()
 
@@ -105,8 +157,8 @@ class Bench:
         check_pruner(cell, self.host)
         return cast(Pruner, self.host.pruners.get(cell.pruner).build(dict(cell.options)))
 
-    def batches(self, cell: Cell, batch_size: int | None = None) -> tuple[Batch, ...]:
-        """All batches of the cell, prepared once for every cell of the same model and task.
+    def batches(self, cell: Cell, batch_size: int | None = None) -> Batches:
+        """The batches of the cell, the same ones for every cell of the same model and task.
 
         Args:
             cell: The cell.
@@ -118,10 +170,7 @@ class Bench:
         if key not in self._batches:
             self._batches.clear()
             self._captures.clear()
-            self._batches[key] = tuple(
-                self.prepare(loaded, task, range(start, min(start + size, cell.samples)))
-                for start in range(0, cell.samples, size)
-            )
+            self._batches[key] = Batches(functools.partial(self.prepare, loaded, task), cell.samples, size)
         return self._batches[key]
 
     def environment(self, cell: Cell) -> Environment:
@@ -143,7 +192,7 @@ class Bench:
 
     def prepare(self, loaded: LoadedModel, task: Task, indices: Sequence[int]) -> Batch:
         """Draw samples from the task and run the processor on them."""
-        samples = tuple(_with_rgb(task[index]) for index in indices)
+        samples = tuple(with_rgb(task[index]) for index in indices)
         return Batch(tuple(indices), samples, self.encode(loaded, samples))
 
     def encode(self, loaded: LoadedModel, samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -179,7 +228,7 @@ def picture_digest(sample: Sample) -> str:
     return digest.hexdigest()[:12]
 
 
-def _with_rgb(sample: Sample) -> Sample:
+def with_rgb(sample: Sample) -> Sample:
     """The sample with its pictures as models, reports and digests see them."""
     images = tuple(as_rgb(image, f"a picture of sample `{sample.id}`") for image in sample.images)
     return dataclasses.replace(sample, images=images)

@@ -72,6 +72,7 @@ def survey(ledger: Ledger, cells: Sequence[Cell], *, rerun: bool = False) -> Sur
             *_explain_measurements(otherwise),
             *_explain_versions("run", older.values(), rerun=rerun),
             *_explain_versions("measured", older_costs.values(), rerun=rerun),
+            *_explain_begun(ledger, [cell for cell in cells if states[cell.id] == "pending"]),
         ),
     )
 
@@ -145,6 +146,21 @@ def _explain_versions(done: str, differences: Iterable[str], *, rerun: bool) -> 
             if rerun
             else f"{count}: kept as {'it is' if number == 1 else 'they are'}; {_RERUN}"
         )
+
+
+def _explain_begun(ledger: Ledger, cells: Iterable[Cell]) -> Iterator[str]:
+    """What becomes of cells that were stopped while they were asked."""
+    installed = Installed()
+    found = [(cell, begun) for cell in cells if (begun := ledger.partial(cell.id)) is not None and begun.batches]
+    differing = [(begun, _versions_differ(begun.origin.get("environment"), installed)) for _, begun in found]
+    same = [(cell, begun) for (cell, begun), (_, difference) in zip(found, differing, strict=True) if not difference]
+    if same:
+        asked, samples = sum(begun.questions for _, begun in same), sum(cell.samples for cell, _ in same)
+        count = "1 cell goes on where it was" if len(same) == 1 else f"{len(same)} cells go on where they were"
+        yield f"{count} stopped: {asked} of {samples} questions are answered"
+    for begun, difference in differing:
+        if difference:
+            yield f"1 cell is asked from its start: {begun.questions} questions were answered with {difference}"
 
 
 def _explain_damage(cells: Sequence[Cell]) -> tuple[str, ...]:

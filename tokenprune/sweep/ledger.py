@@ -1,9 +1,10 @@
-"""The sweep directory: the truth about a sweep, written so that a kill at any time loses at most a running cell.
+"""The sweep directory: the truth about a sweep, written so that a kill at any time loses at most a running batch.
 
     sweep.json      the resolved sweep file and the sweep's id      lock       held by the running processes
     plan.jsonl      every cell, planned
     cells/<id>/     samples.jsonl, first_token.npz, overlays.json, and `result.json`, written last; or `error.json`;
-                    until its cost is measured, `answers.json` in place of the result
+                    until its cost is measured, `answers.json` in place of the result; while it is asked,
+                    `partial.jsonl` with the answers so far
     lease           the token of the invocation that may write
     owner           who that is; `owner.lock` is held by it alone, and not by its workers
     pictures/       the few pictures that overlays are drawn on
@@ -39,6 +40,8 @@ from tokenprune.sweep.files import (
     write_jsonl,
     write_text,
 )
+from tokenprune.sweep.partial import FILE as PARTIAL_FILE
+from tokenprune.sweep.partial import Begun, Partial, read_partial
 from tokenprune.sweep.plan import Cell
 
 if TYPE_CHECKING:
@@ -292,7 +295,9 @@ class Ledger:
 
     def write_answers(self, cell: Cell, answers: Mapping[str, Any]) -> None:
         """Keep what the questions gave until the cost is measured."""
-        write_json(self.cell_directory(cell.id) / "answers.json", _stamped(cell, answers), self.check_lease)
+        folder = self.cell_directory(cell.id)
+        write_json(folder / "answers.json", _stamped(cell, answers), self.check_lease)
+        _remove(folder / PARTIAL_FILE)
 
     def write_samples(self, cell: Cell, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep what every question gave; before the answers or the result, like all that these build on."""
@@ -323,6 +328,7 @@ class Ledger:
         folder = self.cell_directory(cell.id)
         write_json(folder / "result.json", _stamped(cell, result), self.check_lease)
         _remove(folder / "answers.json")
+        _remove(folder / PARTIAL_FILE)
 
     def write_error(self, cell: Cell, error: Mapping[str, Any]) -> None:
         """Record why a cell has no result."""
@@ -330,6 +336,19 @@ class Ledger:
         folder = self.cell_directory(cell.id)
         make_folder(folder)
         write_json(folder / "error.json", _stamped(cell, error), self.check_lease)
+
+    def partial(self, cell_id: str) -> Begun | None:
+        """The answers that a cell has so far, or `None`."""
+        return read_partial(self.cell_directory(cell_id) / PARTIAL_FILE)
+
+    def open_partial(self, cell: Cell, begun: Begun) -> Partial:
+        """A file for the answers of a cell that is asked; what it held before and is not in `begun` is forgotten."""
+        return Partial(self.cell_directory(cell.id) / PARTIAL_FILE, begun, self.check_lease)
+
+    def forget_partial(self, cell: Cell) -> None:
+        """Remove the answers that a cell has so far."""
+        self.check_lease()
+        _remove(self.cell_directory(cell.id) / PARTIAL_FILE)
 
     def check_lease(self) -> None:
         """Make sure that this process may still write here; every write does so last, before it shows.

@@ -52,7 +52,7 @@ class SlurmExecutor:
         gpus: GPUs per job; a job uses one.
         cpus: Processor cores per job.
         mem_gb: Memory per job in GB.
-        minutes: Time limit of a job; a job that reaches it is replaced, and its cell begun again.
+        minutes: Time limit of a job; a job that reaches it is replaced, and its cell goes on in the next.
         cluster: `slurm`, `local` (processes of this machine, no Slurm) or `debug` (threads of this process).
 
     Raises:

@@ -23,8 +23,8 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")
 def save_overlays(
     directory: Path,
     cell: Cell,
-    samples: Sequence[Sample],
-    grids: Sequence[Sequence[Grid]],
+    samples: Mapping[int, Sample] | Sequence[Sample],
+    grids: Mapping[int, Sequence[Grid]] | Sequence[Sequence[Grid]],
     kept: Mapping[int, KeptTokens],
     rows: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def save_overlays(
     Args:
         directory: The sweep directory.
         cell: The cell.
-        samples: The first samples, sample `i` at place `i`.
+        samples: The samples that are drawn, sample `i` at place `i`.
         grids: Per sample, the token grid (rows, columns) of each of its units. A sample is left out if these are not
             its pictures but tiles of them, because a tile's place in the picture is not known.
         kept: Per sample index, its cuts.

@@ -35,10 +35,13 @@ class Meter:
         self._warm = False
         self._last = -math.inf
 
-    def __call__(self, cell_id: str, done: int, total: int, kept: float | None = None) -> None:
-        """Say that `done` of a cell's `total` samples are through, and that `kept` visual tokens stay on average."""
+    def __call__(self, cell_id: str, done: int, total: int, kept: float | None = None, before: int = 0) -> None:
+        """Say that `done` of a cell's `total` samples are through, and that `kept` visual tokens stay on average.
+
+        `before` of them an earlier worker had asked: they say nothing about how fast this one is.
+        """
         now = time.monotonic()
-        self._done[cell_id] = done
+        self._done[cell_id] = done - before
         rate = self._rate(now, sum(self._done.values()))
         if now - self._last < INTERVAL_S and done < total:
             return

@@ -8,12 +8,13 @@ that run by themselves.
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,7 +27,7 @@ from tokenprune.metrics.distribution import FirstToken, kl_divergence
 from tokenprune.metrics.lens import lens_errors
 from tokenprune.metrics.quality import compare, summarise
 from tokenprune.sweep.asking import Answers, Asking
-from tokenprune.sweep.bench import Batch, Bench
+from tokenprune.sweep.bench import Bench
 from tokenprune.sweep.crew import Order
 from tokenprune.sweep.devices import device_error, lost_device, ran_out_of_memory
 from tokenprune.sweep.environment import Environment
@@ -35,11 +36,13 @@ from tokenprune.sweep.files import StorageError, is_full, storage_error
 from tokenprune.sweep.lease import LeaseLostError
 from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.measuring import measure_cell
+from tokenprune.sweep.partial import Begun, Origin, Partial
 from tokenprune.sweep.pictures import save_overlays
 from tokenprune.sweep.plan import Cell
 
-Progress = Callable[[Cell, int, int, float | None], None]
-"""Told after every batch of a cell: samples asked so far, samples in all, visual tokens that stay (mean)."""
+Progress = Callable[[Cell, int, int, float | None, int], None]
+"""Told after every batch of a cell: samples asked so far, samples in all, visual tokens that stay (mean), and how many
+of the samples an earlier worker had asked."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +59,11 @@ class _Job:
         environment: What it is run with.
         error: What made it fail, as `error.json` holds it.
         starved: There was too little memory, and it may do with more of it to itself, or with smaller batches.
+        partial: Where its answers are written as they come.
+        resumed: Questions that an earlier worker had asked.
+        written: Questions whose answers are in `partial`.
+        later: How it is run after the others, where an earlier worker had come to smaller batches.
+        asked: All its questions were asked.
     """
 
     order: Order
@@ -65,10 +73,19 @@ class _Job:
     error: dict[str, Any] | None = None
     environment: Environment | None = None
     starved: bool = False
+    partial: Partial | None = None
+    resumed: int = 0
+    written: int = 0
+    later: Order | None = None
+    asked: bool = False
 
     @property
     def runs(self) -> bool:
-        return self.error is None and not self.starved
+        return self.error is None and not self.starved and self.later is None
+
+    def close(self) -> None:
+        if self.partial is not None:
+            self.partial.close()
 
 
 class CellRunner:
@@ -100,7 +117,8 @@ class CellRunner:
         A cell without a cost to measure ends with that.
 
         Whatever happens in a cell is recorded and never raised (Ctrl-C is). A cell that runs out of memory is run
-        once more by itself, and then with smaller batches, and its result says so.
+        once more by itself, and then with smaller batches, and its result says so. What a cell gave is written after
+        every batch, and a cell that an earlier worker had begun goes on after the last whole batch.
 
         Args:
             orders: The cells, all of one model, task and batch size.
@@ -111,28 +129,39 @@ class CellRunner:
             LeaseLostError: Another invocation has taken the directory over.
         """
         jobs = [_Job(order, datetime.now(UTC)) for order in orders]
-        for job in jobs:
-            self.ledger.begin_cell(job.order.cell)
-            self._step(job, self._open, len(jobs))
-        for batch in self._batches(jobs):
-            memo = PrefillMemo() if sum(job.runs for job in jobs) > 1 else None
+        try:
+            for job in jobs:
+                self.ledger.begin_cell(job.order.cell)
+                self._step(job, self._open, len(jobs))
+            for number in range(self._batches(jobs)):
+                self._ask_all([job for job in jobs if job.runs and not _has(job, number)], number, len(jobs), progress)
             for job in jobs:
                 if job.runs:
-                    self._step(job, functools.partial(_ask, batch=batch, memo=memo), len(jobs))
-                if job.runs and progress is not None:
-                    answers = _opened(job).answers
-                    progress(job.order.cell, len(answers.rows), job.order.cell.samples, answers.mean_kept())
-            del memo  # it holds the tensors of its batch
+                    job.asked = True
+                    self._step(job, self._close, len(jobs))
+                if job.error is not None:
+                    yield self._fail(job, job.error)
+                elif job.runs:
+                    yield Answered(job.order.cell.id) if job.order.cell.efficiency else Ended(job.order.cell.id, "done")
+        finally:
+            for job in jobs:
+                job.close()
         for job in jobs:
-            if job.runs:
-                self._step(job, self._close, len(jobs))
-            if job.error is not None:
-                yield self._fail(job, job.error)
-            elif not job.starved:
-                yield Answered(job.order.cell.id) if job.order.cell.efficiency else Ended(job.order.cell.id, "done")
-        for job in jobs:
-            if job.starved:
+            if job.later is not None:
+                yield from self.run_together([job.later], progress)
+            elif job.starved:
                 yield from self.run_together([self._again(job, len(jobs))], progress)
+
+    def _ask_all(self, jobs: Sequence[_Job], number: int, beside: int, progress: Progress | None) -> None:
+        """Ask one batch under all cells that have not answered it, and write what each gave."""
+        memo = PrefillMemo() if len(jobs) > 1 else None
+        for job in jobs:
+            self._step(job, functools.partial(self._ask, number=number, memo=memo), beside)
+            if job.runs:
+                self._step(job, _write, beside)
+            if job.runs and progress is not None:
+                cell, answers = job.order.cell, _opened(job).answers
+                progress(cell, len(answers.rows), cell.samples, answers.mean_kept(), job.resumed)
 
     def _step(self, job: _Job, step: Callable[[_Job], None], beside: int) -> None:
         """One step of a cell; its errors end this cell alone."""
@@ -166,15 +195,17 @@ class CellRunner:
     def _fail(self, job: _Job, error: Mapping[str, Any]) -> Ended:
         _log.error("%s %s: %s", job.order.cell.name, error["outcome"], error["message"])
         where = {"environment": job.environment.to_json()} if job.environment is not None else {}
+        if job.partial is not None and not job.asked:  # what is wrong may be wrong with the answers so far, too
+            self.ledger.forget_partial(job.order.cell)
         self.ledger.write_error(job.order.cell, {**error, **where, **_how(job.order)})
         return Ended(job.order.cell.id, error["outcome"])
 
     # --- one cell -------------------------------------------------------------------------------------------------
 
-    def _batches(self, jobs: Sequence[_Job]) -> Iterator[Batch]:
+    def _batches(self, jobs: Sequence[_Job]) -> int:
+        """How many batches there are."""
         first = next((job for job in jobs if job.runs), None)
-        if first is not None:
-            yield from self.bench.batches(first.order.cell, first.order.batch_size)
+        return 0 if first is None else len(self.bench.batches(first.order.cell, first.order.batch_size))
 
     def _open(self, job: _Job) -> None:
         """Everything that a cell's questions need, or the error that it fails with."""
@@ -183,7 +214,9 @@ class CellRunner:
         reference = self._reference(cell)
         loaded, task = self.bench.model(cell), self.bench.task(cell)
         job.environment = self.bench.environment(cell)
-        self.bench.batches(cell, job.order.batch_size)
+        if cell.lens:  # what it looks at in the end must be there; better told now than when all is asked
+            self.bench.prepare(loaded, task, range(min(int(cell.lens["samples"]), cell.samples)))
+        keep = max(self.overlays, int(cell.lens.get("samples", 0)))
         job.asking = Asking(
             cell,
             self.bench.pruner(cell),
@@ -192,8 +225,47 @@ class CellRunner:
             self.bench.host,
             lambda index: self.bench.prepare(loaded, task, [index]),
             reference,
-            keep=max(self.overlays, int(cell.lens.get("samples", 0))),
+            keep=keep,
         )
+        self._take_over(
+            job, Origin(cell.id, job.environment.to_json(), _batch_size(job.order), keep, _digest(reference))
+        )
+
+    def _take_over(self, job: _Job, origin: Origin) -> None:
+        """Go on where an earlier worker was stopped, and open the file for what is still to be asked."""
+        cell, answers = job.order.cell, _opened(job).answers
+        begun = self.ledger.partial(cell.id)
+        taken: list[Mapping[str, Any]] = []
+        if begun is not None:
+            smaller = job.order.smaller()
+            if smaller is not None and not replace(origin, batch_size=smaller).differs_from(begun.origin):
+                job.later = replace(job.order, attempt=max(job.order.attempt, begun.attempt), batch_size=smaller)
+                return
+            difference = origin.differs_from(begun.origin)
+            if difference:
+                _log.warning("%s: %d answers are not taken over, because %s", cell.name, begun.questions, difference)
+            else:
+                taken = _taken_over(answers, begun, origin.batch_size, cell.samples)
+        if begun is not None and taken:
+            job.started = datetime.fromisoformat(begun.started)
+            job.seconds = float(taken[-1]["seconds"])
+            job.resumed = len(answers.rows)
+            _log.warning("%s goes on after %d of %d questions", cell.name, job.resumed, cell.samples)
+        started = job.started.isoformat(timespec="seconds")
+        job.partial = self.ledger.open_partial(cell, Begun(origin.to_json(), started, job.order.attempt, tuple(taken)))
+        job.written = len(answers.rows)
+
+    def _ask(self, job: _Job, number: int, memo: PrefillMemo | None) -> None:
+        batches, asking = self.bench.batches(job.order.cell, job.order.batch_size), _opened(job)
+        try:
+            batch = batches.batch(number)
+        except Exception as error:
+            if ran_out_of_memory(error) or lost_device(error):
+                raise
+            _log.warning("a batch cannot be prepared (%s), asking its questions one by one", error)
+            asking.ask_one_by_one(batches.indices(number))
+        else:
+            asking.ask(batch, memo)
 
     def _close(self, job: _Job) -> None:
         """What is made of a cell's answers; its result, or what will become one, is written last."""
@@ -206,13 +278,14 @@ class CellRunner:
             self.ledger.write_first_token(cell, answers.first_token())
         self.ledger.write_samples(cell, answers.rows)
         if self.overlays:
-            self.ledger.write_overlays(cell, self._overlays(job.order, answers))
+            self.ledger.write_overlays(cell, self._overlays(cell, answers))
         result = {
             "quality": summarise(answers.rows),
             "against_none": against,
             "tokens": token_accounts(answers.rows),
             "lens": lens,
             "cost": None,
+            "resumed": job.resumed,
             "started": job.started.isoformat(timespec="seconds"),
             "seconds": job.seconds + time.perf_counter() - clock,
             "environment": None if job.environment is None else job.environment.to_json(),
@@ -255,12 +328,14 @@ class CellRunner:
         count = min(int(cell.lens["samples"]), cell.samples)
         return lens_errors(layers, [answers.kept.get(index) for index in range(count)])
 
-    def _overlays(self, order: Order, answers: Answers) -> dict[str, Any]:
-        cell = order.cell
-        first = self.bench.batches(cell, order.batch_size)[0]
-        drawn = {index: kept for index, kept in answers.kept.items() if index < min(self.overlays, len(first.indices))}
-        grids = self.bench.grids(cell, first)
-        return save_overlays(self.ledger.directory, cell, first.samples, grids, drawn, answers.rows)
+    def _overlays(self, cell: Cell, answers: Answers) -> dict[str, Any]:
+        drawn = {index: kept for index, kept in answers.kept.items() if index < self.overlays}
+        if not drawn:
+            return {"samples": []}
+        batch = self.bench.prepare(self.bench.model(cell), self.bench.task(cell), sorted(drawn))
+        samples = dict(zip(batch.indices, batch.samples, strict=True))
+        grids = dict(zip(batch.indices, self.bench.grids(cell, batch), strict=True))
+        return save_overlays(self.ledger.directory, cell, samples, grids, drawn, answers.rows)
 
 
 def describe_error(error: BaseException, outcome: Outcome) -> dict[str, Any]:
@@ -275,8 +350,41 @@ def describe_error(error: BaseException, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _ask(job: _Job, batch: Batch, memo: PrefillMemo | None) -> None:
-    _opened(job).ask(batch, memo)
+def _write(job: _Job) -> None:
+    """Write what a cell gave since the last time; nothing before one of its questions ran, because it may fail yet."""
+    answers = _opened(job).answers
+    if job.partial is not None and answers.ran():
+        job.partial.append({**answers.since(job.written), "seconds": job.seconds})
+        job.written = len(answers.rows)
+
+
+def _taken_over(answers: Answers, begun: Begun, batch_size: int, samples: int) -> list[Mapping[str, Any]]:
+    """Add what an earlier worker was given to a cell's answers; what was added, up to the first that is damaged."""
+    taken = []
+    for batch in begun.batches:
+        rows = len(answers.rows) + len(batch["rows"])
+        if rows > samples or (rows % batch_size and rows != samples) or not isinstance(batch.get("seconds"), float):
+            break
+        try:
+            answers.take_over(batch)
+        except ValueError:
+            break
+        taken.append(batch)
+    return taken
+
+
+def _has(job: _Job, number: int) -> bool:
+    """Whether a cell has answered a batch."""
+    return len(_opened(job).answers.rows) > number * _batch_size(job.order)
+
+
+def _batch_size(order: Order) -> int:
+    return order.batch_size or order.cell.batch_size
+
+
+def _digest(reference: FirstToken | None) -> str:
+    """The tokens whose probabilities a cell stores."""
+    return "" if reference is None else hashlib.sha256(reference.ids.tobytes()).hexdigest()[:16]
 
 
 def _opened(job: _Job) -> Asking:
@@ -286,4 +394,4 @@ def _opened(job: _Job) -> Asking:
 
 def _how(order: Order) -> dict[str, int]:
     """How often the cell was tried, and with how many samples per batch at last."""
-    return {"attempts": order.attempt, "batch_size": order.batch_size or order.cell.batch_size}
+    return {"attempts": order.attempt, "batch_size": _batch_size(order)}

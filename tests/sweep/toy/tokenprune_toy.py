@@ -125,16 +125,25 @@ def _is_pipe(number: int) -> bool:
 @pruner("first", summary="the first tokens", source=SOURCE, axes=Axes(site="input"))
 @dataclass(frozen=True)
 class First(ScoredPruner):
-    """Keeps the first tokens; waits `pause` seconds, or as long as the file `gate` is there."""
+    """Keeps the first tokens; waits `pause` seconds, or as long as the file `gate` is there.
+
+    With a number in the file so many batches pass it. `GATE.calls` has a byte for each that was asked.
+    """
 
     pause: float = 0.0
     gate: str = ""
 
     def score(self, view: View):
         time.sleep(self.pause)
-        while self.gate and Path(self.gate).exists():
-            time.sleep(0.05)
+        if self.gate:
+            self._wait(Path(self.gate), Path(f"{self.gate}.calls"))
         return -view.indices().float()
+
+    def _wait(self, gate: Path, calls: Path) -> None:
+        with calls.open("a") as stream:
+            stream.write("x")
+        while gate.exists() and calls.stat().st_size > int(gate.read_text() or 0):
+            time.sleep(0.05)
 
 
 @hookimpl
