@@ -17,6 +17,9 @@ from tests.engine.models import batch, prompt, random_llava
 from tests.engine.pruners import ByContent
 from tokenprune.engine import pruned
 from tokenprune.errors import IncompatibleError
+from tokenprune.pruner import Decision, State, Stop, View, pruner
+from tokenprune.registry import Axes, Source
+from tokenprune.site import SITE_KINDS
 
 INPUTS = [batch([prompt(seed, text=4 + seed % 3)]) for seed in range(6)]
 CHOSEN = ByContent(("encoder", "layer:2"), ratios=(0.5, 0.25))
@@ -185,13 +188,34 @@ def test_a_call_that_fails_lets_the_next_thread_in(model: Any, error: type[BaseE
     assert torch.equal(found[1], seen)
 
 
+@pruner(
+    "attended",
+    summary="keeps what the last row attends to",
+    source=Source("test"),
+    axes=Axes(site="any"),
+    needs=("attention",),
+    sites=SITE_KINDS,
+)
+class Attended(ByContent):
+    """Looks into the layer before the cut."""
+
+    def decide(self, view: View, stop: Stop, state: State) -> Decision:
+        return Decision.keep(view.attention("last")[0].mean(dim=1)[:, 0].topk(view.keep, dim=1).indices)
+
+
 def test_two_sessions_on_two_models() -> None:
-    """Also where both were made from one config, in which the engine switches kernels to look at a layer."""
+    """Also where both were made from one config: a model that is looked into leaves the other one's kernel alone."""
     first = random_llava()
     second = type(first)(first.config).eval()
     second.load_state_dict(first.state_dict())
     second.generation_config = copy.deepcopy(first.generation_config)
-    chosen = ByContent(("layer:1", "layer:3"), ratios=(0.5, 0.25))
+    chosen = Attended(("layer:1", "layer:3"), ratios=(0.5, 0.25))
+    text = second.model.language_model
+    kernels: list[str] = []
+    first.model.language_model.layers[0].self_attn.q_proj.register_forward_hook(
+        lambda *call: kernels.append(text.config._attn_implementation)
+    )
+    assert text.config is first.model.language_model.config
 
     def run(model: Any) -> list[Tensor]:
         with pruned(model, chosen, ratio=0.5):
@@ -200,6 +224,7 @@ def test_two_sessions_on_two_models() -> None:
     expected = run(first)
     for found in together(lambda: run(first), lambda: run(second)):
         assert all(map(torch.equal, found, expected))
+    assert set(kernels) == {"sdpa"}
 
 
 def test_one_of_two_threads_gets_a_model(model: Any) -> None:

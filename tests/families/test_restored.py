@@ -17,6 +17,7 @@ from tests.families.described import description
 from tests.families.proving import REFUSED, Zoo, everyone, said, samples
 from tests.families.zoo import Built, Sample
 from tokenprune.engine import pruned
+from tokenprune.engine.internals import INTERNALS
 from tokenprune.errors import IncompatibleError
 from tokenprune.models.loading import parts_of
 from tokenprune.pruner import Decision, State, Stop, View
@@ -71,6 +72,7 @@ class Watched:
     def __init__(self, built: Built, inputs: Any) -> None:
         self.built, self.inputs = built, inputs
         self.answers = self._answers()  # a first run lets transformers set up what it makes late
+        assert not any(each.problem() for each in INTERNALS)  # so does the first session of a process
         self.weights = {name: tensor.clone() for name, tensor in built.model.state_dict().items()}
         self.state = state_of(built.model)
 

@@ -76,17 +76,25 @@ class Call:
         Raises:
             IncompatibleError: With the setting, and what to do.
         """
-        if self.mode not in MODES:
-            raise IncompatibleError(
-                f"`generate` runs in the mode `{self.mode}`, but visual tokens are chosen in {', '.join(MODES)} only",
-                hint="leave out what asks for that mode, such as an assistant model or a lookup in the prompt",
-            )
+        self.check_mode()
         size = self.setting("prefill_chunk_size")
         if size is not None and size < length:
             raise IncompatibleError(
                 f"`prefill_chunk_size={size}` splits a prompt of {length} tokens, but visual tokens are chosen on the "
                 "whole prompt",
                 hint="leave `prefill_chunk_size` out, or make it as large as the prompt",
+            )
+
+    def check_mode(self) -> None:
+        """Refuse modes that read tokens more than once.
+
+        Raises:
+            IncompatibleError: With the mode, and what to do.
+        """
+        if self.mode not in MODES:
+            raise IncompatibleError(
+                f"`generate` runs in the mode `{self.mode}`, but visual tokens are chosen in {', '.join(MODES)} only",
+                hint="leave out what asks for that mode, such as an assistant model or a lookup in the prompt",
             )
 
     def check_views(self) -> None:

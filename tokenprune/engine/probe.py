@@ -7,6 +7,7 @@ them without RoPE), and neither eager attention nor `output_attentions` is ever 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, NoReturn
@@ -62,26 +63,33 @@ def project(layer: nn.Module, hidden: Tensor, **kwargs: Any) -> Projections:
     Raises:
         IncompatibleError: The layer does not route its attention through the interface.
     """
-    configs = {
-        id(config): config
-        for module in layer.modules()
-        if (config := getattr(module, "config", None)) is not None and hasattr(config, "_attn_implementation_internal")
-    }
-    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    configured = [module for module in layer.modules() if _names_kernel(getattr(module, "config", None))]
+    before = [module.config for module in configured]
     attention_interface().register(PROBE, _take)
     try:
-        for config in configs.values():
-            config._attn_implementation_internal = PROBE
+        for module, config in zip(configured, before, strict=True):
+            module.config = _probing(config)
         layer.forward(hidden, **_without_mask(layer), **kwargs)
     except _Taken as taken:
         return taken.projections
     finally:
-        for key, config in configs.items():
-            config._attn_implementation_internal = before[key]
+        for module, config in zip(configured, before, strict=True):
+            module.config = config
     raise IncompatibleError(
         f"`{type(layer).__name__}` does not route its attention through the transformers attention interface",
         hint="its queries, keys and values cannot be seen; choose a pruner that needs none",
     )
+
+
+def _names_kernel(config: Any) -> bool:
+    return hasattr(config, "_attn_implementation_internal")
+
+
+def _probing(config: Any) -> Any:
+    """A config under which attention is taken, not computed; another model may run with the same one meanwhile."""
+    changed = copy.copy(config)
+    changed._attn_implementation_internal = PROBE
+    return changed
 
 
 def _without_mask(layer: nn.Module) -> dict[str, None]:

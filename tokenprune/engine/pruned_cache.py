@@ -284,6 +284,11 @@ def _check_maker(held: Held, owner: Owner) -> None:
         refuse(f"with positions `{theirs.positions}`, not `{ours.positions}`")
 
 
+def is_pruned(cache: Any) -> bool:
+    """Whether something was pruned out of a cache."""
+    return hasattr(cache, _HELD)
+
+
 def give_back_offsets(base: nn.Module, cache: Any) -> None:
     """Let a model number the coming tokens on from the prompt of a pruned cache, whatever it has seen since."""
     held: Held | None = getattr(cache, _HELD, None)
@@ -293,19 +298,19 @@ def give_back_offsets(base: nn.Module, cache: Any) -> None:
 
 def begin_reading(cache: Any) -> None:
     """Let a running pass write into a cache."""
-    if cache is not None and hasattr(cache, _HELD):
+    if is_pruned(cache):
         _held(cache).reading = True
 
 
 def end_reading(cache: Any) -> None:
     """The pass over a cache is over."""
-    if cache is not None and hasattr(cache, _HELD):
+    if is_pruned(cache):
         _held(cache).reading = False
 
 
 def remember(cache: Any, state: CacheState | None, owner: Owner) -> None:
     """Note on a cache what was pruned; `None` where the pass broke off."""
-    if hasattr(cache, _HELD):
+    if is_pruned(cache):
         _held(cache).state = state
         return
     setattr(cache, _HELD, Held(owner, owner.maker, state))

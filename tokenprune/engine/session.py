@@ -22,7 +22,7 @@ from tokenprune.engine.layout import ImageSpan
 from tokenprune.engine.look import Look, LookHooks, Run, looks
 from tokenprune.engine.memo import MemoMethods, PrefillMemo
 from tokenprune.engine.modes import Batching, CacheKeeper, Call
-from tokenprune.engine.pruned_cache import Maker, Owner, give_back_offsets
+from tokenprune.engine.pruned_cache import Maker, Owner, give_back_offsets, is_pruned
 from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.engine.tower import TowerHooks
 from tokenprune.errors import BudgetError, IncompatibleError, NothingPrunedError
@@ -297,7 +297,9 @@ class Session:
                 prefill.enter_context(self.lock)
                 prefill.callback(self._forget)
                 self._prefill = prefill
-                give_back_offsets(self.parts.base, cache)
+                if is_pruned(cache):
+                    call.check_mode()
+                    give_back_offsets(self.parts.base, cache)
                 if input_ids is not None and brings:
                     call.check(input_ids.shape[1])
                     self._ahead = self.chunk = self._open(inputs)
