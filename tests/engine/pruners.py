@@ -55,7 +55,7 @@ class ByContent(Pruner):
         for fingerprint in view.fingerprints() if self.by_content else [7] * view.units:
             generator = torch.Generator().manual_seed(fingerprint % 2**31)
             rows.append(torch.rand(view.original_tokens, generator=generator))
-        score = torch.stack(rows).gather(1, view.indices())
+        score = torch.stack(rows).to(view.indices().device).gather(1, view.indices())
         return Decision.keep(score.topk(view.keep, dim=1).indices)
 
 

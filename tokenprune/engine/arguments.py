@@ -74,14 +74,22 @@ class RotaryCalls:
         """
         for args, kwargs, output in self._calls:
             if output is given:
-                moved = [position_ids if _is_positions(value) else value for value in args]
-                named = {name: position_ids if _is_positions(value) else value for name, value in kwargs.items()}
-                return self._rotary.forward(hidden, *moved[1:], **named)
+                moved = [position_ids.to(value.device) if _is_positions(value) else value for value in args]
+                named = {
+                    name: position_ids.to(value.device) if _is_positions(value) else value
+                    for name, value in kwargs.items()
+                }
+                return self._rotary.forward(hidden.to(_first(given).device), *moved[1:], **named)
         raise IncompatibleError(
             f"the position embeddings of the layers do not come from `{type(self._rotary).__name__}` as they are, so "
             "positions cannot be renumbered",
             hint="use `positions='keep'`",
         )
+
+
+def _first(embeddings: Any) -> Tensor:
+    found: Tensor = embeddings[0] if isinstance(embeddings, tuple) else embeddings
+    return found
 
 
 def _is_positions(value: Any) -> bool:

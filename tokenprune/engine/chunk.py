@@ -117,9 +117,9 @@ class TowerRows:
             return None
         bias = torch.zeros(self.hidden.shape[:2], device=self.hidden.device)
         if self.log_weights is not None:
-            bias = bias + self.log_weights
+            bias = bias + self.log_weights.to(bias.device)
         if self.valid is not None:
-            bias = bias.masked_fill(~self.valid, torch.finfo(self.hidden.dtype).min)
+            bias = bias.masked_fill(~self.valid.to(bias.device), torch.finfo(self.hidden.dtype).min)
         return bias[:, None, None, :]
 
 
@@ -207,11 +207,12 @@ class Move:
 
     def apply(self, planes: Tensor) -> None:
         """Do the same to other tensors (B, S, D) that lie beside the rows."""
-        rows = planes[self.sample, self.sources]
+        sources, targets, anchors = (part.to(planes.device) for part in (self.sources, self.targets, self.anchors))
+        rows = planes[self.sample, sources]
         if self.merge is None:
-            planes[self.sample, self.targets] = rows[self.anchors]
+            planes[self.sample, targets] = rows[anchors]
         else:
-            planes[self.sample, self.targets] = (self.merge.to(rows.device).float() @ rows.float()).to(rows.dtype)
+            planes[self.sample, targets] = (self.merge.to(rows.device).float() @ rows.float()).to(rows.dtype)
 
 
 @dataclass
@@ -363,6 +364,12 @@ def is_per_token(mask: Any) -> bool:
 def rebase(unit: Unit, span: ImageSpan) -> Unit:
     """The same tokens of an image, at the slots of another copy of its prompt."""
     slots = span.slots
+    unit = replace(
+        unit,
+        indices=unit.indices.to(slots.device),
+        place_of=unit.place_of.to(slots.device),
+        sizes=unit.sizes.to(slots.device),
+    )
     place_of = torch.where(unit.place_of >= 0, slots, torch.full_like(slots, -1))
     order = unit.indices.sort().values
     return replace(unit, span=span, places=slots[order], place_of=place_of)

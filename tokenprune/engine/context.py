@@ -152,7 +152,7 @@ class SiteContext:
         if index not in self._received:
             real = torch.ones(found.queries.shape[::2], device=found.queries.device)
             if rows.valid is not None:
-                real = rows.valid.float()
+                real = rows.valid.to(real.device).float()
             total = torch.zeros_like(real)
             for head in range(found.queries.shape[1]):  # one head and some rows at a time: never (H, R, R) or (R, R)
                 for part in tiles(real.shape[1], real.shape[1]):
@@ -166,4 +166,4 @@ def _attend(found: Projections, rows: TowerRows, heads: slice, queries: slice) -
     """Attention probabilities of some heads and rows of the encoder over all rows, (images, H', R', R)."""
     logits = (found.queries[:, heads, queries].float() * found.scaling) @ found.keys[:, heads].float().transpose(-1, -2)
     bias = rows.bias()
-    return (logits if bias is None else logits + bias).softmax(dim=-1)
+    return (logits if bias is None else logits + bias.to(logits.device)).softmax(dim=-1)

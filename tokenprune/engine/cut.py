@@ -118,18 +118,19 @@ def take(
             chunk.moves.append(Move(sample, unit.places, after.places, anchors, kept.merge if merge else None))
             source = rows.inverse[sample, unit.places]
             target = rows.inverse[sample, after.places]
+            read, written = source.to(hidden.device), target.to(hidden.device)
             if merge and kept.merge is not None:
-                emitted = kept.merge.to(hidden.device).float() @ sequence.hidden[sample, source].float()
-                hidden[sample, target] = emitted.to(hidden.dtype)
+                emitted = kept.merge.to(hidden.device).float() @ sequence.hidden[sample, read].float()
+                hidden[sample, written] = emitted.to(hidden.dtype)
             elif merge:
-                hidden[sample, target] = sequence.hidden[sample, source[anchors]]
+                hidden[sample, written] = sequence.hidden[sample, read[anchors.to(hidden.device)]]
             origins[sample, target] = sequence.positions()[sample, source[anchors]]
             if weights is not None or kept.log_weights is not None:
-                old = torch.zeros(hidden.shape[:2], device=hidden.device) if weights is None else weights
+                old = torch.zeros(hidden.shape[:2], device=source.device) if weights is None else weights
                 weights = old.clone()
                 weights[sample, target] = old[sample, source[anchors]]
                 if kept.log_weights is not None:
-                    weights[sample, target] += kept.log_weights.to(hidden.device).float()
+                    weights[sample, target] += kept.log_weights.to(source.device).float()
     chunk.units = [followed.get(id(unit), unit) for unit in chunk.units]
     index, shorter = rows.select(alive, pad_left=pad_left)
     return DecoderInput(

@@ -175,7 +175,7 @@ class DecoderHooks:
             present = self._present(running, hidden)
             if chunk is not None:
                 present = self._chosen(running, chunk, layer, present, kwargs)
-            past = running.past_columns(layer, present.hidden.shape[0], present.hidden.device)
+            past = running.past_columns(layer, present.hidden.shape[0], present.rows.slots.device)
             columns = self._columns(running, chunk, layer, past, present)
             running.columns.append(columns)
             running.entered.append(present.rows)
@@ -225,9 +225,16 @@ class DecoderHooks:
         else:
             valid = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         running.pad_left = bool(valid[:, -1].all())
-        running.start = valid.long().argmax(dim=1).to(hidden.device)
-        running.current = DecoderInput(hidden, Rows.identity(valid.to(hidden.device)))
+        home = self._home(running, hidden)
+        running.start = valid.long().argmax(dim=1).to(home)
+        running.current = DecoderInput(hidden, Rows.identity(valid.to(home)))
         return running.current
+
+    def _home(self, running: Pass, hidden: Tensor) -> torch.device:
+        """Where the bookkeeping of rows and columns is, whatever devices the layers are on."""
+        if self._session.chunk is not None:
+            return self._session.chunk.input_ids.device
+        return hidden.device if running.past is None else running.past.columns[0].valid.device
 
     def _columns(self, running: Pass, chunk: Chunk | None, layer: int, past: Columns, present: DecoderInput) -> Columns:
         """Key columns of a layer after this pass; a layer that reads another one's keys has that one's columns."""
@@ -393,13 +400,16 @@ class DecoderHooks:
                 f"the model masks {given.shape[-1]} places of a conversation of {running.seen + running.length} tokens",
                 hint="pass the images of the new turn with the default dynamic cache and no mask of your own",
             )
-        key = (id(columns), id(given) if cuttable else reach)
+        device = present.hidden.device
+        key = (id(columns), (id(given) if cuttable else reach, device))
         if key not in running.masks:
             mask: Any
             if cuttable:
                 mask = shorten_mask(config, given, present.rows.slots, columns, dtype)
             else:
                 mask = build_mask(config, columns, width, dtype, reach)
+            if mask is not None and columns.valid.device != device:
+                mask = mask.to(device)
             running.masks[key] = (given, columns, mask)  # kept alive, so that ids stay theirs
         return running.masks[key][2]
 

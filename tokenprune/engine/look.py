@@ -204,7 +204,7 @@ class EncoderViews:
         Raises:
             IncompatibleError: They are not as many as the description counts rows.
         """
-        values = torch.cat(list(parts))
+        values = torch.cat([part.to(parts[0].device) for part in parts])
         expected = None if self._look.rows is None else self._look.rows.total
         if len(values) != expected:
             raise IncompatibleError(
@@ -243,7 +243,8 @@ def pieces(entered: Entered, found: Projections) -> Iterator[Piece]:
     device = found.queries.device
     if entered.stretches is None:
         rows = torch.arange(images * length, device=device).view(images, length)
-        yield Piece(found.queries, found.keys, rows, _bias(entered.call.get("attention_mask")))
+        bias = _bias(entered.call.get("attention_mask"))
+        yield Piece(found.queries, found.keys, rows, None if bias is None else bias.to(device))
         return
     bounds = entered.stretches.to("cpu", torch.long)
     starts, lengths = bounds[:-1], bounds.diff()

@@ -125,6 +125,7 @@ def shorten_mask(
         IncompatibleError: The kernel cannot express the mask.
     """
     kernel = _kernel(config, columns)
+    given = given.to(columns.valid.device)  # bookkeeping is on one device, whatever the layer's
     if isinstance(given, BlockMask):
         if columns.log_weights is None:
             return _shorten_blocks(kernel, given, rows, columns)

@@ -38,7 +38,7 @@ def add_visual_planes(
             for move in moves:
                 move.apply(full)
             added = gather_rows(full, rows.slots.clamp(min=0))
-            return hidden + added.masked_fill(~rows.valid[..., None], 0.0)
+            return hidden + added.masked_fill(~rows.valid.to(added.device)[..., None], 0.0)
 
         return add
 

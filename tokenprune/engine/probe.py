@@ -32,10 +32,11 @@ class Projections:
 
 
 class _Taken(Exception):
-    """Carries the projections out of the layer."""
+    """Carries the projections out of the layer, and the attention module that made them."""
 
-    def __init__(self, projections: Projections) -> None:
+    def __init__(self, projections: Projections, module: nn.Module) -> None:
         self.projections = projections
+        self.module = module
 
 
 def _take(
@@ -47,8 +48,8 @@ def _take(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> NoReturn:
-    del module, args, kwargs
-    raise _Taken(Projections(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling))
+    del args, kwargs
+    raise _Taken(Projections(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), module)
 
 
 @torch.no_grad()
@@ -71,6 +72,7 @@ def project(layer: nn.Module, hidden: Tensor, **kwargs: Any) -> Projections:
             module.config = _probing(config)
         layer.forward(hidden, **_without_mask(layer), **kwargs)
     except _Taken as taken:
+        _offload(layer, taken.module)
         return taken.projections
     finally:
         for module, config in zip(configured, before, strict=True):
@@ -90,6 +92,14 @@ def _probing(config: Any) -> Any:
     changed = copy.copy(config)
     changed._attn_implementation_internal = PROBE
     return changed
+
+
+def _offload(layer: nn.Module, attention: nn.Module) -> None:
+    """Let accelerate put the weights away that it brought for modules in which the run was stopped."""
+    for module in layer.modules():
+        hook = getattr(module, "_hf_hook", None)
+        if hook is not None and any(part is attention for part in module.modules()):
+            hook.post_forward(module, None)
 
 
 def _without_mask(layer: nn.Module) -> dict[str, None]:

@@ -39,4 +39,4 @@ def reach_back(running: Pass, first: int, last: int, present: DecoderInput) -> N
         for name in ("keys", "values"):
             tensor = getattr(cached, name)
             wide = whole[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
-            setattr(cached, name, tensor.gather(2, wide))
+            setattr(cached, name, tensor.gather(2, wide.to(tensor.device)))

@@ -61,7 +61,7 @@ def gather_rows(values: Tensor, index: Tensor) -> Tensor:
     """Rows `index` (B, K) of `values` (B, S, D) or (1, S, D)."""
     if values.shape[0] != index.shape[0]:
         values = values.expand(index.shape[0], *values.shape[1:])
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+    return values.gather(1, index.to(values.device)[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def gather_embeddings(given: Any, index: Tensor) -> Any:
@@ -69,6 +69,7 @@ def gather_embeddings(given: Any, index: Tensor) -> Any:
     if isinstance(given, tuple):
         return tuple(gather_embeddings(part, index) for part in given)
     wide = given.expand(index.shape[0], *given.shape[1:])
+    index = index.to(given.device)
     places = index.reshape(*index.shape, *(1 for _ in given.shape[2:])).expand(-1, -1, *given.shape[2:])
     return wide.gather(1, places)
 
@@ -76,7 +77,7 @@ def gather_embeddings(given: Any, index: Tensor) -> Any:
 def spread_rows(values: Tensor, rows: Rows) -> Tensor:
     """Put the rows (B, S', D) back to their slots (B, S, D); zeros where a slot is gone."""
     full = gather_rows(values, rows.inverse.clamp(min=0))
-    return full.masked_fill((rows.inverse < 0)[..., None], 0.0)
+    return full.masked_fill((rows.inverse < 0).to(full.device)[..., None], 0.0)
 
 
 def pack_slots(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -262,7 +262,7 @@ class Session:
                     hint="pass the images of the new turn only",
                 )
             spans = [
-                replace(span, sample=span.sample * copies + copy)
+                replace(span, sample=span.sample * copies + copy, slots=span.slots.to(input_ids.device))
                 for span in (unit.span for unit in ahead.units)
                 for copy in range(copies)
             ]

@@ -174,7 +174,7 @@ def _attention(session: Session, running: Pass, layer: int, columns: Columns) ->
     keys = running.cache.layers[layer].keys.float()
     batch, heads, _, width = found.queries.shape
     grouped = found.queries.float().reshape(batch, keys.shape[1], -1, width) * found.scaling
-    logits: Tensor = (grouped @ keys.transpose(-1, -2)).reshape(batch, heads, 1, -1)
+    logits: Tensor = (grouped @ keys.transpose(-1, -2)).reshape(batch, heads, 1, -1).to(columns.valid.device)
     if columns.log_weights is not None:
         logits = logits + columns.log_weights[:, None, None, :]
     return logits.masked_fill(~columns.valid[:, None, None, :], float("-inf")).softmax(dim=-1)

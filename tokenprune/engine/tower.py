@@ -241,7 +241,7 @@ class TowerHooks:
         # the first decoder layer
         full = output.new_zeros(output.shape[0], chunk.vision.units[0].original, output.shape[-1])
         for index, place in enumerate(places):
-            full[index, place] = output[index, : len(place)]
+            full[index, place.to(full.device)] = output[index, : len(place)]
         return full
 
     def _share_projector(self) -> None:
@@ -282,20 +282,22 @@ def shortened(rows: TowerRows, selections: Sequence[tuple[Unit, Kept]], first: i
     row_of = []
     for image, (unit, kept) in enumerate(selections):
         source = rows.row_of[image][unit.indices]
-        anchors = kept.anchors.to(hidden.device)
+        anchors = kept.anchors.to(source.device)
         end = first + len(anchors)
-        emitted = hidden[image, source[anchors]]
+        chosen = source[anchors].to(hidden.device)
+        emitted = hidden[image, chosen]
         if kept.merge is not None:
-            emitted = (kept.merge.to(hidden.device).float() @ hidden[image, source].float()).to(hidden.dtype)
+            merged = hidden[image, source.to(hidden.device)]
+            emitted = (kept.merge.to(hidden.device).float() @ merged.float()).to(hidden.dtype)
         short[image, :first] = hidden[image, :first]
         short[image, first:end] = emitted
         weights[image, :first] = old[image, :first]
-        weights[image, first:end] = old[image, source[anchors]]
+        weights[image, first:end] = old[image, chosen]
         if kept.log_weights is not None:
             weights[image, first:end] += kept.log_weights.to(hidden.device).float()
         valid[image, :end] = True
         places = torch.full_like(rows.row_of[image], -1)
-        places[unit.indices[anchors]] = torch.arange(first, end, device=hidden.device)
+        places[unit.indices[anchors]] = torch.arange(first, end, device=places.device)
         row_of.append(places)
     return TowerRows(short, None if min(counts) == max(counts) else valid, weights if weighted else None, tuple(row_of))
 

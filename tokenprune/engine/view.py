@@ -35,6 +35,8 @@ class EngineView:
         self.original_tokens: int = units[0].original
         self.keep: int = keep
         self._indices = torch.stack([unit.indices for unit in units])
+        self._home = self._indices.device
+        """The device of the prompt: all that a pruner sees is there, whatever device a layer is on."""
         self._sample = torch.tensor([unit.span.sample for unit in units], device=self._indices.device)
         frames = torch.arange(units[0].span.frames, device=self._indices.device)
         self._images = torch.tensor([unit.span.index for unit in units], device=frames.device)[:, None] + frames
@@ -82,21 +84,21 @@ class EngineView:
         if self.site.kind == "tower":
             return self._rows_of(states, self._chunk.vision.tower[self.site.layer].row_of)
         _, entered = self._context.layer(None)
-        return gather_rows(states[self._sample], self._rows(entered)).detach().float()
+        return self._gathered(states, self._rows(entered))
 
     def projected(self) -> Tensor:
         """LLM input embeddings of the visual tokens still there, (B, N, D)."""
         self._need("projected")
-        return gather_rows(self._embeddings()[self._sample], self._own_slots()).detach().float()
+        return self._gathered(self._embeddings(), self._own_slots())
 
     def final_hidden(self) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states entering the site under the decoder's final norm: visual, text, mask."""
         self._need("final_norm")
         _, entered = self._context.layer(None)
         with torch.no_grad():
-            normed = self._chunk.parts.final_norm(entered.hidden)[self._sample].float()
+            normed = self._chunk.parts.final_norm(entered.hidden)
         rows, mask = self._row_index("text", entered)
-        return gather_rows(normed, self._rows(entered)), gather_rows(normed, rows), mask
+        return self._gathered(normed, self._rows(entered)), self._gathered(normed, rows), mask
 
     # --- decoder projections --------------------------------------------------------------------------------------
 
@@ -259,7 +261,7 @@ class EngineView:
     def joint_image(self) -> Tensor:
         """Joint-space embeddings of the patches, not normalised, (B, N, P)."""
         self._need("joint")
-        return self._joint().patches(self._features())
+        return self._joint().patches(self._features()).to(self._home)
 
     def joint_text(self) -> Tensor:
         """Joint-space embedding of the text after the image, (B, P)."""
@@ -267,7 +269,8 @@ class EngineView:
         joint = self._joint()
         slots, mask = self._text_slots()
         ids = self._chunk.input_ids[self._sample].gather(1, slots)
-        return joint.text([joint.decode(row[real].tolist()) for row, real in zip(ids, mask, strict=True)])
+        texts = [joint.decode(row[real].tolist()) for row, real in zip(ids, mask, strict=True)]
+        return joint.text(texts).to(self._home)
 
     # --- text, geometry, identity -----------------------------------------------------------------------------------
 
@@ -275,7 +278,7 @@ class EngineView:
         """LLM input embeddings of the text after the image, (B, T, D), and the mask (B, T)."""
         self._need("text")
         slots, mask = self._text_slots()
-        return gather_rows(self._embeddings()[self._sample], slots).detach().float(), mask
+        return self._gathered(self._embeddings(), slots), mask
 
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the unit's original token grid."""
@@ -322,7 +325,7 @@ class EngineView:
         places = torch.stack([row_of[image] for image in self._images.flatten().tolist()])
         places = places.view(self.units, frames * cells).gather(1, self._indices)
         image = self._images.gather(1, self._indices // cells)
-        return values[image, places].detach().float()
+        return values[image.to(values.device), places.to(values.device)].detach().float().to(self._home)
 
     def _pooled(self, values: Tensor) -> Tensor:
         """Means (B, N, ...) over the encoder rows of the units' tokens, of values (rows, ...), float32."""
@@ -331,7 +334,7 @@ class EngineView:
             torch.cat([tokens.pool(values.detach()) for tokens in look.tokens_of(unit.span.index, unit.original)])
             for unit in self._units
         ]
-        stacked = torch.stack(units)
+        stacked = torch.stack(units).to(self._home)
         index = self._indices.reshape(*self._indices.shape, *[1] * (stacked.ndim - 2))
         return stacked.gather(1, index.expand(-1, -1, *stacked.shape[2:]))
 
@@ -370,9 +373,13 @@ class EngineView:
 
     def _heads(self, values: Tensor, index: Tensor) -> Tensor:
         """Rows `index` (B, K) of per-head tensors (samples, H, S', d), float32."""
-        chosen = values[self._sample]
-        expanded = index[:, None, :, None].expand(-1, chosen.shape[1], -1, chosen.shape[3])
-        return chosen.gather(2, expanded).float()
+        chosen = values[self._sample.to(values.device)]
+        expanded = index.to(values.device)[:, None, :, None].expand(-1, chosen.shape[1], -1, chosen.shape[3])
+        return chosen.gather(2, expanded).float().to(self._home)
+
+    def _gathered(self, states: Tensor, index: Tensor) -> Tensor:
+        """Rows `index` (B, K) of the units' samples in states (samples, S', D), float32."""
+        return gather_rows(states[self._sample.to(states.device)], index).detach().float().to(self._home)
 
     def _features(self) -> Tensor:
         if self._context.look is not None:

@@ -36,7 +36,7 @@ class JointSpace:
         """Joint embeddings of encoder features (B, N, C), not normalised: (B, N, P), float32."""
         vision = self.clip.vision_model
         weight = self.clip.visual_projection.weight
-        hidden = vision.post_layernorm(features.to(weight.dtype))
+        hidden = vision.post_layernorm(features.to(weight.device, weight.dtype))
         joint: Tensor = self.clip.visual_projection(hidden).float()
         return joint
 
