@@ -23,6 +23,7 @@ from tokenprune.composition import AXES, PARTS, Composed
 from tokenprune.composition.parts import EVERYWHERE
 from tokenprune.errors import ExitCode
 from tokenprune.plugins import ENTRY_POINT_GROUP, Host, load_host
+from tokenprune.report.escaping import markdown_grid
 from tokenprune.site import SITE_KINDS
 from tokenprune.view import NEEDS
 
@@ -61,7 +62,7 @@ def main() -> int:
             f"{path.relative_to(ROOT)}: {'out of date, run `make docs-tables`' if check else 'written'}",
             file=sys.stderr,
         )
-    return ExitCode.UNEXPECTED if check and stale else ExitCode.OK
+    return ExitCode.VERDICT if check and stale else ExitCode.OK
 
 
 def documents() -> list[Path]:
@@ -155,7 +156,8 @@ def all_methods() -> str:
     ]
     wanted = ("#", "pruner", "accuracy %", "interval", "vs random", "same answer %", "layer average")
     places = [rows[0].index(name) for name in wanted]
-    return "\n".join("| " + " | ".join(row[place] for place in places) + " |" for row in rows)
+    head, rule, *found = [[row[place] for place in places] for row in rows]
+    return markdown_grid(head, found, [name for name, mark in zip(head, rule, strict=True) if mark.endswith(":")])
 
 
 def recorded_leaderboard() -> str:
@@ -176,8 +178,7 @@ def filled(text: str, makers: Mapping[str, Callable[[], str]]) -> str:
 
 def needs_table() -> str:
     """What a pruner may declare, and what it opens."""
-    rows = [f"| `{name}` | {meaning} |" for name, meaning in NEEDS.items()]
-    return "\n".join(["| need | opens |", "| --- | --- |", *rows])
+    return markdown_grid(["need", "opens"], [[f"`{name}`", meaning] for name, meaning in NEEDS.items()])
 
 
 def sites_table(host: Host) -> str:
@@ -194,30 +195,34 @@ def sites_table(host: Host) -> str:
     for kind in SITE_KINDS:
         pruners = ", ".join(f"`{spec.name}`" for spec in host.pruners if kind in spec.sites)
         families = sum(kind in spec.sites for spec in host.families)
-        rows.append(f"| `{kind}` | {meanings[kind]} | {pruners} | {families} of {len(host.families)} |")
-    return "\n".join(["| site | where | pruners | families |", "| --- | --- | --- | --- |", *rows])
+        rows.append([f"`{kind}`", meanings[kind], pruners, f"{families} of {len(host.families)}"])
+    return markdown_grid(["site", "where", "pruners", "families"], rows)
 
 
 def calibrated_table(host: Host) -> str:
     """The pruners with options that a calibration finds."""
     rows = [
-        f"| `{spec.name}` | {', '.join(f'`{name}`' for name in spec.calibrates)} |"
+        [f"`{spec.name}`", ", ".join(f"`{name}`" for name in spec.calibrates)]
         for spec in host.pruners
         if spec.calibrates
     ]
-    return "\n".join(["| pruner | options found |", "| --- | --- |", *rows])
+    return markdown_grid(["pruner", "options found"], rows)
 
 
 def families_table(host: Host) -> str:
     """The families of which something can be cut."""
     rows = [
-        f"| `{spec.name}` | {', '.join(f'`{name}`' for name in spec.model_types)} | {', '.join(spec.sites)} | "
-        f"{'yes' if spec.video else 'no'} | {spec.summary.partition(': ')[2]} |"
+        [
+            f"`{spec.name}`",
+            ", ".join(f"`{name}`" for name in spec.model_types),
+            ", ".join(spec.sites),
+            "yes" if spec.video else "no",
+            spec.summary.partition(": ")[2],
+        ]
         for spec in host.families
         if spec.sites
     ]
-    head = ["| family | model types | sites | videos | what it is |", "| --- | --- | --- | --- | --- |"]
-    return "\n".join([*head, *rows])
+    return markdown_grid(["family", "model types", "sites", "videos", "what it is"], rows)
 
 
 def refused_table(host: Host) -> str:
@@ -230,8 +235,8 @@ def refused_table(host: Host) -> str:
         for reason, refused in kinds.items():
             what = ", ".join(refused) if spec.sites else "everywhere"
             families.setdefault((what, reason), []).append(f"`{spec.name}`")
-    rows = [f"| {', '.join(names)} | {what} | {reason} |" for (what, reason), names in families.items()]
-    return "\n".join(["| family | no cut at | why |", "| --- | --- | --- |", *rows])
+    rows = [[", ".join(names), what, reason] for (what, reason), names in families.items()]
+    return markdown_grid(["family", "no cut at", "why"], rows)
 
 
 def family_names(host: Host) -> str:
@@ -242,27 +247,29 @@ def family_names(host: Host) -> str:
 
 def executors_table(host: Host) -> str:
     """The ways to run the cells of a sweep."""
-    rows = [f"| `{spec.name}` | {spec.summary} |" for spec in host.executors]
-    return "\n".join(["| executor | how |", "| --- | --- |", *rows])
+    return markdown_grid(["executor", "how"], [[f"`{spec.name}`", spec.summary] for spec in host.executors])
 
 
 def trackers_table(host: Host) -> str:
     """What hears of a sweep."""
-    rows = [f"| `{spec.name}` | {spec.summary} |" for spec in host.trackers]
-    return "\n".join(["| tracker | what it writes |", "| --- | --- |", *rows])
+    return markdown_grid(["tracker", "what it writes"], [[f"`{spec.name}`", spec.summary] for spec in host.trackers])
 
 
 def parts_table() -> str:
     """The parts of every axis of a composition."""
     rows = [
-        f"| {axis} | `{part.name}` | {_cell(part.meaning)} | {_cell(part.text)} | {', '.join(part.needs)} | "
-        f"{'any' if part.sites == EVERYWHERE else ', '.join(part.sites)} |"
+        [
+            axis,
+            f"`{part.name}`",
+            _formula(part.meaning),
+            _formula(part.text),
+            ", ".join(part.needs),
+            "any" if part.sites == EVERYWHERE else ", ".join(part.sites),
+        ]
         for axis, parts in PARTS.items()
         for part in parts.values()
     ]
-    return "\n".join(
-        ["| axis | part | meaning | term | needs | sites |", "| --- | --- | --- | --- | --- | --- |", *rows]
-    )
+    return markdown_grid(["axis", "part", "meaning", "term", "needs", "sites"], rows)
 
 
 def settings_table() -> str:
@@ -271,19 +278,18 @@ def settings_table() -> str:
     for name, default in Composed.spec.defaults.items():
         readers = [f"`{part.name}`" for parts in PARTS.values() for part in parts.values() if name in part.reads]
         if name not in AXES:
-            rows.append(f"| `{name}` | `{default}` | {', '.join(readers) or 'every composition'} |")
-    return "\n".join(["| setting | default | read by |", "| --- | --- | --- |", *rows])
+            rows.append([f"`{name}`", f"`{default}`", ", ".join(readers) or "every composition"])
+    return markdown_grid(["setting", "default", "read by"], rows)
 
 
-def _cell(text: str) -> str:
-    """A text as a cell of a Markdown table."""
-    return f"`{text}`".replace("|", "\\|") if "|" in text or "_" in text else text
+def _formula(text: str) -> str:
+    """A text as Markdown, set as code if it has signs of a formula."""
+    return f"`{text}`" if "|" in text or "_" in text else text
 
 
 def exit_codes_table() -> str:
     """The exit codes of the command line."""
-    rows = [f"| {code.value} | {code.name.lower().replace('_', ' ')} |" for code in ExitCode]
-    return "\n".join(["| code | meaning |", "| --- | --- |", *rows])
+    return markdown_grid(["code", "meaning"], [[str(code.value), code.meaning] for code in ExitCode])
 
 
 def _fenced(language: str, path: Path) -> str:

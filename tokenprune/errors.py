@@ -10,11 +10,22 @@ from enum import IntEnum
 class ExitCode(IntEnum):
     """Exit codes of the command line, documented and tested."""
 
-    OK = 0
-    UNEXPECTED = 1
-    USAGE = 2
-    FAILED_CELLS = 3
-    INTERRUPTED = 130
+    meaning: str
+    """For people; a bug of tokenprune and a verdict about something else never share a code."""
+
+    OK = 0, "all is well"
+    UNEXPECTED = 1, "an unexpected error: a bug of tokenprune or of a plugin"
+    USAGE = 2, "a mistake in the command, in a file that it reads, or in what is installed"
+    FAILED_CELLS = 3, "cells of a sweep, or runs of a study, failed"
+    VERDICT = 4, "what was examined is not well: `check` found a broken law, `doctor` something bad"
+    INTERRUPTED = 130, "interrupted by Ctrl-C or SIGTERM"
+
+    def __new__(cls, value: int, meaning: str) -> ExitCode:
+        """A code with its meaning."""
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.meaning = meaning
+        return code
 
 
 class TokenPruneError(Exception):

@@ -1,8 +1,9 @@
-"""`tokenprune check`: one line per law, exit code 1 where one is broken."""
+"""`tokenprune check`: one line per law, exit code 4 if one is broken."""
 
 from __future__ import annotations
 
 from tests.cli.commands import Commands
+from tokenprune.errors import ExitCode
 from tokenprune.testing import conformance
 
 
@@ -18,7 +19,7 @@ def test_one_line_for_each_law(run: Commands) -> None:
 def test_a_broken_law_is_told_with_what_was_expected_and_exits_with_one(run: Commands) -> None:
     # with everything kept, the published form still moves its contextual rows behind the dominant ones
     ran = run("check", "visionzip", "--option", "published=true", "--group", "choice", "--budget", "25%", "--json")
-    assert ran.code == 1
+    assert ran.code == ExitCode.VERDICT
     document = ran.json()
     broken = {entry["check"]: entry for entry in document["checks"] if entry["status"] == "failed"}
     assert document["failed"] == len(broken)

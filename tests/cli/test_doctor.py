@@ -12,6 +12,7 @@ from transformers import masking_utils
 import tokenprune
 from tests.cli.commands import Commands
 from tokenprune.engine.internals import INTERNALS
+from tokenprune.errors import ExitCode
 from tokenprune.models.supported import TESTED, is_tested
 
 
@@ -40,7 +41,7 @@ def test_a_broken_plugin_is_bad(run: Commands, monkeypatch: pytest.MonkeyPatch, 
     (info / "entry_points.txt").write_text("[tokenprune]\nbad = a_module_that_is_missing\n")
     monkeypatch.syspath_prepend(tmp_path)
     code, found = findings(run)
-    assert code == 1
+    assert code == ExitCode.VERDICT
     assert found["plugin bad"]["verdict"] == "bad"
 
 
@@ -77,7 +78,7 @@ def test_what_the_engine_uses_inside_transformers_is_probed(run: Commands, monke
     }
     monkeypatch.delattr(masking_utils, "causal_mask_function")
     code, found = findings(run)
-    assert code == 1
+    assert code == ExitCode.VERDICT
     assert found["engine: mask functions"]["verdict"] == "bad"
     assert "causal_mask_function" in found["engine: mask functions"]["text"]
     assert found["engine: dynamic cache"]["verdict"] == "ok"

@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.commands import Commands, environment
 from tests.cli.test_doctor import findings
+from tokenprune.errors import ExitCode
 from tokenprune.models.catalogue import FAMILIES
 from tokenprune.site import SITE_KINDS
 
@@ -87,7 +88,7 @@ def test_doctor_says_that_a_model_was_discovered(run: Commands, tmp_path: Path) 
         image_token_id=7,
     ).save_pretrained(tmp_path)
     code, found = model_findings(run, tmp_path)
-    assert code == 1  # there is no processor in the folder
+    assert code == ExitCode.VERDICT  # there is no processor in the folder
     assert found["processor"]["verdict"] == "bad"
     assert found["family"]["verdict"] == "note"
     assert found["family"]["text"].startswith("not described: discovered")
@@ -110,7 +111,7 @@ def test_doctor_says_why_a_model_cannot_be_pruned(run: Commands, tmp_path: Path)
         },
     ).save_pretrained(tmp_path)
     code, found = model_findings(run, tmp_path)
-    assert code == 1
+    assert code == ExitCode.VERDICT
     assert found["layer types"]["text"] == "1 x conv, 1 x full_attention"
     assert found["sites"]["verdict"] == "bad"
     assert "convolution layers" in found["sites"]["text"]

@@ -55,7 +55,7 @@ def test_every_hook_argument_is_documented_with_its_type() -> None:
 def test_every_exit_code_is_documented() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for code in ExitCode:
-        assert f"| {code.value} | {code.name.lower().replace('_', ' ')} |" in text
+        assert f"| {code.value} | {code.meaning} |" in text
 
 
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

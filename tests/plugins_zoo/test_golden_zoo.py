@@ -73,13 +73,13 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main([str(tmp_path)]) == ExitCode.OK
     assert capsys.readouterr().out.splitlines() == ["ok           fastervlm/a_N64_T16", "1 of 1 files agree"]
     altered(source, tmp_path, "out.keep")
-    assert main([str(tmp_path)]) == ExitCode.UNEXPECTED
+    assert main([str(tmp_path)]) == ExitCode.VERDICT
     assert "DIFFERS      fastervlm/a_N64_T16: keep: 16 of 16 differ" in capsys.readouterr().out
     altered(source, tmp_path, "")
     other = tmp_path / "unheard-of" / "a.safetensors"
     other.parent.mkdir()
     save_file({"in.x": torch.zeros(1)}, other, {"hyper_parameters": "{}"})
-    assert main([str(tmp_path)]) == ExitCode.UNEXPECTED
+    assert main([str(tmp_path)]) == ExitCode.VERDICT
     assert "NOT COVERED  unheard-of/a" in capsys.readouterr().out
 
 

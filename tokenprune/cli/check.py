@@ -39,7 +39,7 @@ def check(
     thorough: Annotated[bool, typer.Option("--thorough", help="Every budget in every check.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check a pruner against the laws that every pruner keeps; exit code 1 where it breaks one.
+    """Check a pruner against the laws that every pruner keeps; exit code 4 if it breaks one.
 
     Example: tokenprune check iwp --group choice --budget 25%
     """
@@ -60,7 +60,7 @@ def check(
             session.output.text(result.line())
         session.output.say(f"{failed} of {len(results)} failed" if failed else f"{len(results)} laws, none broken")
     if failed:
-        raise typer.Exit(ExitCode.UNEXPECTED)
+        raise typer.Exit(ExitCode.VERDICT)
 
 
 def _check_model(session: Session, model: str) -> None:

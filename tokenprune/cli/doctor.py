@@ -38,7 +38,7 @@ def doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Examine this installation, or a model; exits with 1 where something is bad.
+    """Examine this installation, or a model; exits with 4 if something is bad.
 
     Example: tokenprune doctor --model llava-hf/llava-1.5-7b-hf
     """
@@ -53,7 +53,7 @@ def doctor(
         rows = [[finding.subject, finding.verdict, finding.text] for finding in findings]
         session.output.show(table(["subject", "verdict", "what was found"], rows))
     if any(finding.verdict == "bad" for finding in findings):
-        raise typer.Exit(ExitCode.UNEXPECTED)
+        raise typer.Exit(ExitCode.VERDICT)
 
 
 def _versions() -> list[Finding]:

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {error.message} ({error.hint})\n")
         return ExitCode.USAGE
     sys.stdout.write(f"{passed} of {total} files agree\n")
-    return ExitCode.OK if passed == total else ExitCode.UNEXPECTED
+    return ExitCode.OK if passed == total else ExitCode.VERDICT
 
 
 if __name__ == "__main__":
