@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,6 +13,7 @@ import typer
 
 from tokenprune.cli.output import JSON_SCHEMA, Output, Session, session_of, table
 from tokenprune.errors import ConfigError, ExitCode
+from tokenprune.report.escaping import csv_text
 
 if TYPE_CHECKING:
     from tokenprune.sweep.config import SweepConfig
@@ -190,7 +189,7 @@ def _rows_csv(studies: Sequence[LensStudy]) -> str:
     from tokenprune.sweep.lens_study import LensRow
 
     names = [entry.name for entry in fields(LensRow)]
-    return _csv(
+    return csv_text(
         ["model", "task", *names],
         [[study.model, study.task, *asdict(row).values()] for study in studies for row in study.rows],
     )
@@ -200,7 +199,7 @@ def _correlations_csv(studies: Sequence[LensStudy]) -> str:
     from tokenprune.metrics.correlation import RankCorrelation
 
     names = [entry.name for entry in fields(RankCorrelation)]
-    return _csv(
+    return csv_text(
         ["model", "task", "measure", "budget", *names],
         [
             [study.model, study.task, entry.measure, entry.budget, *asdict(entry.found).values()]
@@ -208,11 +207,3 @@ def _correlations_csv(studies: Sequence[LensStudy]) -> str:
             for entry in study.correlations
         ],
     )
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from tokenprune.registry import PrunerSpec, Registry
+from tokenprune.report.escaping import markdown_grid
 
 _COLUMNS = ("pruner", "site", "magnitude", "duplication", "selector", "merge", "needs", "source", "from")
 
 
 def methods_table(pruners: Registry[PrunerSpec]) -> str:
     """One row per pruner in Markdown, in order of registration: its point on the axes, its source, its distribution."""
-    head = ["| " + " | ".join(_COLUMNS) + " |", "|" + " --- |" * len(_COLUMNS)]
-    rows = ["| " + " | ".join(_escape(cell) for cell in _cells(spec, pruners)) + " |" for spec in pruners]
-    return "\n".join([*head, *rows])
+    return markdown_grid(_COLUMNS, [_cells(spec, pruners) for spec in pruners])
 
 
 def method_sections(pruners: Registry[PrunerSpec]) -> str:
@@ -46,7 +45,3 @@ def _section(spec: PrunerSpec) -> str:
     credit = ", ".join(text for text in (source.authors, source.title, source.venue, source.url) if text)
     parts.append(f"Source: {credit}." + (f" Reference code: {source.code}." if source.code else ""))
     return "\n\n".join(parts)
-
-
-def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")

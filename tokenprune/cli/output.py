@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenprune.plugins import Host
+from tokenprune.report.escaping import printable
 
 #: Version of every JSON document that a command prints; it changes when a key is renamed or taken away.
 JSON_SCHEMA = 1
@@ -31,8 +32,8 @@ class Output:
     Colours follow the terminal; `NO_COLOR` takes them away, as Rich reads it.
     """
 
-    data: Console = field(default_factory=lambda: Console(highlight=False, markup=False))
-    talk: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, markup=False))
+    data: Console = field(default_factory=lambda: Console(highlight=False, markup=False, emoji=False))
+    talk: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, markup=False, emoji=False))
 
     @property
     def live(self) -> bool:
@@ -49,11 +50,11 @@ class Output:
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table or another result for people."""
-        self.data.print(renderable)
+        self.data.print(printable(renderable) if isinstance(renderable, str) else renderable)
 
     def say(self, text: str = "") -> None:
         """Say something that is not a result."""
-        self.talk.print(Text(text), soft_wrap=True)
+        self.talk.print(Text(printable(text)), soft_wrap=True)
 
     def warning(self, message: str, hint: str = "") -> None:
         """Say what is wrong but does not stop the command."""
@@ -64,9 +65,9 @@ class Output:
         self._remark("error", "bold red", message, hint)
 
     def _remark(self, label: str, style: str, message: str, hint: str) -> None:
-        self.talk.print(Text.assemble((f"{label}:", style), " ", message), soft_wrap=True)
+        self.talk.print(Text.assemble((f"{label}:", style), " ", printable(message)), soft_wrap=True)
         if hint:
-            self.talk.print(Text.assemble("\n", ("hint:", "bold cyan"), " ", hint), soft_wrap=True)
+            self.talk.print(Text.assemble("\n", ("hint:", "bold cyan"), " ", printable(hint)), soft_wrap=True)
 
 
 class ProgressForm(StrEnum):
@@ -123,5 +124,5 @@ def table(
             overflow="fold",
         )
     for row in rows:
-        built.add_row(*(Text(cell) for cell in row))
+        built.add_row(*(Text(printable(cell)) for cell in row))
     return built

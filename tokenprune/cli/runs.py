@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +14,7 @@ import typer
 from tokenprune.cli.output import ProgressForm, session_of, table
 from tokenprune.cli.sweep import NO_TRACKERS, RERUN, TRACKER, executor_options, finish, interruptible, tracker_change
 from tokenprune.errors import ConfigError
+from tokenprune.report.escaping import csv_text
 
 if TYPE_CHECKING:
     from tokenprune.report.reading import Finished, SweepData
@@ -242,9 +241,5 @@ def _sample_rows(data: SweepData) -> list[dict[str, Any]]:
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """All columns that any row has, in the order in which they first come."""
-    columns = dict.fromkeys(name for row in rows for name in row)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(columns), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return csv_text(columns, [[row.get(name, "") for name in columns] for row in rows])

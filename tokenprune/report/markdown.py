@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenprune.report.columns import COLUMNS, LEGEND
 from tokenprune.report.environments import environment_sentence
+from tokenprune.report.escaping import markdown_grid, markdown_sentence, markdown_text
 from tokenprune.report.notes import Note, Section, shown, timing_notes
 from tokenprune.report.reading import SweepData
 from tokenprune.report.rows import Table
@@ -84,7 +85,10 @@ def _table(table: Table) -> str:
 def _grid(
     title: str, header: Sequence[str], rows: Sequence[Sequence[str]], names: Sequence[str], notes: Sequence[str]
 ) -> str:
-    rule = ["---" if name in names else "--:" for name in header]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *rows)) if rows else ""
-    below = "\n".join(f"- {note}" for note in notes)
-    return "\n\n".join(part for part in (f"**{title}**", text, below) if part)
+    numbers = [name not in names for name in header]
+    cells = [[cell if plain else markdown_text(cell) for cell, plain in zip(row, numbers, strict=True)] for row in rows]
+    headings = list(map(markdown_text, header))
+    flush = [name for name, number in zip(headings, numbers, strict=True) if number]
+    text = markdown_grid(headings, cells, flush) if rows else ""
+    below = "\n".join(f"- {markdown_sentence(note)}" for note in notes)
+    return "\n\n".join(part for part in (f"**{markdown_text(title)}**", text, below) if part)

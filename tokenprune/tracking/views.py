@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from tokenprune.report.columns import LEGEND
+from tokenprune.report.escaping import markdown_text
 from tokenprune.tracking.facts import PICTURES, PREFIX
 from tokenprune.tracking.slices import Slice, Slices
 
@@ -146,17 +147,25 @@ def note(name: str, addresses: Mapping[str, str], table: str) -> str:
         addresses: Views and pages, relative to the MLflow page.
         table: The leaderboard as Markdown.
     """
-    kinds: dict[str, list[str]] = {}
+    kinds: dict[str, list[tuple[str, str]]] = {}
     for title, address in addresses.items():
         kind, _, about = title.partition(": ")
-        kinds.setdefault(kind, []).append(f"[{about or kind}](/{address})")
-    first = [f"[{kind}]({shown[0].partition('](')[2]}" for kind, shown in kinds.items()]
-    text = f"**{name}**: {' · '.join(first)}"
-    more = [f"- {kind}: {' · '.join(shown)}" for kind, shown in kinds.items() if len(shown) > 1]
+        kinds.setdefault(kind, []).append((about or kind, address))
+    first = [_link(kind, shown[0][1]) for kind, shown in kinds.items()]
+    text = f"**{markdown_text(name)}**: {' · '.join(first)}"
+    more = [
+        f"- {kind}: {' · '.join(_link(about, address) for about, address in shown)}"
+        for kind, shown in kinds.items()
+        if len(shown) > 1
+    ]
     for addition in ("\n".join(more), table):
         if addition and len(text) + len(addition) + 2 < _NOTE_LIMIT:
             text += f"\n\n{addition}"
     return text
+
+
+def _link(title: str, address: str) -> str:
+    return f"[{markdown_text(title)}](/{address})"
 
 
 def summary_note(table: str) -> str:
