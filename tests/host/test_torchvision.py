@@ -13,7 +13,7 @@ import transformers
 from packaging.version import Version
 
 from tokenprune.cli.app import main
-from tokenprune.errors import PrerequisiteError
+from tokenprune.errors import ExitCode, PrerequisiteError
 from tokenprune.models import load_model
 from tokenprune.models.torchvision_build import partner, torchvision_hint, torchvision_problem
 
@@ -93,11 +93,11 @@ def test_a_command_ends_with_one_line_and_the_pair(
 def test_doctor_says_which_pair_to_install(broken: str, capsys: pytest.CaptureFixture[str]) -> None:
     import json
 
-    assert main(["doctor", "--json"]) == 1
+    assert main(["doctor", "--json"]) == ExitCode.VERDICT
     found = {entry["subject"]: entry for entry in json.loads(capsys.readouterr().out)["findings"]}
     assert found["torchvision"]["verdict"] == "bad"
     assert found["torchvision"]["text"] == f"{broken}; {torchvision_hint()}"
-    assert main(["doctor", "--model", "scenes", "--json"]) == 1
+    assert main(["doctor", "--model", "scenes", "--json"]) == ExitCode.VERDICT
     found = {entry["subject"]: entry for entry in json.loads(capsys.readouterr().out)["findings"]}
     assert broken in found["processor"]["text"]
     assert PAIR in found["processor"]["text"]
