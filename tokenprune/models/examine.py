@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tokenprune.errors import IncompatibleError, PrerequisiteError
+from tokenprune.models.adapters import adapter_in
 from tokenprune.models.discovery import discover
 from tokenprune.models.family import Family, resolve
 from tokenprune.models.loading import family_of, missing_package, model_path, quiet_loading
@@ -62,9 +63,10 @@ def examine(name_or_path: str, host: Host) -> Examination:
         PrerequisiteError: There is no config, or transformers cannot build a model of it.
     """
     path = model_path(name_or_path, host)
-    found = examined(_skeleton(path, name_or_path), host)
+    adapter = adapter_in(path)
+    found = examined(_skeleton(path if adapter is None else adapter.base, name_or_path), host)
     try:
-        return replace(found, processor=_processor(path))
+        return replace(found, processor=_processor(path if adapter is None else adapter.processor))
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         missing = missing_package(name_or_path, error)
         return replace(found, processor_problem=_sentence(error) if missing is None else f"{missing}; {missing.hint}")

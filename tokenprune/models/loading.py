@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tokenprune.errors import ConfigError, IncompatibleError, PrerequisiteError, UnknownNameError
+from tokenprune.models.adapters import adapter_in
 from tokenprune.models.discovery import discover
 from tokenprune.models.family import Family, Parts, resolve
 from tokenprune.models.joint import JointSpace
@@ -49,7 +50,8 @@ def load_model(
     """Load model, processor and, where a folder `clip` lies beside the weights, the joint image-text space.
 
     Args:
-        name_or_path: Registered short name (`scenes`), directory, or hub name.
+        name_or_path: Registered short name (`scenes`), directory, or hub name; also a directory with an adapter of PEFT
+            that names its model.
         device: Torch device.
         dtype: `float32`, `bfloat16` or `float16`.
         attention: Attention kernel: `sdpa`, `eager` or another that transformers knows.
@@ -64,16 +66,20 @@ def load_model(
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype `{dtype}`", hint="use " + ", ".join(f"`{name}`" for name in _DTYPES))
     path = model_path(name_or_path, host)
-    if (Path(path) / "config.json").is_file():  # of anything else, the loader says what is missing
-        check_weights(Path(path))
+    adapter = adapter_in(path)
+    whole = path if adapter is None else adapter.base
+    if (Path(whole) / "config.json").is_file():  # of anything else, the loader says what is missing
+        check_weights(Path(whole))
     try:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         with quiet_loading():
-            processor = AutoProcessor.from_pretrained(path)
+            processor = AutoProcessor.from_pretrained(path if adapter is None else adapter.processor)
             model = AutoModelForImageTextToText.from_pretrained(
-                path, dtype=_DTYPES[dtype], attn_implementation=attention, use_safetensors=True
+                whole, dtype=_DTYPES[dtype], attn_implementation=attention, use_safetensors=True
             )
+            if adapter is not None:
+                adapter.put_into(model)
     except OSError as error:
         raise PrerequisiteError(
             f"cannot load a model from `{name_or_path}`: {str(error).splitlines()[0]}",
@@ -92,7 +98,7 @@ def load_model(
     def decode(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=True))
 
-    clip = Path(path) / "clip"
+    clip = Path(whole) / "clip"
     with quiet_loading():
         joint = JointSpace.load(clip, decode, device=device, dtype=_DTYPES[dtype]) if clip.is_dir() else None
     return LoadedModel(model, processor, joint, path, parts.family.name, parts.facts)

@@ -48,13 +48,13 @@ def _replicas(model: Any) -> Refusal | None:
     )
 
 
-def _prompt_learning(model: Any) -> Refusal | None:
-    config = model.active_peft_config
+def adapter_refusal(config: Any) -> Refusal | None:
+    """Why a model with an adapter of PEFT is not pruned, from the adapter's config; `None` where it is."""
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if config.is_prompt_learning:
         return Refusal(
             f"its adapter ({kind}) puts virtual tokens before the prompt, so that the places of images are not known",
-            "use an adapter that changes layers, such as LoRA, or the model without it (`model.get_base_model()`)",
+            "use an adapter that changes layers, such as LoRA, or the model without it",
         )
     if kind in _OTHER_ADAPTERS:
         return Refusal(f"its adapter ({kind}) {_OTHER_ADAPTERS[kind]}", "use an adapter such as LoRA")
@@ -82,7 +82,7 @@ REFUSALS: Mapping[str, Callable[[Any], Refusal | None]] = {
     "torch.nn.parallel.data_parallel.DataParallel": _replicas,
     "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": _sharded,
     "torch.distributed.fsdp.FSDPModule": _sharded,
-    "peft.peft_model.PeftModel": _prompt_learning,
+    "peft.peft_model.PeftModel": lambda model: adapter_refusal(model.active_peft_config),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -151,12 +152,22 @@ def model_digest(name: str, host: Host) -> str:
     path = model_path(name, host)
     if Path(path).is_dir():
         check_weights(Path(path))
-        return directory_digest(Path(path))
+        return _files(path, host)
     if Path(path).is_absolute() or path.startswith("."):
         raise PrerequisiteError(f"no model directory at `{path}`", hint="give a directory or a hub name")
     snapshot = _snapshot(path)
     check_weights(snapshot)
     return snapshot.name
+
+
+def _files(path: str, host: Host) -> str:
+    """Hash of a model directory, with that of the model that it changes where it holds an adapter."""
+    from tokenprune.models.adapters import adapter_in
+
+    own, adapter = directory_digest(Path(path)), adapter_in(path)
+    if adapter is None:
+        return own
+    return hashlib.sha256(f"{own} {model_digest(adapter.base, host)}".encode()).hexdigest()[: len(own)]
 
 
 def planned_model(cell: Cell, host: Host) -> str:
@@ -184,7 +195,7 @@ def check_model(cell: Cell, host: Host) -> None:
 
     path = Path(model_path(cell.model, host))
     if path.is_dir():  # a commit of a hub does not change
-        _must_be(f"the files of model `{cell.model}`", directory_digest(path), cell.model_digest)
+        _must_be(f"the files of model `{cell.model}`", _files(str(path), host), cell.model_digest)
 
 
 def check_task(cell: Cell, task: Task) -> None:
