@@ -31,6 +31,15 @@ def test_kept_tokens_are_bright_and_the_others_dark(grid: tuple[int, int]) -> No
         assert bright == (index in kept), index
 
 
+@pytest.mark.parametrize("size", [(3, 1000), (1000, 3), (1, 1), (1, 5000)])
+def test_thin_pictures_show_every_token(size: tuple[int, int]) -> None:
+    picture = draw_kept(Image.new("RGB", size, "white"), (6, 5), range(0, 30, 2))
+    assert picture.width >= MIN_SIDE
+    assert max(picture.size) <= max(2048, *size)
+    for index in range(30):
+        assert (middle(picture, (6, 5), index) == (255, 255, 255)) == (index % 2 == 0), index
+
+
 def test_reasons_have_colours_of_their_own() -> None:
     picture = np.asarray(draw_kept(WHITE, (2, 2), [0, 1, 3], ["important", "diverse", "important"]))
     corner = {index: tuple(picture[(index // 2) * 128, (index % 2) * 128]) for index in (0, 1, 3)}

@@ -107,7 +107,7 @@ def _ask(
     bench = Bench(session.host, device)
     inputs = bench.encode(loaded, [Sample("explain", (picture,), question, answer="", family="")])
     parts = parts_of(loaded.model, session.host)
-    grids = [visual.grid or (1, visual.tokens) for visual in parts.visuals(inputs)]
+    grids = [visual.grid or (1, visual.tokens) for visual in parts.visuals(inputs) if visual.tokens]
     return grids, [_ask_one(session, loaded, inputs, name, budget, grids) for name in names]
 
 

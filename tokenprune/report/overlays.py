@@ -14,6 +14,12 @@ from tokenprune.sweep.files import inside
 MIN_SIDE = 256
 """Small pictures are enlarged to this width, so that single tokens can be seen."""
 
+_MAX_SIDE = 2048
+"""Pictures are not enlarged beyond it."""
+
+_CELL = 4
+"""Pixels of a token's rectangle, at least: a picture with less is stretched."""
+
 _OUTLINE = (255, 210, 0)
 _REASONS = ((255, 210, 0), (0, 200, 255), (255, 90, 160), (140, 255, 90))
 _MARGIN = 6
@@ -35,8 +41,10 @@ def draw_kept(
         An RGB picture at least 256 pixels wide.
     """
     rows, columns = grid
-    scale = max(1, -(-MIN_SIDE // image.width))
-    bright = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    scale = max(1, min(-(-MIN_SIDE // image.width), _MAX_SIDE // max(image.size)))
+    width = max(image.width * scale, MIN_SIDE, columns * _CELL)
+    height = max(image.height * scale, rows * _CELL)
+    bright = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
     picture = ImageEnhance.Brightness(ImageEnhance.Color(bright).enhance(0.3)).enhance(0.28)
     drawing = ImageDraw.Draw(picture)
     reasons = list(dict.fromkeys(labels))
