@@ -55,7 +55,7 @@ class Dashboard:
     uri: str
     links: Mapping[str, str]
     moved: bool
-    behind: bool
+    behind: bool = False
 
     @property
     def server(self) -> str:
