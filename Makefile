@@ -83,10 +83,10 @@ bench-sweep: $(STAMP) ## 48 cells apart, one after another and shared (half an h
 chaos: $(STAMP) ## A sweep of 500 cells under 100 random kills (10 minutes); the last line is a JSON summary
 	$(VENV)/bin/python benchmarks/chaos/chaos.py
 
-matrix: $(STAMP) ## Every pruner on a small model of every family; writes docs/matrix.md (half an hour)
+matrix: $(STAMP) ## Every pruner on a small model of every family; writes docs/matrix.md (5 minutes)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.matrix.run
 
-range: $(STAMP) ## Families' tests and matrix at both ends of the range of transformers, in .venv-range (an hour)
+range: $(STAMP) ## Families' tests and matrix at both ends of the range of transformers, in .venv-range (half an hour)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.matrix.ends $(RANGE_ARGS)
 
 nightly: lint $(STAMP) ## All tests, the slow ones too

@@ -52,14 +52,23 @@ def environment(release: str) -> Path:
     return python
 
 
-def tested(python: Path) -> Counter[str]:
-    """Outcomes of the families' tests, one process."""
+def tested(python: Path, jobs: int) -> Counter[str]:
+    """Outcomes of the families' tests.
+
+    Args:
+        python: Interpreter, which decides about the release of transformers.
+        jobs: Processes.
+    """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tests.xml"
         command = [
             "-m",
             "pytest",
             "-q",
+            "-n",
+            str(jobs),
+            "--dist",
+            "loadgroup",
             "-p",
             "no:cacheprovider",
             "-m",
@@ -104,7 +113,7 @@ def ran(release: str, jobs: int) -> End:
         if entry.outcome != "stock" and (before is None or before.outcome != "stock")
     )
     matrix = Counter(entry.outcome for entry in entries)
-    tests = tested(python)
+    tests = tested(python, jobs)
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -141,7 +150,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--end", choices=TESTED, help="only this release of transformers")
     parser.add_argument("--build", action="store_true", help="only make the environments")
-    parser.add_argument("--jobs", type=int, default=2, help="families at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
     options = parser.parse_args(words)
     bad = 0
     for release in [options.end] if options.end else dict.fromkeys(TESTED):
