@@ -15,6 +15,7 @@ from tokenprune.report import leaderboard, markdown_report
 from tokenprune.report.columns import LEGEND
 from tokenprune.report.cost_sections import cost_sections
 from tokenprune.report.costs import Quartiles, summarise_costs
+from tokenprune.report.escaping import markdown_sentence
 from tokenprune.report.markdown import cells_of
 from tokenprune.report.notes import Section, shown
 from tokenprune.report.plots import PREFILL, interactive, lines_of
@@ -62,7 +63,8 @@ def every_table(text: str, mark: str, meaning: str) -> list[str]:
     for block in re.split(r"\n(?=\*\*)", text):
         block = block.split(LEGEND)[0]
         lines = [line for line in block.splitlines() if line.startswith("|") and mark in line]
-        assert (f"- {mark}: {meaning}" in block) == bool(lines), block
+        told = f"- {markdown_sentence(mark)}: {meaning}"
+        assert (told in block) == bool(lines), block
         bearing += lines
     assert bearing
     return bearing

@@ -35,6 +35,13 @@ def start(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
+def workers(directory: Path) -> list[str]:
+    """Who began a cell, as far as it has been tracked."""
+    events = directory / "events.jsonl"
+    found = read_jsonl(events) if events.is_file() else []
+    return [event["worker"] for event in found if event["event"] == "cell_start"]
+
+
 @pytest.mark.timeout(900)
 def test_kill_and_continue(command: list[str], directory: Path, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
@@ -49,8 +56,8 @@ def test_kill_and_continue(command: list[str], directory: Path, tmp_path: Path) 
     first = start(command)
     try:
         wait_for(gate_is_reached, "second batch of the third cell")
-        events = read_jsonl(directory / "events.jsonl")
-        worker = int(next(event["worker"] for event in events if event["event"] == "cell_start").partition("#")[2])
+        wait_for(lambda: workers(directory), "tracked start of a cell")  # trackers work beside the cells
+        worker = int(workers(directory)[0].partition("#")[2])
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
