@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenprune.models.supported import TESTED
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("matrix.json")
 ENDS = Path(__file__).with_name("ends.json")
@@ -239,7 +241,11 @@ def _ends(ends: Sequence[End]) -> list[str]:
         "| transformers | torch | commit | ran | refused | failed | stock | unlike | tests passed | skipped | failed |",
         "| --- | --- | --- | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
-    return lines + ["| " + " | ".join(map(str, asdict(end).values())) + " |" for end in ends]
+    lines += ["| " + " | ".join(map(str, asdict(end).values())) + " |" for end in ends]
+    unrecorded = [release for release in TESTED if release not in {end.transformers for end in ends}]
+    if unrecorded:
+        lines += ["", f"Not recorded here yet: {', '.join(unrecorded)}."]
+    return lines
 
 
 def _general(entry: Entry) -> str:

@@ -93,12 +93,13 @@ def test_the_ends_of_the_range_stand_below_the_reasons() -> None:
     end = End("5.1.0", "2.9.0", "abc", 7, 2, 0, 5, 1, 40, 3, 0)
     text = page([Entry("a", "f", "picture", "yes")], [end])
     assert "## Tested with" in text.split("## Reasons")[1]
-    assert text.endswith("| 5.1.0 | 2.9.0 | abc | 7 | 2 | 0 | 5 | 1 | 40 | 3 | 0 |\n")
+    assert text.rsplit("\n\n", 1)[1] == f"Not recorded here yet: {', '.join(TESTED)}.\n"
+    assert text.rsplit("\n\n", 1)[0].endswith("| 5.1.0 | 2.9.0 | abc | 7 | 2 | 0 | 5 | 1 | 40 | 3 | 0 |")
 
 
 def test_nothing_failed_at_the_recorded_ends() -> None:
     ends = recorded_ends()
     if not ends:
         pytest.skip("no end of the range is recorded: make range")
-    assert tuple(end.transformers for end in ends) == TESTED
+    assert {end.transformers for end in ends} <= set(TESTED)
     assert [(end.failed, end.unlike_recorded, end.tests_failed) for end in ends] == [(0, 0, 0)] * len(ends)
