@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.cli.commands import TOY, Commands, Ran, inside
-from tests.sweep.tiny import save_tiny_model
 
 SWEEP_FILE = """
 models: [{model}]
@@ -37,12 +37,6 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random model on disk."""
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="session")
 def sweep_file(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A sweep over the toy task with one pruner that fails and one that refuses."""
     path = tmp_path_factory.mktemp("sweep") / "toy.yaml"
@@ -51,7 +45,9 @@ def sweep_file(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pa
 
 
 @pytest.fixture(scope="session")
-def swept(sweep_file: Path) -> tuple[Path, Ran]:
+def swept(sweep_file: Path, migrated_store: Path) -> tuple[Path, Ran]:
     """A finished sweep and what the command said."""
     directory = sweep_file.parent / "run"
+    directory.mkdir()
+    shutil.copyfile(migrated_store, directory / "mlflow.db")
     return directory, inside("sweep", sweep_file, "--out", directory)

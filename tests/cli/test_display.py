@@ -356,9 +356,9 @@ def test_the_display_that_was_asked_for(form: ProgressForm, kind: type | None) -
 
 
 def test_stdout_is_one_document_and_stderr_json_lines(
-    run: Commands, toy: None, sweep_file: Path, tmp_path: Path
+    run: Commands, toy: None, sweep_file: Path, directory: Path
 ) -> None:
-    words = ("sweep", str(sweep_file), "--out", str(tmp_path / "run"), "--json", "--progress", "json")
+    words = ("sweep", str(sweep_file), "--out", str(directory), "--json", "--progress", "json")
     ran = run(*words)
     assert ran.json()["sweep"]["done"] == 3
     events = [json.loads(line) for line in ran.err.splitlines() if line.startswith("{")]

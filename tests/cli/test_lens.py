@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.commands import Commands
+from tests.cli.commands import Commands, inside
 from tests.sweep.tiny import TOKENS
 from tokenprune.errors import ExitCode
 
@@ -34,9 +34,9 @@ def words(model: Path, *more: str) -> list[str]:
     return ["lens", "--model", str(model), *WORDS, "--device", "cpu", *more]
 
 
-@pytest.fixture
-def study(run: Commands, toy: None, tiny_model: Path) -> Any:
-    ran = run(*words(tiny_model, "--pruners", NAMES, "--json"))
+@pytest.fixture(scope="module")
+def study(tiny_model: Path) -> Any:
+    ran = inside(*words(tiny_model, "--pruners", NAMES, "--json"))
     assert ran.code == ExitCode.FAILED_CELLS  # `exploding`
     document = ran.json()
     assert list(document) == ["schema", "lens"]

@@ -47,7 +47,7 @@ PRUNERS: dict[str, Pruner] = {
 }
 
 
-@pytest.fixture(scope="module", params=["sdpa", "eager"])
+@pytest.fixture(scope="module", params=["sdpa", pytest.param("eager", marks=pytest.mark.thorough)])
 def model(request: pytest.FixtureRequest) -> Any:
     return random_llava(request.param)
 

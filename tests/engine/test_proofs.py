@@ -111,6 +111,7 @@ def test_pruned_equals_masked_in_prefill_and_twenty_decoded_tokens(
         torch.testing.assert_close(out.logits[step], reference[:, length - 1 + step], **near)
 
 
+@pytest.mark.parametrize("model", ["sdpa", pytest.param("eager", marks=pytest.mark.thorough)], indirect=True)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("sites", SITES, ids="+".join)
 @pytest.mark.parametrize("kind", [ByContent, Ragged])

@@ -19,7 +19,7 @@ SITES = [("input",), ("encoder",), ("layer:2",), ("layer:1", "layer:4")]
 DECODED = 20
 
 
-@pytest.fixture(scope="module", params=["sdpa", "eager"])
+@pytest.fixture(scope="module", params=["sdpa", pytest.param("eager", marks=pytest.mark.thorough)])
 def shipped(request: pytest.FixtureRequest) -> LoadedModel:
     return load_model("scenes", attention=request.param)
 

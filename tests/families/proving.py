@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -24,15 +24,29 @@ Zoo = Callable[..., Built]
 #: Families whose decoder cannot lose tokens, with the words of the refusal.
 REFUSED = {"mllama": "cross", "qwen3_5": "linear attention", "lfm2_vl": "conv"}
 PRUNED = [name for name in FAMILIES if name not in REFUSED]
+#: One of each kind, for proofs that vary what all families share: a plain one, one with tiles and videos, one with
+#: rotary positions of three axes, one with frames as pictures, one whose mask sees both ways inside a picture.
+REPRESENTATIVES = ("llava", "llava_onevision", "qwen2_5_vl", "smolvlm", "gemma3")
 SITES = [("input",), ("layer:2",), ("layer:1", "layer:3")]
 #: Two cuts of every pass, for proofs that vary something else.
 BOTH = ("input", "layer:2")
 DECODED = 20
 everyone = pytest.mark.parametrize("name", PRUNED)
+
+
+def one_of_each_kind(names: Iterable[str] = PRUNED) -> pytest.MarkDecorator:
+    """Families under `name`: `REPRESENTATIVES` in the fast tests, the others in the thorough ones."""
+    marks = {name: () if name in REPRESENTATIVES else (pytest.mark.thorough,) for name in names}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=own) for name, own in marks.items()])
+
+
 everywhere = pytest.mark.parametrize("sites", SITES, ids="+".join)
-#: Two cuts in every run of the tests, each place alone in slow ones.
+#: Two cuts in every run of the tests, each place alone in slow ones; and the same, each place alone in thorough ones.
 at_every_site = pytest.mark.parametrize(
     "sites", [BOTH, *(pytest.param(sites, marks=pytest.mark.slow) for sites in SITES)], ids="+".join
+)
+everywhere_in_turn = pytest.mark.parametrize(
+    "sites", [BOTH, *(pytest.param(sites, marks=pytest.mark.thorough) for sites in SITES)], ids="+".join
 )
 
 

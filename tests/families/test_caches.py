@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families.proving import BOTH, Zoo, chosen, close, everyone
+from tests.families.proving import BOTH, Zoo, chosen, close, everyone, one_of_each_kind
 from tests.families.zoo import Built, Sample
 from tokenprune.engine import pruned
 from tokenprune.errors import IncompatibleError
@@ -55,7 +55,7 @@ def reply(built: Built, inputs: Any, question: Tensor, cache: Any, *, whole: boo
     return said[:, -4:]
 
 
-@everyone
+@one_of_each_kind()
 @torch.no_grad()
 def test_copies_answer_as_their_original(zoo: Zoo, name: str) -> None:
     """One prefill, several questions; other pictures pass the model in between, and the original goes."""

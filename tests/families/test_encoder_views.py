@@ -349,7 +349,14 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["llava_next", "internvl", "llama4", "qwen2_5_vl", "gemma4", "mistral3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llava_next",
+        *(pytest.param(name, marks=pytest.mark.thorough) for name in ("internvl", "llama4", "gemma4", "mistral3")),
+        "qwen2_5_vl",
+    ],
+)
 def test_methods_of_the_encoder_run_behind_the_projector(zoo: Zoo, name: str, method: str) -> None:
     built = zoo(name)
     chosen = load_host().pruners.get(method).build()

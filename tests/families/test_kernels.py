@@ -17,6 +17,7 @@ from tests.families.proving import (
     close,
     everyone,
     everywhere,
+    one_of_each_kind,
     samples,
 )
 from tests.families.zoo import FAMILIES, Sample
@@ -29,20 +30,22 @@ from tokenprune.models.loading import parts_of
 NO_FLEX = ("glm4v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 #: Families whose stock text model takes no flash attention for prompts of more than a chunk.
 NO_FLASH = ("llama4",)
-flexible = pytest.mark.parametrize("name", [name for name in PRUNED if name not in NO_FLEX])
+FLEXIBLE = [name for name in PRUNED if name not in NO_FLEX]
+flexible = pytest.mark.parametrize("name", FLEXIBLE)
+flexible_ones = one_of_each_kind(FLEXIBLE)
 in_dense_form = pytest.mark.usefixtures("dense_flex")
 #: Means of runs of neighbours with their log sizes, where all visual planes have been added.
 MERGES = Averaging(("layer:3",), weighted=True, reverse=False, ratios=(0.25,))
 kernels = pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 
 
-@everyone
+@one_of_each_kind()
 def test_pruned_equals_masked_under_eager(zoo: Zoo, name: str) -> None:
     built = zoo(name, "eager")
     assert_equal_to_masked(built, built.inputs(*samples(built)), chosen(BOTH))
 
 
-@flexible
+@flexible_ones
 @in_dense_form
 def test_pruned_equals_masked_under_flex(zoo: Zoo, name: str) -> None:
     flex, eager = zoo(name, "flex_attention"), zoo(name, "eager")
@@ -63,7 +66,7 @@ def test_mass_correction_equals_a_bias_on_the_masked_model(zoo: Zoo, name: str) 
     assert_equal_to_masked(built, built.inputs(*samples(built)), MassCorrected(chosen(BOTH)))
 
 
-@flexible
+@flexible_ones
 @in_dense_form
 def test_merges_with_log_sizes_under_flex(zoo: Zoo, name: str) -> None:
     flex, eager = zoo(name, "flex_attention"), zoo(name, "eager")

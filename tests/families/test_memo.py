@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 
 from tests.engine.pruners import ByContent
-from tests.families.proving import PRUNED, said, samples
+from tests.families.proving import one_of_each_kind, said, samples
 from tests.families.zoo import Built
 from tokenprune.engine import PrefillMemo, pruned
 from tokenprune.models.loading import parts_of
@@ -18,7 +17,6 @@ from tokenprune.pruner import Pruner
 
 Zoo = Callable[[str], Built]
 HOST = load_host()
-everyone = pytest.mark.parametrize("name", PRUNED)
 
 
 def pruners(built: Built) -> list[Pruner]:
@@ -29,7 +27,7 @@ def pruners(built: Built) -> list[Pruner]:
     return chosen
 
 
-@everyone
+@one_of_each_kind()
 def test_pruners_of_one_memo_answer_as_without(zoo: Zoo, name: str) -> None:
     built = zoo(name)
     inputs = built.inputs(*samples(built))

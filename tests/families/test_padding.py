@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families.proving import BOTH, PRUNED, Zoo, at_every_site, chosen, close, everyone, said, samples
+from tests.families.proving import (
+    BOTH,
+    PRUNED,
+    Zoo,
+    at_every_site,
+    chosen,
+    close,
+    everyone,
+    one_of_each_kind,
+    said,
+    samples,
+)
 from tests.families.zoo import FAMILIES, Built, Sample
 from tokenprune.engine import pruned
 from tokenprune.models.loading import parts_of
@@ -53,7 +64,7 @@ def test_padded_on_the_right_pruned_equals_masked(zoo: Zoo, name: str, sites: tu
         close(ours, theirs)
 
 
-@everyone
+@one_of_each_kind()
 def test_both_paddings_give_what_a_single_prompt_gives(zoo: Zoo, name: str) -> None:
     built = zoo(name)
     many = samples(built)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from tests.sweep.tiny import save_tiny_model
 from tokenprune.plugins import Host, load_host
 from tokenprune.sweep.config import SweepConfig, parse_config
 from tokenprune.sweep.runner import SweepOutcome, run_sweep
@@ -49,6 +50,8 @@ class Workshop:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model on disk."""
+    from tests.sweep.tiny import save_tiny_model  # with transformers, which few tests need
+
     return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
@@ -65,11 +68,17 @@ def workshop(tiny_model: Path) -> Iterator[Workshop]:
 
 @pytest.fixture(scope="session")
 def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: making one takes seconds, copying it does not."""
+    """An empty MLflow database for all processes of the tests: making one takes seconds, copying it does not."""
     from mlflow.tracking import MlflowClient
 
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    path = folder / "empty-mlflow.db"
+    with FileLock(folder / "empty-mlflow.lock"):
+        if not path.exists():
+            made = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+            MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments()
+            shutil.copyfile(made, path)
     return path
 
 

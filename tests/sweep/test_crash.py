@@ -415,6 +415,7 @@ def test_a_lease_that_is_gone_ends_the_sweep_with_one_error(workshop: Workshop, 
     assert (again.done, again.skipped) == (2, 1)
 
 
+@pytest.mark.thorough
 def test_a_sweep_that_was_taken_over_ends_with_one_error(workshop: Workshop, tmp_path: Path) -> None:
     """Not with one dead worker after the other."""
     started: list[int] = []

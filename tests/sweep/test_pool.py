@@ -38,6 +38,7 @@ def test_a_worker_per_gpu_or_as_many_as_asked_for(
     assert list(worker_devices(listed, workers)) == expected
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(600)
 def test_two_workers_on_the_cpu_share_its_cores(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -169,6 +169,7 @@ def sweep_file(workshop: Workshop, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_a_read_only_directory_is_shown_and_not_written(copy: Path, sweep_file: Path) -> None:
     everything = [*copy.rglob("*"), copy]
@@ -192,6 +193,7 @@ def test_a_read_only_directory_is_shown_and_not_written(copy: Path, sweep_file: 
         assert hint.startswith("hint: make room or make it writable, then run the same command again")
 
 
+@pytest.mark.thorough
 def test_a_full_disk_is_told_in_two_lines_and_the_same_command_continues(sweep_file: Path, tmp_path: Path) -> None:
     words = ("sweep", sweep_file, "--out", tmp_path / "run", "--quiet", "--json")
 

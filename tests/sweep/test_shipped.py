@@ -12,6 +12,7 @@ from tokenprune.report import leaderboard
 from tokenprune.report.tables import Row
 from tokenprune.sweep import Ledger, default_config, run_sweep, with_changes
 
+pytestmark = pytest.mark.thorough
 PRUNERS = ["random", "grid", "downsample", "iwp", "iwp-exact", "oracle"]
 
 

@@ -175,6 +175,7 @@ def test_a_broken_tracker_is_reported_and_survived(workshop: Workshop, tmp_path:
     assert outcome.problems == ("plugin `away` failed in `on_cell_end`: OSError: the server is away",)
 
 
+@pytest.mark.thorough
 def test_worker_processes(workshop: Workshop, tmp_path: Path) -> None:
     """The same answers as in this process, and a pruner that kills its worker costs its own cells only."""
     config = workshop.config(executor="local", pruners=["dying", "first", "random"], budgets=[4], seeds=[0, 1])

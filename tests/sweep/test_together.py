@@ -49,7 +49,13 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-@pytest.mark.parametrize("task", [{"size": 8}, {"size": 8, "bad": 4}], ids=["good samples", "one bad sample"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param({"size": 8}, id="good samples", marks=pytest.mark.thorough),
+        pytest.param({"size": 8, "bad": 4}, id="one bad sample"),
+    ],
+)
 def test_together_is_as_alone(run: Callable[..., SweepOutcome], task: dict[str, Any]) -> None:
     many = [*PRUNERS, "iwp", "fastv", "visionzip", "divprune"]
     tasks = [{"name": "toy", "options": task}]

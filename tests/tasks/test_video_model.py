@@ -61,11 +61,13 @@ def test_a_video_is_its_frames_one_after_another(loaded: LoadedModel) -> None:
     assert processor.tokenizer.unk_token_id not in inputs.input_ids
 
 
+@pytest.mark.thorough
 def test_it_answers_about_videos(full: Result) -> None:
     """The whole split is measured in the card; this only notices a broken checkpoint."""
     assert full.overall >= CHANCE + 0.2, full
 
 
+@pytest.mark.thorough
 def test_it_needs_its_tokens(loaded: LoadedModel, full: Result) -> None:
     task = ScenesVideoTask("validation", size=50)
     few = evaluate(loaded.model, loaded.processor, task, ratio=0.02, batch=25)

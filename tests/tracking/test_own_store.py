@@ -79,6 +79,7 @@ def filled(finished: FinishedSweep, tmp_path: Path) -> Path:
 # --- made as a whole ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 def test_a_kill_while_the_store_is_made_leaves_none(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
@@ -132,7 +133,9 @@ def test_files_of_a_deleted_store_are_not_applied_to_the_new_one(filled: Path) -
 # --- broken, or of another version ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", [tear, garble, empty_out])
+@pytest.mark.parametrize(
+    "damage", [garble, *(pytest.param(way, marks=pytest.mark.thorough) for way in (tear, empty_out))]
+)
 def test_a_store_that_does_not_open_is_set_aside_and_filled_again(
     small: Callable[[], SweepOutcome], directory: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -272,6 +275,7 @@ def test_a_second_experiment_that_an_earlier_version_made_is_deleted(
     assert each_once(filled, client)
 
 
+@pytest.mark.thorough
 def test_a_shared_store_keeps_one_experiment_of_a_moved_sweep_and_another_of_a_copy(
     finished: FinishedSweep, migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
