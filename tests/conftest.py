@@ -17,11 +17,11 @@ os.environ[LOAD] = ALLOWED  # what else is installed must not change what is tes
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `--dist loadgroup`, tests that share what takes long to build run in one process.
 
-    These are the tests of a file, and those that look at the finished sweep. Folders may say otherwise.
+    These are the tests of a file, and those that look at the finished sweep. Folders may say otherwise: their hooks run
+    before this one, and xdist reads the marks after it.
     """
     for item in items:
         if item.get_closest_marker("xdist_group") is None:

@@ -23,7 +23,7 @@ from tokenprune.tasks.scenes.generator import SIZE
 
 
 def image_processor() -> CLIPImageProcessorPil:
-    """The PIL image processor: core installs have no torchvision."""
+    """Pillow's image processor; with torchvision, transformers loads its own, which gives the same pixels."""
     return CLIPImageProcessorPil(
         size={"shortest_edge": SIZE},
         crop_size={"height": SIZE, "width": SIZE},

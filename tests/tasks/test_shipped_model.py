@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    CLIPImageProcessorPil,
     CLIPModel,
     LlavaForConditionalGeneration,
 )
@@ -51,7 +52,14 @@ def test_it_is_small_and_stock(model: Any, processor: Any) -> None:
     assert processor.tokenizer.padding_side == "left"
     assert processor.tokenizer.pad_token_id != processor.tokenizer.eos_token_id
     assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
-    assert "Pil" in type(processor.image_processor).__name__
+
+
+def test_the_pictures_of_the_task_are_the_same_pixels_on_torchvision_and_on_pillow(processor: Any) -> None:
+    picture = ScenesTask(size=1)[0].images[0]
+    pillow = CLIPImageProcessorPil.from_pretrained(FOLDER)
+    assert processor.image_processor.backend == "torchvision"
+    found, expected = (each(picture, return_tensors="pt").pixel_values for each in (processor.image_processor, pillow))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_one_image_is_256_tokens(model: Any, processor: Any) -> None:
