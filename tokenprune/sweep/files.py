@@ -183,7 +183,7 @@ def remove_temporaries(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or `None` where the file is missing or damaged."""
     try:
-        return _object(path.read_text(encoding="utf-8"))
+        return json_object(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         return None
 
@@ -197,7 +197,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    rows = [_object(line) for line in lines]
+    rows = [json_object(line) for line in lines]
     if rows and rows[-1] is None:
         rows.pop()
     found = [row for row in rows if row is not None]
@@ -209,7 +209,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _object(line: str) -> dict[str, Any] | None:
+def json_object(line: str | bytes) -> dict[str, Any] | None:
     """A JSON object, or `None` for anything else."""
     try:
         data = json.loads(line)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenprune.sweep.environment import facts_of
-from tokenprune.sweep.files import Guard, storage_error, write_bytes
+from tokenprune.sweep.files import Guard, json_object, storage_error, write_bytes
 
 FILE = "partial.jsonl"
 SCHEMA = 1
@@ -109,7 +109,7 @@ def read_partial(path: Path) -> Begun | None:
         lines = path.read_bytes().split(b"\n")[:-1]  # what is behind the last end of line is torn
     except OSError:
         return None
-    objects = (_object(line) for line in lines)
+    objects = (json_object(line) for line in lines)
     head = next(objects, None)
     kinds = {"origin": dict, "started": str, "attempt": int}
     if head is None or head.get("schema") != SCHEMA or not all(isinstance(head.get(k), v) for k, v in kinds.items()):
@@ -181,11 +181,3 @@ def _follows(batch: Mapping[str, Any], questions: int) -> bool:
 
 def _line(data: Mapping[str, Any]) -> bytes:
     return json.dumps(data, sort_keys=True).encode() + b"\n"
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        data = json.loads(line)
-    except ValueError:
-        return None
-    return data if isinstance(data, dict) else None
