@@ -70,8 +70,8 @@ screenshots: $(STAMP) ## Take the pictures of docs/img again, from a real sweep 
 bench: $(STAMP) ## Measurements behind the defaults and the model card (an hour)
 	$(VENV)/bin/python benchmarks/selectors/compare.py synthetic
 	$(VENV)/bin/python benchmarks/selectors/compare.py scenes
-	$(VENV)/bin/python -m benchmarks.scenes.evaluate tokenprune/models/scenes --count 4200
-	$(VENV)/bin/python -m benchmarks.scenes.evaluate tokenprune/models/scenes-video --task scenes-video --count 500 --batch 20
+	$(VENV)/bin/python -m benchmarks.scenes.evaluate tokenprune/checkpoints/scenes --count 4200
+	$(VENV)/bin/python -m benchmarks.scenes.evaluate tokenprune/checkpoints/scenes-video --task scenes-video --count 500 --batch 20
 
 large: $(STAMP) ## Memory and time of every pruner at 1024, 4096 and 16384 visual tokens (half an hour)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/large/run.py $(LARGE_ARGS)

@@ -23,7 +23,7 @@ from tokenprune.composition import AXES, PARTS, Composed
 from tokenprune.composition.parts import EVERYWHERE
 from tokenprune.errors import ExitCode
 from tokenprune.plugins import ENTRY_POINT_GROUP, Host, load_host
-from tokenprune.report.escaping import markdown_grid
+from tokenprune.report.render.escaping import markdown_grid
 from tokenprune.site import SITE_KINDS
 from tokenprune.view import NEEDS
 
@@ -127,7 +127,7 @@ def recording(directory: Path) -> str:
             several environments, or do not say of which.
     """
     from tokenprune.report import leaderboard, markdown_table
-    from tokenprune.report.environments import environment_sentence
+    from tokenprune.report.data.environments import environment_sentence
     from tokenprune.sweep import Ledger
 
     header = Ledger(directory).header()

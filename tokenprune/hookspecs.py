@@ -14,8 +14,8 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
+    from tokenprune.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
     from tokenprune.registry import ExecutorSpec, FamilySpec, ModelSpec, PrunerSpec, TaskSpec
-    from tokenprune.sweep.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
 
 PROJECT = "tokenprune"
 #: Version of the hooks below. It grows when a hook or an argument is added; a plugin that relies on one may say so

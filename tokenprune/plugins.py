@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 DEFAULT_PLUGINS = (
     "tokenprune.baselines",
     "tokenprune.composition",
-    "tokenprune.models",
+    "tokenprune.families",
+    "tokenprune.checkpoints",
     "tokenprune.tasks",
-    "tokenprune.sweep.executors",
+    "tokenprune.sweep.executors.executor",
     "tokenprune.report.listener",
     "tokenprune.tracking.jsonl_tracker",
     "tokenprune.tracking.mlflow_tracker",

@@ -166,7 +166,7 @@ class FamilySpec:
 
     Args:
         name: Family name.
-        target: Its description, `"module:ATTRIBUTE"` (see `tokenprune.models`).
+        target: Its description, `"module:ATTRIBUTE"` (see `tokenprune.families`).
         summary: One line.
         model_types: `model_type` in the configs of its checkpoints.
         sites: Kinds of sites that exist, as in the description.

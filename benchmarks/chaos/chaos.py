@@ -159,7 +159,7 @@ def children(parent: int) -> list[int]:
             words = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if fields[0] != "Z" and int(fields[1]) == parent and b"tokenprune.sweep.remote" in words:
+        if fields[0] != "Z" and int(fields[1]) == parent and b"tokenprune.sweep.worker.worker_main" in words:
             found.append(int(folder.name))
     return found
 

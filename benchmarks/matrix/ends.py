@@ -26,7 +26,7 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks.matrix.run import ENDS, PAGE, RESULTS, ROOT, End, Entry, measured, page, recorded_ends
-from tokenprune.models.supported import TESTED
+from tokenprune.families.supported import TESTED
 
 ENVIRONMENTS = ROOT / ".venv-range"
 

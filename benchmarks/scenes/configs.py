@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, LlamaConf
 from benchmarks.scenes.words import vocabulary
 from tokenprune.tasks.scenes.generator import SIZE
 
-MODELS: Final = Path(__file__).parents[2] / "tokenprune" / "models"
+MODELS: Final = Path(__file__).parents[2] / "tokenprune" / "checkpoints"
 """Where the checkpoints ship."""
 PATCH: Final = 8
 GRID: Final = SIZE // PATCH

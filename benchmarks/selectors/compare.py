@@ -163,7 +163,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def digest(model: str) -> str:
     """Which weights the figures belong to: hash of the model's file."""
-    from tokenprune.models.loading import model_path
+    from tokenprune.checkpoints.loading import model_path
     from tokenprune.plugins import load_host
 
     weights = Path(model_path(model, load_host())) / "model.safetensors"

@@ -93,8 +93,8 @@ def synthetic(
 
 def captured(samples: int, *, cut: int = 2, seed_index: int = 0) -> Iterator[Problem]:
     """Real projections of the shipped model on the first test samples; errors at every layer from the cut on."""
+    from tokenprune.checkpoints import load_model
     from tokenprune.engine import capture_prefill
-    from tokenprune.models import load_model
     from tokenprune.plugins import load_host
 
     host = load_host()

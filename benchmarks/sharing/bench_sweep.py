@@ -20,8 +20,8 @@ import transformers
 
 from tokenprune.plugins import load_host
 from tokenprune.sweep import Ledger, load_config
-from tokenprune.sweep.config import SweepConfig
-from tokenprune.sweep.plan import plan_cells
+from tokenprune.sweep.config.schema import SweepConfig
+from tokenprune.sweep.plan.cells import plan_cells
 
 SWEEP = Path(__file__).with_name("sweep.yaml")
 SAME = ("id", "prediction", "score", "error", "final_tokens", "layer_average_tokens")

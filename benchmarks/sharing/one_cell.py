@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from tokenprune.evaluation.model_cache import Bench
 from tokenprune.plugins import load_host
 from tokenprune.sweep import Ledger
-from tokenprune.sweep.bench import Bench
-from tokenprune.sweep.worker import CellRunner
+from tokenprune.sweep.worker.cell_runner import CellRunner
 
 if __name__ == "__main__":
     directory, cell_id = sys.argv[1:]

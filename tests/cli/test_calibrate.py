@@ -12,13 +12,13 @@ import torch
 from tests.cli.commands import Commands, inside
 from tests.sweep.tiny import TOKENS
 from tokenprune.budget import Budget
+from tokenprune.checkpoints import load_model
 from tokenprune.errors import ConfigError, IncompatibleError
-from tokenprune.metrics.calibration import PromptCalibrator
-from tokenprune.models import load_model
+from tokenprune.evaluation.calibration import PromptCalibrator
+from tokenprune.evaluation.model_cache import Bench
 from tokenprune.plugins import load_host
 from tokenprune.sweep import load_config, plan_cells
-from tokenprune.sweep.bench import Bench
-from tokenprune.sweep.source import read_yaml
+from tokenprune.sweep.config.yaml_source import read_yaml
 
 
 def words(name: str, model: Path, out: Path, *more: str) -> list[str]:

@@ -14,11 +14,12 @@ from rich.console import Console
 
 from tests.cli.commands import Commands
 from tests.sweep.test_identity import CELL
+from tokenprune.cell import Cell
 from tokenprune.cli.board import Board
 from tokenprune.cli.display import JsonLines, Lines, sweep_display
 from tokenprune.cli.output import Output, ProgressForm
 from tokenprune.cli.tally import ANSWERS_SHARE, Tally
-from tokenprune.sweep.events import (
+from tokenprune.events import (
     CellAnswered,
     CellEnded,
     CellFailed,
@@ -28,7 +29,6 @@ from tokenprune.sweep.events import (
     SweepEnded,
     SweepStarted,
 )
-from tokenprune.sweep.plan import Cell
 
 PLACE = (Path("run"), "id")
 

@@ -13,7 +13,7 @@ import tokenprune
 from tests.cli.commands import Commands
 from tokenprune.engine.internals import INTERNALS
 from tokenprune.errors import ExitCode
-from tokenprune.models.supported import TESTED, is_tested
+from tokenprune.families.supported import TESTED, is_tested
 
 
 def findings(run: Commands) -> tuple[int, dict[str, dict[str, str]]]:

@@ -12,7 +12,7 @@ import pytest
 from tests.cli.commands import Commands, environment
 from tests.cli.test_doctor import findings
 from tokenprune.errors import ExitCode
-from tokenprune.models.catalogue import FAMILIES
+from tokenprune.families.catalogue import FAMILIES
 from tokenprune.site import SITE_KINDS
 
 

@@ -86,8 +86,8 @@ def test_errors_are_those_of_the_sweep(study: Any, toy: None, tiny_model: Path, 
     """The same figures as the sweep's lens, which takes its samples in one batch."""
     from tokenprune.plugins import load_host
     from tokenprune.sweep import Ledger, plan_cells, run_sweep
-    from tokenprune.sweep.config import parse_config
-    from tokenprune.sweep.source import Source
+    from tokenprune.sweep.config.schema import parse_config
+    from tokenprune.sweep.config.yaml_source import Source
 
     data = {
         "models": [str(tiny_model)],

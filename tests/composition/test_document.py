@@ -10,7 +10,7 @@ import pytest
 from tests.composition.test_composed import POINTS, build
 from tokenprune import load_host
 from tokenprune.sweep import load_config
-from tokenprune.sweep.source import read_yaml
+from tokenprune.sweep.config.yaml_source import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "compose.md").read_text(encoding="utf-8")

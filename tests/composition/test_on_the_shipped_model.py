@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.composition.test_composed import HOST, IDS, POINTS, build
+from tokenprune.checkpoints import LoadedModel, load_model
 from tokenprune.engine import pruned
-from tokenprune.models import LoadedModel, load_model
+from tokenprune.evaluation.model_cache import Bench
 from tokenprune.pruner import Pruner, PruneRecord
-from tokenprune.sweep.bench import Bench
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,13 @@ from torch import nn
 from transformers import masking_utils, modeling_utils
 
 from tests.engine.models import batch, prompt, random_llava
+from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
 from tokenprune.engine.internals import INTERNALS, check_internals
 from tokenprune.errors import IncompatibleError
-from tokenprune.models import supported
-from tokenprune.models.layouts import last_layer
-from tokenprune.models.loading import parts_of
-from tokenprune.models.supported import TESTED, internal, is_tested
+from tokenprune.families import supported
+from tokenprune.families.layouts import last_layer
+from tokenprune.families.supported import TESTED, internal, is_tested
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = metadata.version("transformers")

@@ -10,9 +10,9 @@ import torch
 from tests.engine.pruners import ByContent, Ragged
 from tests.engine.reference import dropped_by_layer, fingerprint_of, masked_from, positions_of
 from tokenprune import load_host
+from tokenprune.checkpoints import LoadedModel, load_model
 from tokenprune.engine import pruned
 from tokenprune.errors import BudgetError
-from tokenprune.models import LoadedModel, load_model
 
 HOST = load_host()
 SITES = [("input",), ("encoder",), ("layer:2",), ("layer:1", "layer:4")]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.families.zoo import FAMILIES, Built
-from tokenprune.models.catalogue import FAMILIES as SPECS
-from tokenprune.models.family import Family as Description
-from tokenprune.models.family import Parts, Visual, resolve
-from tokenprune.models.loading import parts_of
+from tokenprune.checkpoints.loading import parts_of
+from tokenprune.families.catalogue import FAMILIES as SPECS
+from tokenprune.families.family import Family as Description
+from tokenprune.families.family import Parts, Visual, resolve
 from tokenprune.registry import load_target
 
 Zoo = Callable[[str], Built]

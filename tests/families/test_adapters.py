@@ -15,11 +15,11 @@ from transformers import AutoModelForImageTextToText
 from tests.engine.pruners import ByContent
 from tests.families.proving import Zoo, assert_equal_to_masked
 from tests.families.zoo import Built, Sample
+from tokenprune.checkpoints.digest import model_digest
+from tokenprune.checkpoints.examine import examine
+from tokenprune.checkpoints.loading import load_model
 from tokenprune.errors import IncompatibleError, TokenPruneError
-from tokenprune.models.examine import examine
-from tokenprune.models.loading import load_model
 from tokenprune.plugins import load_host
-from tokenprune.sweep.plan import model_digest
 
 
 def save(built: Built, folder: Path, config: Any) -> Any:

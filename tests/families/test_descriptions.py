@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from tests.families.described import REFUSED, SEEN, Zoo, description, parts
 from tests.families.zoo import FAMILIES, Sample
+from tokenprune.checkpoints.examine import examine, examined
+from tokenprune.checkpoints.loading import parts_of
 from tokenprune.errors import IncompatibleError
-from tokenprune.models.catalogue import FAMILIES as SPECS
-from tokenprune.models.discovery import discover
-from tokenprune.models.examine import examine, examined
-from tokenprune.models.family import Visual, placeholder_runs, resolve
-from tokenprune.models.loading import parts_of
+from tokenprune.families.catalogue import FAMILIES as SPECS
+from tokenprune.families.discovery import discover
+from tokenprune.families.family import Visual, placeholder_runs, resolve
 from tokenprune.plugins import load_host
 from tokenprune.site import SITE_KINDS
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tokenprune.models.rows import Tile, cells, equal_tiles, film, resized, starts_of
+from tokenprune.families.encoder_rows import Tile, cells, equal_tiles, film, resized, starts_of
 
 sizes = st.integers(1, 9)
 

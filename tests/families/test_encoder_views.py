@@ -17,8 +17,8 @@ from tests.families.zoo import FAMILIES, Built, Sample
 from tokenprune import dual
 from tokenprune.engine import pruned
 from tokenprune.errors import IncompatibleError
-from tokenprune.models.family import LookParts
-from tokenprune.models.rows import EncoderRows
+from tokenprune.families.encoder_rows import EncoderRows
+from tokenprune.families.family import LookParts
 from tokenprune.plugins import load_host
 from tokenprune.pruner import Axes, Decision, OneCut, Source, State, Stop, View, pruner
 

@@ -13,7 +13,7 @@ from benchmarks.matrix.run import PAGE, RESULTS, End, Entry, asked, page, record
 from tests.families.conftest import transformers_version
 from tests.families.zoo import FAMILIES, Family, Sample
 from tokenprune import load_host
-from tokenprune.models.supported import TESTED
+from tokenprune.families.supported import TESTED
 
 PRUNERS = load_host().pruners.names()
 #: One method per kind of site, on families that differ in what they are like.

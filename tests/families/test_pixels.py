@@ -13,7 +13,7 @@ from PIL import Image
 import tests.families.zoo.base as zoo_base
 from tests.families.described import SEEN, Zoo, units
 from tests.families.zoo import Built, Sample
-from tokenprune.models.family import Visual
+from tokenprune.families.family import Visual
 
 described = pytest.mark.parametrize("name", SEEN)
 with_videos = pytest.mark.parametrize("name", [name for name, family in SEEN.items() if family.videos])

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokenprune.errors import IncompatibleError
-from tokenprune.models.family import Visual
-from tokenprune.models.layouts import Group, equal_grids, in_prompt_order, side_of
+from tokenprune.families.family import Visual
+from tokenprune.families.layouts import Group, equal_grids, in_prompt_order, side_of
 
 TEXT, IMAGE, VIDEO = 1, 7, 8
 CONFIG = SimpleNamespace(image_token_id=IMAGE, video_token_id=VIDEO)

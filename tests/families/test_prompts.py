@@ -12,10 +12,10 @@ from PIL import Image
 
 from tests.families.described import REFUSED, SEEN, Zoo
 from tests.families.zoo import Built
-from tokenprune.engine.layout import find_images
+from tokenprune.checkpoints.loading import LoadedModel, parts_of
+from tokenprune.checkpoints.prompts import encode, placeholders
+from tokenprune.engine.image_spans import find_images
 from tokenprune.errors import ConfigError, IncompatibleError
-from tokenprune.models.loading import LoadedModel, parts_of
-from tokenprune.models.prompts import encode, placeholders
 from tokenprune.tasks.base import Sample
 
 described = pytest.mark.parametrize("name", [name for name in SEEN if name not in REFUSED])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tokenprune.budget import Budget
 from tokenprune.errors import BudgetError, ConfigError
-from tokenprune.sweep.config import parse_config
-from tokenprune.sweep.source import Source
+from tokenprune.sweep.config.schema import parse_config
+from tokenprune.sweep.config.yaml_source import Source
 
 tokens = st.integers(1, 20_000)
 ratios = st.floats(0.0, 1.0, exclude_min=True)

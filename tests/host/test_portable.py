@@ -14,8 +14,9 @@ from PIL import Image
 from tests.cli.commands import environment
 from tokenprune.errors import PrerequisiteError
 from tokenprune.plugins import default_host
-from tokenprune.sweep import Ledger, pool
-from tokenprune.sweep.config import default_config
+from tokenprune.sweep import Ledger
+from tokenprune.sweep.config.schema import default_config
+from tokenprune.sweep.executors.executor import local as pool
 from tokenprune.tracking import server
 
 LINUX = ("fcntl", "resource", "pwd", "grp", "termios")

@@ -12,10 +12,10 @@ import pytest
 import transformers
 from packaging.version import Version
 
+from tokenprune.checkpoints import load_model
+from tokenprune.checkpoints.torchvision_build import partner, torchvision_hint, torchvision_problem
 from tokenprune.cli.app import main
 from tokenprune.errors import ExitCode, PrerequisiteError
-from tokenprune.models import load_model
-from tokenprune.models.torchvision_build import partner, torchvision_hint, torchvision_problem
 
 ROOT = Path(__file__).parent.parent.parent
 PAIR = f"torch=={Version(metadata.version('torch')).base_version} torchvision=={partner(metadata.version('torch'))}"

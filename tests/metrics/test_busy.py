@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from tokenprune.metrics import busy
-from tokenprune.metrics.busy import Busy, Watch
-from tokenprune.metrics.energy import READINGS, energy_per_run, synchronised
-from tokenprune.metrics.nvml import Gpu, gpu_of
+from tokenprune.evaluation.cost.energy import READINGS, energy_per_run, synchronised
+from tokenprune.evaluation.machine import busy
+from tokenprune.evaluation.machine.busy import Busy, Watch
+from tokenprune.evaluation.machine.nvml import Gpu, gpu_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 Machine = Callable[..., Any]
@@ -224,7 +224,7 @@ def test_a_gpu_that_does_not_tell_is_unknown_and_not_idle(machine: Machine, monk
 
 def test_energy_is_per_run_and_never_zero_where_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
-    monkeypatch.setattr("tokenprune.metrics.energy.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("tokenprune.evaluation.cost.energy.time.perf_counter", lambda: float(next(clock)))
     runs: list[int] = []
     gpu = Gpu(driver(joules=[0.0, 30.0, 100.0, 160.0, 200.0, 220.0]), "handle")
     found = energy_per_run(gpu, lambda: runs.append(1), window=2.5)

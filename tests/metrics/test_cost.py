@@ -14,20 +14,20 @@ import torch
 from tests.sweep.fixtures import Workshop
 from tests.sweep.tiny import TOKENS
 from tokenprune import Budget
+from tokenprune.checkpoints import LoadedModel, load_model
 from tokenprune.engine import pruned
 from tokenprune.engine.stages import Moments
 from tokenprune.errors import IncompatibleError
-from tokenprune.metrics import efficiency
-from tokenprune.metrics.busy import Busy
-from tokenprune.metrics.efficiency import Cost, Refusal, measure_cost
-from tokenprune.metrics.flops import Counted, count_flops
-from tokenprune.metrics.memory import MIB, cache_bytes, peak_memory
-from tokenprune.metrics.runs import Subject, Times
-from tokenprune.metrics.timing import HostClock, clock_of, no_collection, pinned_threads
-from tokenprune.models import LoadedModel, load_model
-from tokenprune.sweep.bench import Bench
-from tokenprune.sweep.config import EfficiencyConfig
-from tokenprune.sweep.plan import plan_cells
+from tokenprune.evaluation.cost import efficiency
+from tokenprune.evaluation.cost.efficiency import Cost, Refusal, measure_cost
+from tokenprune.evaluation.cost.flops import Counted, count_flops
+from tokenprune.evaluation.cost.runs import Subject, Times
+from tokenprune.evaluation.machine.busy import Busy
+from tokenprune.evaluation.machine.memory import MIB, cache_bytes, peak_memory
+from tokenprune.evaluation.machine.timing import HostClock, clock_of, no_collection, pinned_threads
+from tokenprune.evaluation.model_cache import Bench
+from tokenprune.sweep.config.schema import EfficiencyConfig
+from tokenprune.sweep.plan.cells import plan_cells
 
 QUICK = {"warmup": 0, "repeats": 2, "new_tokens": 2, "max_repeats": 2}
 CPU = torch.device("cpu")
@@ -168,7 +168,7 @@ def test_attention_that_torch_does_not_count_is_said(
     assert "prefill_tflops" not in measured(loaded, inputs).unmeasured
     monkeypatch.setattr(efficiency, "_attention", lambda parts: "flash_attention_2")
     assert "prefill_tflops" not in measured(loaded, inputs).unmeasured  # a fused kernel was counted
-    monkeypatch.setattr("tokenprune.metrics.runs.count", lambda run: Counted(7, ()))
+    monkeypatch.setattr("tokenprune.evaluation.cost.runs.count", lambda run: Counted(7, ()))
     cost = measured(loaded, inputs)
     assert cost.unmeasured["prefill_tflops"] == "torch cannot count the attention of `flash_attention_2`"
     assert cost.prefill_tflops is None

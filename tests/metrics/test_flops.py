@@ -11,7 +11,7 @@ from tests.engine.models import TOKENS, batch, prompt, random_llava
 from tests.engine.pruners import ByContent
 from tokenprune import Budget
 from tokenprune.engine import pruned
-from tokenprune.metrics.flops import DecoderShape, count, count_flops
+from tokenprune.evaluation.cost.flops import DecoderShape, count, count_flops
 
 WAYS = {
     "unpruned": None,

@@ -10,11 +10,11 @@ import torch
 from tests.sweep.fixtures import Workshop
 from tests.sweep.tiny import TOKENS
 from tokenprune import Budget
+from tokenprune.checkpoints import load_model
 from tokenprune.engine import CapturedLayer, capture_prefill, pruned
+from tokenprune.evaluation.model_cache import Bench
 from tokenprune.metrics.lens import Cut, KeptTokens, kept_tokens, lens_errors
-from tokenprune.models import load_model
-from tokenprune.sweep.bench import Bench
-from tokenprune.sweep.plan import plan_cells
+from tokenprune.sweep.plan.cells import plan_cells
 
 B, H, G, S, D = 2, 4, 2, 12, 8
 VISUAL = (2, 3, 4, 5, 6, 7)

@@ -11,10 +11,10 @@ import pytest
 
 from tests.sweep.fixtures import Workshop
 from tokenprune.errors import ConfigError
-from tokenprune.metrics.busy import Busy, Watch
+from tokenprune.evaluation.machine.busy import Busy, Watch
 from tokenprune.report import markdown_report
 from tokenprune.sweep import Ledger, SweepOutcome, plan_cells
-from tokenprune.sweep.config import EfficiencyConfig
+from tokenprune.sweep.config.schema import EfficiencyConfig
 
 LATER = [
     {"max_repeats": 19},

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from tokenprune.metrics.spread import Precision, Spread, interval_of_median
+from tokenprune.evaluation.cost.spread import Precision, Spread, interval_of_median
 
 times = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=30)
 

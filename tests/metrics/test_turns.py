@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenprune.metrics.runs import Times
-from tokenprune.metrics.spread import Spread
-from tokenprune.metrics.turns import order_of, paired, take_turns
+from tokenprune.evaluation.cost.runs import Times
+from tokenprune.evaluation.cost.spread import Spread
+from tokenprune.evaluation.cost.turns import order_of, paired, take_turns
 
 ARMS = ("unpruned", "pruned", "floor")
 WORK = {"unpruned": 40.0, "pruned": 30.0, "floor": 20.0}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenprune.report.bisection import Trial, bisect
+from tokenprune.studies.bisection import Trial, bisect
 
 
 def linear(step: int) -> Trial:

@@ -12,7 +12,7 @@ import pytest
 from tests.cli.commands import Commands
 from tests.sweep.fixtures import FinishedSweep
 from tokenprune.sweep import Ledger
-from tokenprune.sweep.ledger import write_jsonl
+from tokenprune.sweep.store.result_store import write_jsonl
 
 
 @pytest.fixture

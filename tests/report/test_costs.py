@@ -12,16 +12,17 @@ import pytest
 
 from tests.sweep.fixtures import FinishedSweep
 from tokenprune.report import leaderboard, markdown_report
-from tokenprune.report.columns import LEGEND
-from tokenprune.report.cost_sections import cost_sections
-from tokenprune.report.costs import Quartiles, summarise_costs
-from tokenprune.report.escaping import markdown_sentence
-from tokenprune.report.markdown import cells_of
-from tokenprune.report.notes import Section, shown
-from tokenprune.report.plots import PREFILL, interactive, lines_of
-from tokenprune.report.reading import read_sweep
-from tokenprune.report.rows import Row
+from tokenprune.report.data.costs import Quartiles, summarise_costs
+from tokenprune.report.data.notes import Section, shown
+from tokenprune.report.data.rows import Row
+from tokenprune.report.figures.colours import sweep_colours
+from tokenprune.report.figures.plots import PREFILL, interactive, lines_of
+from tokenprune.report.render.columns import LEGEND
+from tokenprune.report.render.cost_sections import cost_sections
+from tokenprune.report.render.escaping import markdown_sentence
+from tokenprune.report.render.markdown import cells_of
 from tokenprune.sweep import Ledger
+from tokenprune.sweep.store.sweep_data import read_sweep
 from tokenprune.tracking.facts import metrics_of
 
 Rewrite = Callable[[Callable[[str, dict[str, Any]], Any]], Path]
@@ -267,7 +268,7 @@ def test_the_figure_over_time_has_intervals_marks_and_floors(rewrite: Rewrite) -
         return {**cost, **shares, "busy": busy}
 
     copy = rewrite(change)
-    figure = interactive(leaderboard(copy).tables, PREFILL, read_sweep(copy).colours())
+    figure = interactive(leaderboard(copy).tables, PREFILL, sweep_colours(read_sweep(copy)))
     traces = {trace.name: trace for trace in figure.data}
     assert list(traces["first"].error_x.array) == pytest.approx([0.03] * 2)
     assert list(traces["first"].error_x.arrayminus) == pytest.approx([0.01] * 2)

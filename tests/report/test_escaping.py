@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from tests.cli.commands import Commands
 from tests.sweep.fixtures import FinishedSweep
 from tokenprune.report import markdown_report, markdown_table
-from tokenprune.report.escaping import csv_text, markdown_grid, markdown_sentence, markdown_text
+from tokenprune.report.render.escaping import csv_text, markdown_grid, markdown_sentence, markdown_text
 from tokenprune.tracking.views import note
 
 LABELS = [

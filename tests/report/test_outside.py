@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from tests.sweep.fixtures import FinishedSweep
-from tokenprune.report.overlays import stored_overlay
-from tokenprune.report.page import html_page
-from tokenprune.report.reading import read_sweep
-from tokenprune.report.viewer import data_url, kept_tokens
+from tokenprune.report.figures.overlays import stored_overlay
+from tokenprune.report.figures.viewer import data_url, kept_tokens
+from tokenprune.report.render.page import html_page
 from tokenprune.sweep import Ledger
-from tokenprune.sweep.files import OutsideError, StorageError, append_line, inside, open_log
+from tokenprune.sweep.store.atomic_io import OutsideError, StorageError, append_line, inside, open_log
+from tokenprune.sweep.store.sweep_data import read_sweep
 
 SECRET = (12, 34, 56)
 

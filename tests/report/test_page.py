@@ -15,14 +15,14 @@ from PIL import Image
 
 from tests.sweep.fixtures import FinishedSweep
 from tokenprune.report import leaderboard
-from tokenprune.report.cases import Cases, cases_of, problems_of, spread
-from tokenprune.report.colours import REFERENCE_COLOUR, pruner_colours
-from tokenprune.report.page import html_page, write_report
-from tokenprune.report.plots import AVERAGE, heat_map, interactive
-from tokenprune.report.reading import SweepData, read_sweep
-from tokenprune.report.viewer import MAX_SIDE, data_url, kept_tokens
+from tokenprune.report.data.cases import Cases, cases_of, problems_of, spread
+from tokenprune.report.figures.colours import REFERENCE_COLOUR, pruner_colours, sweep_colours
+from tokenprune.report.figures.plots import AVERAGE, heat_map, interactive
+from tokenprune.report.figures.viewer import MAX_SIDE, data_url, kept_tokens
+from tokenprune.report.render.page import html_page, write_report
 from tokenprune.sweep import Ledger
-from tokenprune.sweep.ledger import StorageError, write_jsonl
+from tokenprune.sweep.store.result_store import StorageError, write_jsonl
+from tokenprune.sweep.store.sweep_data import SweepData, read_sweep
 
 
 class Reader(HTMLParser):
@@ -102,7 +102,7 @@ def test_figures_are_the_pareto_plots_and_the_heat_map(page: Reader) -> None:
 def test_the_front_is_that_of_the_tables(finished: FinishedSweep) -> None:
     board = leaderboard(finished.directory)
     (front,) = [front for front in board.summaries[0].fronts if front.cost == "layer_average"]
-    colours = read_sweep(finished.directory).colours()
+    colours = sweep_colours(read_sweep(finished.directory))
     trace = interactive(board.tables, AVERAGE, colours, front.points).data[0]
     assert list(trace.x) == [point.cost for point in front.points]
     assert list(trace.y) == [point.accuracy for point in front.points]
@@ -182,8 +182,8 @@ def test_the_page_says_how_many_questions_it_leaves_out(
     finished: FinishedSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = tuple((place, "no") for place in range(40))
-    from tokenprune.report import page as module
-    from tokenprune.report.cases import Lost, Question
+    from tokenprune.report.data.cases import Lost, Question
+    from tokenprune.report.render import page as module
 
     cases = Cases("m", "t", {place: Question("q", "a", "f") for place in range(40)}, 50, (Lost("x", "4", many, 0),))
     monkeypatch.setattr(module, "PAGE_CASES", 20)

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tokenprune.report.hard import hard_questions
-from tokenprune.report.paired import against_baselines, against_baselines_by_family, all_pairs
-from tokenprune.report.scores import Scores
-from tokenprune.report.statistics import holm
+from tokenprune.report.stats.hard import hard_questions
+from tokenprune.report.stats.paired import against_baselines, against_baselines_by_family, all_pairs
+from tokenprune.report.stats.scores import Scores
+from tokenprune.report.stats.statistics import holm
 
 FAMILIES = ["a", "a", "b", "b", "b", "b"]
 ANSWERS = st.lists(st.sampled_from([0.0, 1.0]), min_size=6, max_size=6)

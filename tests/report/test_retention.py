@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenprune.report.retention import needed
+from tokenprune.report.stats.retention import needed
 
 CURVE = [(0.1, 0.5), (0.2, 0.9), (0.4, 1.0)]
 

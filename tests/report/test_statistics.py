@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tokenprune.report.statistics import (
+from tokenprune.report.stats.statistics import (
     Interval,
     holm,
     paired_difference,

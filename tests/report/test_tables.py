@@ -9,11 +9,12 @@ import pytest
 from tests.sweep.fixtures import FinishedSweep
 from tokenprune.errors import ConfigError
 from tokenprune.report import leaderboard, markdown_report, markdown_table, pair_tables, write_report
-from tokenprune.report.plots import BUDGET, FIGURES, lines_of, png
-from tokenprune.report.reading import REFERENCE_COLOUR, read_sweep
-from tokenprune.report.tables import Table
+from tokenprune.report.data.tables import Table
+from tokenprune.report.figures.colours import sweep_colours
+from tokenprune.report.figures.plots import BUDGET, FIGURES, lines_of, png
 from tokenprune.sweep import Ledger
-from tokenprune.sweep.ledger import write_jsonl
+from tokenprune.sweep.store.result_store import write_jsonl
+from tokenprune.sweep.store.sweep_data import REFERENCE_COLOUR, read_sweep
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +296,7 @@ def test_lines_of_a_figure(finished: FinishedSweep, tables: tuple[Table, ...]) -
     assert [point.budget for point in lines["first"]] == ["4", "50%"]
     assert len(lines["none"]) == 1
     assert "exploding" not in lines
-    colours = read_sweep(finished.directory).colours()
+    colours = sweep_colours(read_sweep(finished.directory))
     assert colours["none"] == REFERENCE_COLOUR
     assert len(set(colours.values())) == len(colours)
     assert png(tables, BUDGET, colours).startswith(b"\x89PNG")

@@ -13,9 +13,9 @@ import pytest
 from filelock import FileLock
 
 from tokenprune.plugins import Host, load_host
-from tokenprune.sweep.config import SweepConfig, parse_config
+from tokenprune.sweep.config.schema import SweepConfig, parse_config
+from tokenprune.sweep.config.yaml_source import Source
 from tokenprune.sweep.runner import SweepOutcome, run_sweep
-from tokenprune.sweep.source import Source
 
 TOY = Path(__file__).parent / "toy"
 PRUNERS = ["none", "random", "grid", "downsample", "exploding", "refusing", "first"]

@@ -11,9 +11,9 @@ import pytest
 from tests.sweep.fixtures import TOY, Workshop
 from tests.sweep.test_identity import CELL
 from tokenprune.errors import ConfigError
+from tokenprune.events import SweepStarted
 from tokenprune.sweep import SweepOutcome, run_sweep
-from tokenprune.sweep.changes import explain_changes
-from tokenprune.sweep.events import SweepStarted
+from tokenprune.sweep.plan.plan_diff import explain_changes
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import pytest
 
 from tests.sweep.fixtures import Workshop
 from tokenprune.errors import ConfigError, PrerequisiteError
+from tokenprune.events import CellEnded, CellFailed, CellProgress, CellStarted, SweepEnded, SweepStarted
 from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
-from tokenprune.sweep.events import CellEnded, CellFailed, CellProgress, CellStarted, SweepEnded, SweepStarted
-from tokenprune.sweep.mailbox import INBOX, Lines, Pulse, make_box, post
+from tokenprune.sweep.executors.file_channel import INBOX, Lines, Pulse, make_box, post
 
 SMALL: dict[str, Any] = {"budgets": [4], "efficiency": False, "lens": False, "overlays": 0}
 
@@ -250,7 +250,7 @@ def test_a_line_that_is_not_complete_waits(tmp_path: Path) -> None:
 
 def test_silence_is_measured_by_the_readers_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("tokenprune.sweep.mailbox.time.monotonic", lambda: now)
+    monkeypatch.setattr("tokenprune.sweep.executors.file_channel.time.monotonic", lambda: now)
     sender, reader = Pulse(tmp_path / "pulse"), Pulse(tmp_path / "pulse")
     sender.beat()
     assert not reader.silent()

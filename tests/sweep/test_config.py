@@ -8,9 +8,9 @@ from tests.sweep.fixtures import Workshop
 from tokenprune.errors import ConfigError
 from tokenprune.plugins import load_host
 from tokenprune.sweep import default_config, load_config, plan_cells, with_changes
-from tokenprune.sweep.config import parse_config
-from tokenprune.sweep.entries import expand_entries
-from tokenprune.sweep.source import Source
+from tokenprune.sweep.config.pruner_entries import expand_entries
+from tokenprune.sweep.config.schema import parse_config
+from tokenprune.sweep.config.yaml_source import Source
 
 GOOD = """\
 models: MODEL

@@ -26,12 +26,13 @@ import pytest
 from tests.sweep.fixtures import Workshop
 from tests.sweep.test_identity import CELL
 from tokenprune.errors import ConfigError
+from tokenprune.events import CellEnded, CellStarted
 from tokenprune.metrics.distribution import FirstToken
-from tokenprune.sweep import Ledger, SweepOutcome, lease, run_sweep
-from tokenprune.sweep.events import CellEnded, CellStarted
-from tokenprune.sweep.files import StorageError, append_line, write_text
-from tokenprune.sweep.lease import LeaseLostError
-from tokenprune.sweep.ledger import read_jsonl
+from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
+from tokenprune.sweep.store import lock as lease
+from tokenprune.sweep.store.atomic_io import StorageError, append_line, write_text
+from tokenprune.sweep.store.lock import LeaseLostError
+from tokenprune.sweep.store.result_store import read_jsonl
 
 Run = Callable[..., SweepOutcome]
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +76,7 @@ def test_a_result_that_is_torn_at_any_byte_counts_as_none(ledger: Ledger) -> Non
 WRITER = """
 import sys
 from tests.sweep.test_identity import CELL
-from tokenprune.sweep.ledger import Ledger
+from tokenprune.sweep.store.result_store import Ledger
 ledger = Ledger(sys.argv[1])
 number = 0
 print("ready", flush=True)
@@ -141,7 +142,7 @@ def test_a_disk_that_is_full_at_any_write_costs_no_finished_cell(
     for writes in range(0, 60, 2):
         left = writes
         with monkeypatch.context() as patch:
-            patch.setattr("tokenprune.sweep.files.os.fsync", full)
+            patch.setattr("tokenprune.sweep.store.atomic_io.os.fsync", full)
             try:
                 outcome = sweep(**changes)
             except StorageError as error:
@@ -205,7 +206,7 @@ def test_workers_on_a_full_disk_stop_the_sweep_and_it_continues(workshop: Worksh
 LOCKED = """
 import sys
 from tokenprune.errors import TokenPruneError
-from tokenprune.sweep.ledger import Ledger
+from tokenprune.sweep.store.result_store import Ledger
 ledger = Ledger(sys.argv[1])
 print(len(ledger.plan()), ledger.state(ledger.plan()[0].id))
 try:
@@ -275,7 +276,7 @@ THIS_PROCESS = f"pid {os.getpid()} on {platform.node()}"
 
 HOLDER = """
 import subprocess, sys, time
-from tokenprune.sweep.ledger import Ledger
+from tokenprune.sweep.store.result_store import Ledger
 with (ledger := Ledger(sys.argv[1])).lock():
     subprocess.Popen(["sleep", sys.argv[2]], pass_fds=(ledger.lock_descriptor,), stderr=-3, stdout=-3)
     print("locked", flush=True)
@@ -392,7 +393,7 @@ def test_the_lease_is_looked_at_last(ledger: Ledger, monkeypatch: pytest.MonkeyP
                 slow = False
                 write_text(ledger.directory / "lease", "another\n")
 
-        monkeypatch.setattr("tokenprune.sweep.files.os.fsync", taken_over)
+        monkeypatch.setattr("tokenprune.sweep.store.atomic_io.os.fsync", taken_over)
         with pytest.raises(LeaseLostError, match="has taken over") as caught:
             late.write_result(CELL, {"quality": {}})
     assert caught.value.hint

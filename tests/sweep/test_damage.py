@@ -12,11 +12,11 @@ import pytest
 
 from tests.cli.commands import Commands
 from tests.sweep.fixtures import FinishedSweep, Workshop
+from tokenprune.cell import Cell
+from tokenprune.events import CellStarted
 from tokenprune.sweep import Ledger, SweepOutcome
-from tokenprune.sweep.events import CellStarted
-from tokenprune.sweep.executors import Ended, Report
-from tokenprune.sweep.inline import Inline
-from tokenprune.sweep.plan import Cell
+from tokenprune.sweep.executors.inline import Inline
+from tokenprune.sweep.messages import Ended, Report
 
 Run = Callable[..., SweepOutcome]
 SMALL: dict[str, Any] = {"pruners": ["first"], "budgets": [4], "efficiency": False, "lens": False, "overlays": 0}
@@ -206,7 +206,7 @@ def test_a_result_that_shows_up_late_counts(sweep: Run, monkeypatch: pytest.Monk
 
 
 def test_a_result_that_never_shows_up_is_a_failure(sweep: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenprune.sweep.ledger.VISIBLE_S", 0.3)
+    monkeypatch.setattr("tokenprune.sweep.store.result_store.VISIBLE_S", 0.3)
     hiding(monkeypatch, remove)
     outcome = sweep(**{**SMALL, "pruners": ["none"]})
     assert (outcome.done, outcome.failed) == (0, 1)

@@ -11,13 +11,25 @@ from pathlib import Path
 import pytest
 
 from tests.sweep.test_identity import CELL
+from tokenprune.cell import Cell, Part
 from tokenprune.errors import PrerequisiteError
-from tokenprune.sweep.crew import Died, DiskFailed, Finished, Message, Order, Ready, Took
-from tokenprune.sweep.dispatch import MAX_ATTEMPTS, MAX_MOVES, MAX_STILLBIRTHS, Dispatcher
-from tokenprune.sweep.executors import Answered, Began, Ended, Part, Progress, Report
-from tokenprune.sweep.files import StorageError
-from tokenprune.sweep.ledger import Ledger
-from tokenprune.sweep.plan import Cell
+from tokenprune.sweep.executors.scheduler import MAX_ATTEMPTS, MAX_MOVES, MAX_STILLBIRTHS, Dispatcher
+from tokenprune.sweep.messages import (
+    Answered,
+    Began,
+    Died,
+    DiskFailed,
+    Ended,
+    Finished,
+    Message,
+    Order,
+    Progress,
+    Ready,
+    Report,
+    Took,
+)
+from tokenprune.sweep.store.atomic_io import StorageError
+from tokenprune.sweep.store.result_store import Ledger
 
 REFERENCE = replace(CELL, pruner="none", label="none", reference=None)
 CELLS = [REFERENCE, *(replace(CELL, seed=seed, reference=REFERENCE.id) for seed in range(4))]

@@ -15,10 +15,10 @@ import torch
 import tokenprune
 from tests.cli.commands import Commands
 from tests.sweep.fixtures import FinishedSweep, Workshop
+from tokenprune.evaluation.environment import PACKAGES, Installed, facts_of, version_of
+from tokenprune.events import CellStarted
 from tokenprune.report import html_page, leaderboard, markdown_report
 from tokenprune.sweep import Ledger, SweepOutcome
-from tokenprune.sweep.environment import PACKAGES, Installed, facts_of, version_of
-from tokenprune.sweep.events import CellStarted
 
 Run = Callable[..., SweepOutcome]
 QUICK = {"repeats": 1, "max_repeats": 1, "warmup": 0, "new_tokens": 1}
@@ -37,7 +37,7 @@ def upgrade(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
     def version(name: str) -> str:
         return versions.get(name) or version_of(name)
 
-    monkeypatch.setattr("tokenprune.sweep.environment.version_of", version)
+    monkeypatch.setattr("tokenprune.evaluation.environment.version_of", version)
 
 
 def results(directory: Path) -> dict[str, dict[str, Any]]:

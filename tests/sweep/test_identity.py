@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tokenprune.cell import CELL_ID_VERSION, Cell, canonical, cell_id
+from tokenprune.checkpoints.digest import directory_digest
 from tokenprune.errors import ConfigError
-from tokenprune.sweep.identity import CELL_ID_VERSION, canonical, cell_id, directory_digest
-from tokenprune.sweep.plan import Cell
 
 CELL = Cell(
     model="scenes",

@@ -15,7 +15,7 @@ import pytest
 from tests.processes import DEADLINE_S, alive, wait_for
 from tests.sweep.fixtures import Workshop
 from tokenprune.sweep import Ledger
-from tokenprune.sweep.ledger import read_jsonl
+from tokenprune.sweep.store.result_store import read_jsonl
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from tests.sweep.test_identity import CELL
 from tokenprune.errors import ConfigError
-from tokenprune.sweep.ledger import Ledger, read_jsonl, write_json, write_jsonl
+from tokenprune.sweep.store.result_store import Ledger, read_jsonl, write_json, write_jsonl
 
 
 @pytest.fixture

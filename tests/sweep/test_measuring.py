@@ -11,9 +11,10 @@ from mlflow.tracking import MlflowClient
 
 from tests.sweep.fixtures import Workshop
 from tokenprune.errors import IncompatibleError
+from tokenprune.evaluation import cell_cost as measuring
+from tokenprune.events import CellStarted
 from tokenprune.report import markdown_report
-from tokenprune.sweep import Ledger, SweepOutcome, measuring, run_sweep
-from tokenprune.sweep.events import CellStarted
+from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
 
 Run = Callable[..., SweepOutcome]
 QUICK = {"repeats": 1, "max_repeats": 1, "warmup": 0, "new_tokens": 1}

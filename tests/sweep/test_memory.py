@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from tokenprune.evaluation.evaluate import Asking
+from tokenprune.evaluation.machine.devices import lost_device, ran_out_of_memory
 from tokenprune.sweep import Ledger, SweepOutcome
-from tokenprune.sweep.asking import Asking
-from tokenprune.sweep.devices import lost_device, ran_out_of_memory
 
 Run = Callable[..., SweepOutcome]
 SMALL: dict[str, Any] = {"pruners": ["first"], "budgets": [4], "efficiency": False, "lens": False, "batch_size": 8}

@@ -12,10 +12,10 @@ import torch
 from tests.sweep.fixtures import Workshop
 from tests.sweep.test_environment import upgrade
 from tokenprune.errors import ConfigError, IncompatibleError
+from tokenprune.evaluation.environment import Installed
+from tokenprune.evaluation.evaluate import Asking
 from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
-from tokenprune.sweep.asking import Asking
-from tokenprune.sweep.environment import Installed
-from tokenprune.sweep.partial import read_partial
+from tokenprune.sweep.store.predictions import read_partial
 
 PLAIN: dict[str, Any] = {"efficiency": False, "overlays": 1, "lens": {"samples": 2}, "budgets": [4]}
 TIMED = ("started", "seconds", "worker", "resumed")
@@ -275,7 +275,7 @@ def test_what_a_cell_gave_before_it_failed_is_not_taken_over(
 
 
 def test_a_sample_that_cannot_be_prepared_is_wrong_and_costs_no_cell(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tokenprune.sweep.bench import Bench
+    from tokenprune.evaluation.model_cache import Bench
 
     whole = Bench.encode
 
@@ -296,7 +296,7 @@ def test_a_sample_that_cannot_be_prepared_is_wrong_and_costs_no_cell(go: Go, mon
 def test_batches_are_prepared_as_they_are_asked_and_kept_within_bounds(
     go: Go, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tokenprune.sweep.bench import Bench
+    from tokenprune.evaluation.model_cache import Bench
 
     prepared: list[int] = []
     whole = Bench.encode
@@ -310,7 +310,7 @@ def test_batches_are_prepared_as_they_are_asked_and_kept_within_bounds(
     expected = contents(go("kept", **changes).directory)
     assert prepared == [3, 3, 2]  # once for all cells
     prepared.clear()
-    monkeypatch.setattr("tokenprune.sweep.bench.KEEP_MIB", 0)
+    monkeypatch.setattr("tokenprune.evaluation.model_cache.KEEP_MIB", 0)
     assert contents(go("not-kept", **changes).directory) == expected
     assert prepared[:6] == [3, 3, 2, 3, 3, 2]  # once for the unpruned cell and once for those that share them
     prepared.clear()

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.sweep.fixtures import Workshop
+from tokenprune.checkpoints import load_model
+from tokenprune.checkpoints.digest import directory_digest
+from tokenprune.checkpoints.joint import JointSpace
 from tokenprune.errors import PrerequisiteError
-from tokenprune.models import load_model
-from tokenprune.models.joint import JointSpace
 from tokenprune.sweep import plan_cells
-from tokenprune.sweep.identity import directory_digest
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ from PIL import Image
 
 from tests.families.zoo import FAMILIES
 from tests.sweep.fixtures import Workshop
+from tokenprune.cell import Cell
+from tokenprune.checkpoints import load_model
+from tokenprune.evaluation.model_cache import Batch, Bench, picture_digest
 from tokenprune.metrics.lens import KeptTokens
-from tokenprune.models import load_model
-from tokenprune.sweep.bench import Batch, Bench, picture_digest
-from tokenprune.sweep.pictures import save_overlays
-from tokenprune.sweep.plan import Cell, plan_cells
+from tokenprune.sweep.plan.cells import plan_cells
+from tokenprune.sweep.worker.overlay_pictures import save_overlays
 
 
 class Altered:

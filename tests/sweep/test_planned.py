@@ -12,9 +12,10 @@ import pytest
 
 from tests.sweep.fixtures import TOY, Workshop
 from tests.sweep.tiny import save_tiny_model
-from tokenprune.models import load_model
-from tokenprune.sweep import Ledger, SweepOutcome, bench, run_sweep
-from tokenprune.sweep.events import SweepStarted
+from tokenprune.checkpoints import load_model
+from tokenprune.evaluation import model_cache as bench
+from tokenprune.events import SweepStarted
+from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
 
 SMALL: dict[str, Any] = {"budgets": [4, 2], "efficiency": False, "lens": False, "overlays": 0}
 

@@ -12,9 +12,9 @@ import pytest
 from tests.cli.commands import Commands
 from tests.sweep.fixtures import Workshop
 from tokenprune.errors import ConfigError, PrerequisiteError
+from tokenprune.events import CellEnded, CellStarted
 from tokenprune.sweep import Ledger, run_sweep
-from tokenprune.sweep.events import CellEnded, CellStarted
-from tokenprune.sweep.pool import oom_kills, worker_devices
+from tokenprune.sweep.executors.local import oom_kills, worker_devices
 
 SMALL: dict[str, Any] = {"budgets": [4], "efficiency": False, "lens": False, "overlays": 0}
 
@@ -79,7 +79,7 @@ def test_a_worker_that_the_kernel_killed_for_its_memory_gets_smaller_batches_onc
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = itertools.count()
-    monkeypatch.setattr("tokenprune.sweep.pool.oom_kills", lambda: next(count))
+    monkeypatch.setattr("tokenprune.sweep.executors.local.oom_kills", lambda: next(count))
     outcome = run_sweep(
         workshop.config(pruners=["dying"], **{**SMALL, "executor": "local", "batch_size": 8}),
         directory=tmp_path / "run",
@@ -109,7 +109,7 @@ def test_a_device_that_fails_takes_no_cell_along(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is here, says the driver; but nothing can be put on it."""
-    monkeypatch.setattr("tokenprune.sweep.pool.check_devices", lambda listed: None)
+    monkeypatch.setattr("tokenprune.sweep.executors.local.check_devices", lambda listed: None)
     config = workshop.config(pruners=["first"], **{**SMALL, "executor": "local", "device": ["cuda:63", "cpu"]})
     outcome = run_sweep(config, directory=tmp_path / "run", host=workshop.host, track=False)
     assert (outcome.done, outcome.failed) == (2, 0)
@@ -148,9 +148,9 @@ def test_what_the_kernel_says_of_its_killer(tmp_path: Path, monkeypatch: pytest.
     assert oom_kills() >= 0
     path = tmp_path / "vmstat"
     path.write_text("pgfault 12\noom_kill 7\ndrop_slab 0\n", encoding="ascii")
-    monkeypatch.setattr("tokenprune.sweep.pool._VMSTAT", path)
+    monkeypatch.setattr("tokenprune.sweep.executors.local._VMSTAT", path)
     assert oom_kills() == 7
-    monkeypatch.setattr("tokenprune.sweep.pool._VMSTAT", tmp_path / "missing")
+    monkeypatch.setattr("tokenprune.sweep.executors.local._VMSTAT", tmp_path / "missing")
     assert oom_kills() == 0
 
 

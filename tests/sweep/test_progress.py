@@ -12,23 +12,24 @@ import pytest
 
 from tests.sweep.fixtures import Workshop
 from tokenprune import hookimpl
+from tokenprune.cell import Cell
+from tokenprune.events import CellEnded, CellProgress, CellStarted
 from tokenprune.plugins import load_host
 from tokenprune.registry import ExecutorSpec
 from tokenprune.sweep import run_sweep
-from tokenprune.sweep.crew import message_of
-from tokenprune.sweep.events import CellEnded, CellProgress, CellStarted
-from tokenprune.sweep.executors import Began, Progress, Report
-from tokenprune.sweep.files import StorageError
-from tokenprune.sweep.inline import Inline
-from tokenprune.sweep.plan import Cell
-from tokenprune.sweep.progress import Meter, memory_mib
+from tokenprune.sweep.executors.inline import Inline
+from tokenprune.sweep.messages import Began, Progress, Report, message_of
+from tokenprune.sweep.store.atomic_io import StorageError
+from tokenprune.sweep.worker.throughput import Meter, memory_mib
+
+PLAIN = ("tokenprune.baselines", "tokenprune.families", "tokenprune.checkpoints", "tokenprune.sweep.executors.executor")
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The clock; change its only entry."""
     time = [500.0]
-    monkeypatch.setattr("tokenprune.sweep.progress.time.monotonic", lambda: time[0])
+    monkeypatch.setattr("tokenprune.sweep.worker.throughput.time.monotonic", lambda: time[0])
     return time
 
 
@@ -104,7 +105,14 @@ def test_displays_are_told_and_trackers_are_not(workshop: Workshop, tmp_path: Pa
         def on_cell_end(self, event: CellEnded) -> None:
             heard.append(type(event).__name__)
 
-    host = load_host(defaults=("tokenprune.baselines", "tokenprune.models", "tokenprune.sweep.executors"))
+    host = load_host(
+        defaults=(
+            "tokenprune.baselines",
+            "tokenprune.families",
+            "tokenprune.checkpoints",
+            "tokenprune.sweep.executors.executor",
+        )
+    )
     host.add(Plugin(), "chatty")
     seen: list[Any] = []
     outcome = run_sweep(

@@ -9,7 +9,7 @@ import pytest
 
 from tests.sweep.fixtures import Workshop
 from tokenprune.report import leaderboard
-from tokenprune.report.tables import Row
+from tokenprune.report.data.tables import Row
 from tokenprune.sweep import Ledger, default_config, run_sweep, with_changes
 
 pytestmark = pytest.mark.thorough

@@ -10,11 +10,13 @@ import pytest
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tests.sweep.tiny import TOKENS
 from tokenprune import hookimpl
+from tokenprune.events import CellAnswered, CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
 from tokenprune.plugins import load_host
 from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
-from tokenprune.sweep.events import CellAnswered, CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
 
 Run = Callable[..., SweepOutcome]
+
+PLAIN = ("tokenprune.baselines", "tokenprune.families", "tokenprune.checkpoints", "tokenprune.sweep.executors.executor")
 
 
 def results(directory: Path) -> dict[str, dict[str, Any]]:
@@ -132,7 +134,7 @@ def test_a_bad_sample_counts_as_wrong(sweep: Run) -> None:
 
 
 def test_without_its_reference_a_cell_fails(sweep: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tokenprune.sweep.asking import Answers, Asking
+    from tokenprune.evaluation.evaluate import Answers, Asking
 
     whole = Asking.finished
 
@@ -167,7 +169,14 @@ def test_a_broken_tracker_is_reported_and_survived(workshop: Workshop, tmp_path:
         def on_cell_end(self, event: CellEnded) -> None:
             raise OSError("the server is away")
 
-    host = load_host(defaults=("tokenprune.baselines", "tokenprune.models", "tokenprune.sweep.executors"))
+    host = load_host(
+        defaults=(
+            "tokenprune.baselines",
+            "tokenprune.families",
+            "tokenprune.checkpoints",
+            "tokenprune.sweep.executors.executor",
+        )
+    )
     host.add(Tracker(), "away")
     config = workshop.config(pruners=["grid"], budgets=[4])
     outcome = run_sweep(config, directory=tmp_path / "run", host=host)

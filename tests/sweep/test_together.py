@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.sweep.fixtures import PRUNERS, Workshop
+from tokenprune.evaluation.evaluate import Asking
 from tokenprune.sweep import Ledger, SweepOutcome
-from tokenprune.sweep.asking import Asking
 from tokenprune.sweep.runner import run_sweep
 
 TIMED = ("started", "seconds", "worker", "cost")

@@ -16,11 +16,11 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-import tokenprune.models
+import tokenprune.checkpoints
 from benchmarks.scenes.evaluate import Result, answer, conversation, evaluate
 from tokenprune.tasks.scenes.task import ScenesTask
 
-FOLDER = Path(tokenprune.models.__file__).parent / "scenes"
+FOLDER = Path(tokenprune.checkpoints.__file__).parent / "scenes"
 LIMIT = 30 * 1000 * 1000
 
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from benchmarks.scenes.configs import MODELS
 from benchmarks.scenes.evaluate import Result, conversation, evaluate
 from tokenprune import pruned
+from tokenprune.checkpoints import LoadedModel, load_model
 from tokenprune.cli.app import main
-from tokenprune.models import LoadedModel, load_model
 from tokenprune.tasks.scenes.video import FRAMES, VIDEO_ANSWERS, ScenesVideoTask
 
 FOLDER = MODELS / "scenes-video"

@@ -13,7 +13,7 @@ from benchmarks.scenes.films import VISUAL, motion_table, shipped_tower
 from benchmarks.scenes.motion import FilmStage, motion_targets
 from benchmarks.scenes.packing import IGNORE, pack_questions
 from benchmarks.scenes.vision import to_pixel_values
-from tokenprune.models import load_model
+from tokenprune.checkpoints import load_model
 from tokenprune.tasks.scenes.generator import render, to_image
 from tokenprune.tasks.scenes.video import FRAMES, WAYS, Film, ScenesVideoTask, ask_film, sample_film
 

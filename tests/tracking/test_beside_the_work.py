@@ -12,14 +12,15 @@ from mlflow.tracking import MlflowClient
 
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tokenprune import hookimpl
+from tokenprune.evaluation import cell_cost as measuring
+from tokenprune.events import CellEnded, CellStarted, SweepEnded, SweepStarted
 from tokenprune.plugins import load_host
-from tokenprune.sweep import Ledger, measuring, run_sweep
-from tokenprune.sweep.events import CellEnded, CellStarted, SweepEnded, SweepStarted
+from tokenprune.sweep import Ledger, run_sweep
 from tokenprune.tracking import mlflow_tracker
 from tokenprune.tracking.mlflow_runs import Runs
 from tokenprune.tracking.mlflow_store import open_store
 
-PLAIN = ("tokenprune.baselines", "tokenprune.models", "tokenprune.sweep.executors")
+PLAIN = ("tokenprune.baselines", "tokenprune.families", "tokenprune.checkpoints", "tokenprune.sweep.executors.executor")
 
 
 def test_a_slow_tracker_holds_up_no_cell(workshop: Workshop, tmp_path: Path) -> None:

@@ -13,17 +13,19 @@ from tests.cli.commands import Commands
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tokenprune import hookimpl
 from tokenprune.errors import ConfigError, UnknownNameError
+from tokenprune.events import CellEnded, SweepEnded, SweepStarted
 from tokenprune.plugins import load_host
 from tokenprune.sweep import Ledger, plan_cells, run_sweep
-from tokenprune.sweep.config import parse_config
-from tokenprune.sweep.events import CellEnded, SweepEnded, SweepStarted
-from tokenprune.sweep.files import read_json
+from tokenprune.sweep.config.schema import parse_config
+from tokenprune.sweep.config.yaml_source import Source
 from tokenprune.sweep.runner import BEHIND, TRACKING_FILE
-from tokenprune.sweep.source import Source
+from tokenprune.sweep.store.atomic_io import read_json
 from tokenprune.tracking.mlflow_tracker import replay
 from tokenprune.tracking.server import find_dashboard
 
 SMALL = {"pruners": ["first"], "budgets": [4], "efficiency": False, "lens": False, "overlays": 0}
+
+PLAIN = ("tokenprune.baselines", "tokenprune.families", "tokenprune.checkpoints", "tokenprune.sweep.executors.executor")
 
 
 class Notes:
@@ -150,7 +152,14 @@ def test_without_trackers_mlflow_is_not_even_imported_and_later_it_gets_everythi
 
 
 def test_a_strangers_tracker_is_chosen_by_its_name(workshop: Workshop, tmp_path: Path) -> None:
-    host = load_host(defaults=("tokenprune.baselines", "tokenprune.models", "tokenprune.sweep.executors"))
+    host = load_host(
+        defaults=(
+            "tokenprune.baselines",
+            "tokenprune.families",
+            "tokenprune.checkpoints",
+            "tokenprune.sweep.executors.executor",
+        )
+    )
     chosen, other = Notes(), Notes()
     host.add(chosen, "chosen")
     host.add(other, "other")

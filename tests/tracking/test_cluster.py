@@ -24,7 +24,7 @@ from tests.processes import wait_for
 from tests.sweep.fixtures import Workshop
 from tests.tracking import compose
 from tokenprune.sweep import Ledger
-from tokenprune.sweep.ledger import read_jsonl
+from tokenprune.sweep.store.result_store import read_jsonl
 
 NIGHTLY = "TOKENPRUNE_NIGHTLY"
 """Variable under which a missing program is a failure."""

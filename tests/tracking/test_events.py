@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 
 from tests.sweep.fixtures import FinishedSweep
-from tokenprune.sweep.ledger import read_jsonl
+from tokenprune.sweep.store.result_store import read_jsonl
 from tokenprune.tracking.facts import legal, sample_table
 from tokenprune.tracking.jsonl_tracker import EVENTS_FILE
 

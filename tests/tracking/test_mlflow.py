@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.sweep.fixtures import FinishedSweep, Workshop
-from tokenprune.report.columns import LEGEND
+from tokenprune.report.render.columns import LEGEND
 from tokenprune.sweep import Ledger, run_sweep
 from tokenprune.tracking.mlflow_store import open_store
 from tokenprune.tracking.mlflow_tracker import replay

@@ -14,8 +14,8 @@ import pytest
 
 from tests.sweep.fixtures import FinishedSweep
 from tokenprune.errors import ConfigError, PrerequisiteError
-from tokenprune.sweep.files import read_json, write_json
 from tokenprune.sweep.runner import TRACKING_FILE
+from tokenprune.sweep.store.atomic_io import read_json, write_json
 from tokenprune.tracking.server import HOST, PORT, Dashboard, choose_port, find_dashboard, main_links, serving
 from tokenprune.tracking.slices import slices_of
 from tokenprune.tracking.views import filter_of, note, view_tags, views_of

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.sweep.test_identity import CELL
-from tokenprune.sweep.plan import Cell
+from tokenprune.cell import Cell
 from tokenprune.tracking.facts import Look
 from tokenprune.tracking.slices import ANSWER_RUNS, CHART_RUNS, Slice, slices_of, subject_of
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenprune.cli.tally import Tally, clock, figures
-from tokenprune.sweep.events import Event
+from tokenprune.events import Event
 
 _BAR_WIDTH = 24
 _FAILURES_SHOWN = 3

@@ -13,8 +13,8 @@ from tokenprune.cli.output import Output, session_of, table
 from tokenprune.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
-    from tokenprune.report.bisection import Found, Search, Trial
-    from tokenprune.report.trials import Trials
+    from tokenprune.studies.bisection import Found, Search, Trial
+    from tokenprune.studies.budget_trials import Trials
 
 _ASSUMPTION = "assumed: retention does not fall as the keep ratio grows"
 _RETENTIONS = "99,95,90"
@@ -52,11 +52,12 @@ def budget(
     spec = session.host.pruners.get(name)  # wrong names are told before anything is loaded
     options = spec.validate(parse_options(option or []))
     session.host.tasks.get(task)
-    from tokenprune.report.bisection import bisect
+    from tokenprune.cell import REFERENCE
     from tokenprune.report.text import counted
-    from tokenprune.report.trials import open_trials
-    from tokenprune.sweep.config import REFERENCE, parse_config
-    from tokenprune.sweep.source import Source
+    from tokenprune.studies.bisection import bisect
+    from tokenprune.studies.budget_trials import open_trials
+    from tokenprune.sweep.config.schema import parse_config
+    from tokenprune.sweep.config.yaml_source import Source
 
     if name == REFERENCE:
         raise ConfigError(f"`{REFERENCE}` keeps everything, so it needs no budget", hint="name a pruner")

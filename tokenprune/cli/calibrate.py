@@ -15,7 +15,7 @@ from tokenprune.cli.output import Session, session_of
 from tokenprune.errors import ConfigError, IncompatibleError
 
 if TYPE_CHECKING:
-    from tokenprune.metrics.calibration import PromptCalibrator
+    from tokenprune.evaluation.calibration import PromptCalibrator
     from tokenprune.registry import PrunerSpec
 
 
@@ -94,9 +94,9 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
 def _calibrator(session: Session, model: str, task: str, limit: int, device: str) -> PromptCalibrator:
     """The model and the last samples of the task."""
     session.host.tasks.get(task)  # a wrong name is told before a model is loaded
-    from tokenprune.metrics.calibration import PromptCalibrator
-    from tokenprune.models import load_model
-    from tokenprune.sweep.bench import Bench
+    from tokenprune.checkpoints import load_model
+    from tokenprune.evaluation.calibration import PromptCalibrator
+    from tokenprune.evaluation.model_cache import Bench
 
     samples = session.host.tasks.get(task).build()
     loaded = load_model(model, device=device, host=session.host)

@@ -65,7 +65,7 @@ def check(
 
 def _check_model(session: Session, model: str) -> None:
     """Refuse a wrong name before anything runs."""
-    from tokenprune.models.loading import model_path
+    from tokenprune.checkpoints.loading import model_path
 
     model_path(model, session.host)
 

@@ -14,7 +14,7 @@ from rich.live import Live
 from tokenprune.cli.board import Board
 from tokenprune.cli.output import Output, ProgressForm
 from tokenprune.cli.tally import Tally, figures, reason
-from tokenprune.sweep.events import (
+from tokenprune.events import (
     CellAnswered,
     CellEnded,
     CellFailed,

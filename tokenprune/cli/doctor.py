@@ -73,7 +73,7 @@ def _versions() -> list[Finding]:
 
 def _torchvision() -> Finding:
     """Whether it is there and works beside the installed torch."""
-    from tokenprune.models.torchvision_build import torchvision_hint, torchvision_problem
+    from tokenprune.checkpoints.torchvision_build import torchvision_hint, torchvision_problem
 
     try:
         problem = torchvision_problem()
@@ -86,7 +86,7 @@ def _torchvision() -> Finding:
 
 def _transformers(version: str) -> Finding:
     """The one package whose insides the engine uses, beside the releases that were tested."""
-    from tokenprune.models.supported import is_tested, tested_range
+    from tokenprune.families.supported import is_tested, tested_range
 
     return Finding("transformers", "ok" if is_tested(version) else "note", f"{version}; tested: {tested_range()}")
 
@@ -119,7 +119,7 @@ def _devices() -> list[Finding]:
 
 
 def _models(session: Session) -> list[Finding]:
-    from tokenprune.models.loading import model_path
+    from tokenprune.checkpoints.loading import model_path
 
     findings = []
     for spec in session.host.models:
@@ -137,7 +137,7 @@ def _models(session: Session) -> list[Finding]:
 
 def _one_model(name: str, session: Session) -> list[Finding]:
     """What can be pruned in a model, and what is missing; only its config is read."""
-    from tokenprune.models.examine import examine
+    from tokenprune.checkpoints.examine import examine
 
     found = examine(name, session.host)
     findings = [Finding("model", "ok", f"{found.model}, model type `{found.model_type}`")]

@@ -17,7 +17,7 @@ from tokenprune.errors import BudgetError, ConfigError, IncompatibleError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tokenprune.models import LoadedModel
+    from tokenprune.checkpoints import LoadedModel
 
 _PRUNERS = "none,random,divprune,fastv,iwp,iwp-exact"
 _COLUMNS = 3
@@ -98,9 +98,9 @@ def explain(
 def _ask(
     session: Session, picture: Image.Image, question: str, names: Sequence[str], budget: Budget, model: str, device: str
 ) -> tuple[list[Grid], list[Kept]]:
-    from tokenprune.models import load_model
-    from tokenprune.models.loading import parts_of
-    from tokenprune.sweep.bench import Bench
+    from tokenprune.checkpoints import load_model
+    from tokenprune.checkpoints.loading import parts_of
+    from tokenprune.evaluation.model_cache import Bench
     from tokenprune.tasks.base import Sample
 
     loaded = load_model(model, device=device, host=session.host)

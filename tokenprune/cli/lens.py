@@ -13,11 +13,11 @@ import typer
 
 from tokenprune.cli.output import JSON_SCHEMA, Output, Session, session_of, table
 from tokenprune.errors import ConfigError, ExitCode
-from tokenprune.report.escaping import csv_text
+from tokenprune.report.render.escaping import csv_text
 
 if TYPE_CHECKING:
-    from tokenprune.sweep.config import SweepConfig
-    from tokenprune.sweep.lens_study import LensCorrelation, LensRow, LensStudy
+    from tokenprune.studies.lens_study import LensCorrelation, LensRow, LensStudy
+    from tokenprune.sweep.config.schema import SweepConfig
 
 _BUDGETS = "25%,11.1%,5.6%"
 _NOTHING = "-"
@@ -58,7 +58,7 @@ def lens(
     session = session_of(context)
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other", hint="choose one, or take both with --out")
-    from tokenprune.sweep.lens_study import LensSettings, study_lens
+    from tokenprune.studies.lens_study import LensSettings, study_lens
 
     changes = {
         "budgets": _comma_list("--budgets", budgets) if budgets else None,
@@ -91,8 +91,8 @@ def lens(
 
 def _chosen(session: Session, path: Path | None, pruners: str, changes: dict[str, Any]) -> SweepConfig:
     """The sweep file, or all installed pruners, with what the options change."""
-    from tokenprune.sweep.config import load_config, parse_config, with_changes
-    from tokenprune.sweep.source import Source
+    from tokenprune.sweep.config.schema import load_config, parse_config, with_changes
+    from tokenprune.sweep.config.yaml_source import Source
 
     host = session.host
     if path is None:
@@ -186,7 +186,7 @@ def _write(folder: Path, studies: Sequence[LensStudy]) -> None:
 
 
 def _rows_csv(studies: Sequence[LensStudy]) -> str:
-    from tokenprune.sweep.lens_study import LensRow
+    from tokenprune.studies.lens_study import LensRow
 
     names = [entry.name for entry in fields(LensRow)]
     return csv_text(
@@ -196,7 +196,7 @@ def _rows_csv(studies: Sequence[LensStudy]) -> str:
 
 
 def _correlations_csv(studies: Sequence[LensStudy]) -> str:
-    from tokenprune.metrics.correlation import RankCorrelation
+    from tokenprune.report.stats.correlation import RankCorrelation
 
     names = [entry.name for entry in fields(RankCorrelation)]
     return csv_text(

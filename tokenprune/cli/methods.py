@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenprune.registry import PrunerSpec, Registry
-from tokenprune.report.escaping import markdown_grid
+from tokenprune.report.render.escaping import markdown_grid
 
 _COLUMNS = ("pruner", "site", "magnitude", "duplication", "selector", "merge", "needs", "source", "from")
 

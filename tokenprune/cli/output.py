@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenprune.plugins import Host
-from tokenprune.report.escaping import printable
+from tokenprune.report.render.escaping import printable
 
 #: Version of every JSON document that a command prints; it changes when a key is renamed or taken away.
 JSON_SCHEMA = 1

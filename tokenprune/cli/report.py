@@ -13,8 +13,8 @@ from tokenprune.cli.output import GAP, Output, session_of, table
 from tokenprune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tokenprune.report.notes import Note, Section
-    from tokenprune.report.tables import Leaderboard
+    from tokenprune.report.data.notes import Note, Section
+    from tokenprune.report.data.tables import Leaderboard
 
 #: Columns of the other tables, among those of the leaderboard: what a narrow terminal loses first has a large number.
 _IMPORTANCE = {"difference": 2, "p": 3, "questions": 4}
@@ -38,9 +38,9 @@ def report(
     Example: tokenprune report runs/default --markdown
     """
     from tokenprune.report import leaderboard, markdown_report, pair_tables, write_report
-    from tokenprune.report.markdown import markdown_section
-    from tokenprune.report.reading import read_sweep
-    from tokenprune.report.sections import pair_section
+    from tokenprune.report.render.markdown import markdown_section
+    from tokenprune.report.render.sections import pair_section
+    from tokenprune.sweep.store.sweep_data import read_sweep
 
     output = session_of(context).output
     if as_json and markdown:
@@ -64,16 +64,16 @@ def report(
 
 def leaderboard_json(directory: Path) -> dict[str, Any]:
     """The leaderboard as a part of a JSON document."""
-    from tokenprune.report.tables import leaderboard
+    from tokenprune.report.data.tables import leaderboard
 
     return {"leaderboard": leaderboard(directory).to_json()}
 
 
 def show_leaderboard(output: Output, source: Path | Leaderboard, *, families: bool = False) -> None:
     """Print one table per model, task and budget, as wide as the terminal allows, and what they say together."""
-    from tokenprune.report.markdown import cells_of, notes_of, title_of
-    from tokenprune.report.sections import sections_of
-    from tokenprune.report.tables import leaderboard
+    from tokenprune.report.data.tables import leaderboard
+    from tokenprune.report.render.markdown import cells_of, notes_of, title_of
+    from tokenprune.report.render.sections import sections_of
 
     board = leaderboard(source) if isinstance(source, Path) else source
     for entry in board.tables:
@@ -107,7 +107,7 @@ def show_section(output: Output, section: Section) -> None:
 
 def _show_notes(output: Output, notes: Sequence[Note], columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print the notes that are about the columns that fit."""
-    from tokenprune.report.notes import shown
+    from tokenprune.report.data.notes import shown
 
     for line in shown(notes, columns, rows):
         output.show(line)
@@ -125,7 +125,7 @@ def fitting(
         width: Characters of a line.
         first: Columns that are more important than all others.
     """
-    from tokenprune.report.columns import COLUMNS
+    from tokenprune.report.render.columns import COLUMNS
 
     ranking = {column.heading: column.importance for column in COLUMNS} | _IMPORTANCE | dict.fromkeys(first, -1)
     order = sorted(range(len(header)), key=lambda place: ranking.get(header[place], len(COLUMNS) + len(ranking)))

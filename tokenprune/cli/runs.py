@@ -14,11 +14,11 @@ import typer
 from tokenprune.cli.output import ProgressForm, session_of, table
 from tokenprune.cli.sweep import NO_TRACKERS, RERUN, TRACKER, executor_options, finish, interruptible, tracker_change
 from tokenprune.errors import ConfigError
-from tokenprune.report.escaping import csv_text
+from tokenprune.report.render.escaping import csv_text
 
 if TYPE_CHECKING:
-    from tokenprune.report.reading import Finished, SweepData
-    from tokenprune.sweep.ledger import CellState
+    from tokenprune.sweep.store.result_store import CellState
+    from tokenprune.sweep.store.sweep_data import Finished, SweepData
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -50,7 +50,7 @@ def status(context: typer.Context, directory: Directory, as_json: AsJson = False
 
     Example: tokenprune runs status runs/default
     """
-    from tokenprune.report.reading import read_sweep
+    from tokenprune.sweep.store.sweep_data import read_sweep
 
     output = session_of(context).output
     data = read_sweep(directory)
@@ -105,8 +105,8 @@ def retry(
     """
     from tokenprune.cli.display import sweep_display
     from tokenprune.sweep import Ledger, run_sweep
-    from tokenprune.sweep.config import parse_config
-    from tokenprune.sweep.source import Source
+    from tokenprune.sweep.config.schema import parse_config
+    from tokenprune.sweep.config.yaml_source import Source
 
     session = session_of(context)
     header = Ledger(directory).header()
@@ -137,8 +137,8 @@ def replay(context: typer.Context, directory: Directory, as_json: AsJson = False
     Example: MLFLOW_TRACKING_URI=http://server:5000 tokenprune runs replay runs/default
     """
     from tokenprune.sweep import Ledger
-    from tokenprune.sweep.files import read_json
     from tokenprune.sweep.runner import TRACKING_FILE
+    from tokenprune.sweep.store.atomic_io import read_json
     from tokenprune.tracking.mlflow_tracker import replay as fill
 
     output = session_of(context).output
@@ -171,8 +171,8 @@ def export(
 
     Example: tokenprune runs export runs/default --out figures.csv
     """
-    from tokenprune.report.reading import read_sweep
-    from tokenprune.sweep.files import storage_error
+    from tokenprune.sweep.store.atomic_io import storage_error
+    from tokenprune.sweep.store.sweep_data import read_sweep
 
     output = session_of(context).output
     data = read_sweep(directory)

@@ -181,7 +181,7 @@ def _comma_list(option: str, text: str) -> list[str]:
 
 def _show_plan(session: Session, config: SweepConfig, directory: Path, as_json: bool, *, rerun: bool) -> None:
     from tokenprune.sweep import Ledger, plan_cells
-    from tokenprune.sweep.changes import survey
+    from tokenprune.sweep.plan.plan_diff import survey
 
     ledger = Ledger(directory)
     cells = plan_cells(config, session.host)
@@ -200,7 +200,7 @@ def _show_plan(session: Session, config: SweepConfig, directory: Path, as_json: 
 
 
 def _show_outcome(session: Session, outcome: SweepOutcome, as_json: bool) -> None:
-    from tokenprune.report.page import FOLDER, PAGE
+    from tokenprune.report.render.page import FOLDER, PAGE
 
     output = session.output
     if as_json:

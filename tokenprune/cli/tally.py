@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tokenprune.sweep.events import (
+from tokenprune.events import (
     CellAnswered,
     CellEnded,
     CellFailed,
@@ -19,8 +19,7 @@ from tokenprune.sweep.events import (
 )
 
 if TYPE_CHECKING:
-    from tokenprune.sweep import Cell
-    from tokenprune.sweep.executors import Part
+    from tokenprune.cell import Cell, Part
 
 OUTCOMES = ("done", "failed", "refused")
 

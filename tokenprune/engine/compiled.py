@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from tokenprune.models.unwrap import COMPILED, is_a
+from tokenprune.families.unwrap import COMPILED, is_a
 
 #: Where `module.compile()` keeps the compiled call.
 _CALL = "_compiled_call_impl"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tokenprune.engine.methods import ENCODING, method_changed
 
 if TYPE_CHECKING:
-    from tokenprune.engine.decoder import DecoderHooks
+    from tokenprune.engine.decoder.hooks import DecoderHooks
     from tokenprune.engine.session import Session
 
 

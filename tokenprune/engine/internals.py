@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.models.family import Parts
-from tokenprune.models.supported import CACHE_NAMES, UnknownInternalError, internal
+from tokenprune.families.family import Parts
+from tokenprune.families.supported import CACHE_NAMES, UnknownInternalError, internal
 
 #: What a foreign part may answer to a call that it does not know.
 _MISMATCH = (AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError, RuntimeError)

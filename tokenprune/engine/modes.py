@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import nn
 
-from tokenprune.engine.caches import check_growing
+from tokenprune.engine.cache.caches import check_growing
 from tokenprune.engine.methods import method_changed
 from tokenprune.errors import IncompatibleError
-from tokenprune.models.supported import cache_in
+from tokenprune.families.supported import cache_in
 
 #: Modes of `generate` in which each step reads one token more than the step before.
 MODES = ("greedy_search", "sample", "beam_search", "beam_sample")

@@ -13,23 +13,23 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from tokenprune.budget import Budget, BudgetLike
-from tokenprune.engine.chunk import Chunk, Unit, Vision, is_per_token, open_chunk
+from tokenprune.checkpoints.joint import JointSpace
+from tokenprune.checkpoints.loading import parts_of
+from tokenprune.engine.cache.pruned_cache import Maker, Owner, give_back_offsets, is_pruned
 from tokenprune.engine.compiled import Uncompiled
-from tokenprune.engine.decoder import DecoderHooks
+from tokenprune.engine.decoder.hooks import DecoderHooks
 from tokenprune.engine.entrance import Entrance
+from tokenprune.engine.forward_state import Chunk, Unit, Vision, is_per_token, open_chunk
+from tokenprune.engine.image_spans import ImageSpan
 from tokenprune.engine.internals import check_internals
-from tokenprune.engine.layout import ImageSpan
-from tokenprune.engine.look import Look, LookHooks, Run, looks
-from tokenprune.engine.memo import MemoMethods, PrefillMemo
 from tokenprune.engine.modes import Batching, CacheKeeper, Call
-from tokenprune.engine.pruned_cache import Maker, Owner, give_back_offsets, is_pruned
+from tokenprune.engine.observe.encoder_observer import Look, LookHooks, Run, looks
+from tokenprune.engine.observe.prefill_cache import MemoMethods, PrefillMemo
 from tokenprune.engine.stopwatch import Stopwatch
-from tokenprune.engine.tower import TowerHooks
+from tokenprune.engine.vision.tower import TowerHooks
 from tokenprune.errors import BudgetError, IncompatibleError, NothingPrunedError
-from tokenprune.models.family import Parts
-from tokenprune.models.joint import JointSpace
-from tokenprune.models.loading import parts_of
-from tokenprune.models.supported import cache_in
+from tokenprune.families.family import Parts
+from tokenprune.families.supported import cache_in
 from tokenprune.plugins import Host, default_host
 from tokenprune.pruner import PositionPolicy, Pruner, PruneRecord, Stop
 from tokenprune.record import StepRecord
@@ -414,7 +414,7 @@ def pruned(
     if "joint" in chosen.needs and joint is None:
         raise IncompatibleError(
             f"`{chosen.spec.name}` needs a joint image-text space (a CLIP text tower)",
-            hint="pass `joint=` (see `tokenprune.models.JointSpace`), or choose a pruner without the need `joint`",
+            hint="pass `joint=` (see `tokenprune.checkpoints.JointSpace`), or choose a pruner without the need `joint`",
         )
     session = Session(parts, chosen, wanted, positions=positions, joint=joint, frames=frames, memo=memo)
     decoder = DecoderHooks(session)

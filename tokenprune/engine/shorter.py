@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.engine.arguments import shortened
-from tokenprune.engine.chunk import open_chunk
+from tokenprune.engine.decoder.layer_arguments import shortened
+from tokenprune.engine.forward_state import open_chunk
 from tokenprune.errors import IncompatibleError
-from tokenprune.models.family import Parts
+from tokenprune.families.family import Parts
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from tokenprune.engine.methods import ENCODING, method_changed
-from tokenprune.models.family import Parts
+from tokenprune.families.family import Parts
 
 MarkT = TypeVar("MarkT")
 

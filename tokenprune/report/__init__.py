@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenprune.report.markdown import markdown_report, markdown_table
-    from tokenprune.report.overlays import draw_kept, side_by_side
-    from tokenprune.report.page import html_page, write_report
-    from tokenprune.report.rows import Row
-    from tokenprune.report.tables import Leaderboard, leaderboard, pair_tables
+    from tokenprune.report.data.rows import Row
+    from tokenprune.report.data.tables import Leaderboard, leaderboard, pair_tables
+    from tokenprune.report.figures.overlays import draw_kept, side_by_side
+    from tokenprune.report.render.markdown import markdown_report, markdown_table
+    from tokenprune.report.render.page import html_page, write_report
 
 __all__ = [
     "Leaderboard",
@@ -26,16 +26,16 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Leaderboard": "tables",
-    "Row": "rows",
-    "draw_kept": "overlays",
-    "html_page": "page",
-    "leaderboard": "tables",
-    "markdown_report": "markdown",
-    "markdown_table": "markdown",
-    "pair_tables": "tables",
-    "side_by_side": "overlays",
-    "write_report": "page",
+    "Leaderboard": "data.tables",
+    "Row": "data.rows",
+    "draw_kept": "figures.overlays",
+    "html_page": "render.page",
+    "leaderboard": "data.tables",
+    "markdown_report": "render.markdown",
+    "markdown_table": "render.markdown",
+    "pair_tables": "data.tables",
+    "side_by_side": "figures.overlays",
+    "write_report": "render.page",
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tokenprune.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from tokenprune.sweep.events import SweepEnded, SweepStarted
+    from tokenprune.events import SweepEnded, SweepStarted
 
 TOKENPRUNE_TRACKER = ""
 """It is no tracker: the report is written whichever trackers were chosen."""
@@ -27,6 +27,6 @@ def on_sweep_start(event: SweepStarted) -> None:
 @hookimpl
 def write_report(event: SweepEnded) -> None:
     """Write the folder `report` of the sweep."""
-    from tokenprune.report.page import write_report as write
+    from tokenprune.report.render.page import write_report as write
 
     write(event.directory)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tokenprune.report.paired import Comparison
-from tokenprune.report.retention import Needed
-from tokenprune.report.statistics import Interval
+from tokenprune.report.stats.paired import Comparison
+from tokenprune.report.stats.retention import Needed
+from tokenprune.report.stats.statistics import Interval
 
 NOTHING = "-"
 BUSY = "\N{DAGGER}"

@@ -6,10 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenprune.sweep.config import SweepConfig, default_config, load_config, with_changes
-    from tokenprune.sweep.ledger import Ledger
-    from tokenprune.sweep.plan import Cell, plan_cells
+    from tokenprune.cell import Cell
+    from tokenprune.sweep.config.schema import SweepConfig, default_config, load_config, with_changes
+    from tokenprune.sweep.plan.cells import plan_cells
     from tokenprune.sweep.runner import SweepOutcome, run_sweep
+    from tokenprune.sweep.store.result_store import Ledger
 
 __all__ = [
     "Cell",
@@ -23,17 +24,16 @@ __all__ = [
     "with_changes",
 ]
 
-#: Imported on first use: the host loads `tokenprune.sweep.executors` for every command, also for `--help`.
+#: Imported on first use: the host loads `tokenprune.sweep.executors.executor` for every command, also for `--help`.
 _LAZY = {
-    "Cell": "plan",
-    "Ledger": "ledger",
-    "SweepConfig": "config",
+    "Ledger": "store.result_store",
+    "SweepConfig": "config.schema",
     "SweepOutcome": "runner",
-    "default_config": "config",
-    "load_config": "config",
-    "plan_cells": "plan",
+    "default_config": "config.schema",
+    "load_config": "config.schema",
+    "plan_cells": "plan.cells",
     "run_sweep": "runner",
-    "with_changes": "config",
+    "with_changes": "config.schema",
 }
 
 

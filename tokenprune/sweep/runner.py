@@ -11,12 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from tokenprune.cell import Cell
 from tokenprune.errors import PrerequisiteError
-from tokenprune.plugins import Host, default_host
-from tokenprune.registry import load_target
-from tokenprune.sweep.changes import Survey, survey
-from tokenprune.sweep.config import SweepConfig
-from tokenprune.sweep.events import (
+from tokenprune.events import (
     CellAnswered,
     CellEnded,
     CellFailed,
@@ -29,11 +26,17 @@ from tokenprune.sweep.events import (
     SweepStatus,
     Tracked,
 )
-from tokenprune.sweep.executors import Answered, Began, Ended, Executor, Progress, Report, check_option
-from tokenprune.sweep.files import StorageError, read_json, write_json
-from tokenprune.sweep.ledger import Header, Ledger
-from tokenprune.sweep.listeners import Listeners
-from tokenprune.sweep.plan import Cell, plan_cells
+from tokenprune.plugins import Host, default_host
+from tokenprune.registry import load_target
+from tokenprune.sweep.config.executor_options import check_option
+from tokenprune.sweep.config.schema import SweepConfig
+from tokenprune.sweep.executors.executor import Executor
+from tokenprune.sweep.messages import Answered, Began, Ended, Progress, Report
+from tokenprune.sweep.plan.cells import plan_cells
+from tokenprune.sweep.plan.plan_diff import Survey, survey
+from tokenprune.sweep.store.atomic_io import StorageError, read_json, write_json
+from tokenprune.sweep.store.result_store import Header, Ledger
+from tokenprune.sweep.tracker_thread import Listeners
 
 TRACKING_FILE = "tracking.json"
 """Where a tracker says where its view of the sweep is; written by trackers, read back into the outcome."""

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tokenprune.report.costs import Quartiles
-from tokenprune.sweep.config import REFERENCE
-from tokenprune.sweep.environment import facts_of
-from tokenprune.sweep.plan import Cell
+from tokenprune.cell import REFERENCE, Cell
+from tokenprune.evaluation.environment import facts_of
+from tokenprune.report.data.costs import Quartiles
 from tokenprune.tracking.slices import Slice, short_model
 
 PREFIX = "tokenprune"

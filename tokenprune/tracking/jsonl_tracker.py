@@ -14,7 +14,7 @@ from tokenprune.hookspecs import hookimpl
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tokenprune.sweep.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
+    from tokenprune.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
 
 TOKENPRUNE_TRACKER = "jsonl"
 EVENTS_FILE = "events.jsonl"
@@ -56,7 +56,7 @@ def on_sweep_end(event: SweepEnded) -> None:
 
 
 def _append(directory: Path, kind: str, **facts: Any) -> None:
-    from tokenprune.sweep.files import append_line
+    from tokenprune.sweep.store.atomic_io import append_line
 
     line = json.dumps({"event": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts})
     append_line(directory / EVENTS_FILE, line)

@@ -15,9 +15,9 @@ from typing import Any
 
 from PIL import Image
 
-from tokenprune.report.overlays import png_bytes, stored_overlay
-from tokenprune.report.reading import Finished
-from tokenprune.sweep.ledger import Ledger
+from tokenprune.report.figures.overlays import png_bytes, stored_overlay
+from tokenprune.sweep.store.result_store import Ledger
+from tokenprune.sweep.store.sweep_data import Finished
 from tokenprune.tracking.facts import (
     PICTURES,
     PREFIX,

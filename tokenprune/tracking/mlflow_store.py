@@ -9,13 +9,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tokenprune.cell import REFERENCE
 from tokenprune.report import leaderboard, markdown_table
-from tokenprune.report.page import FOLDER, PAGE
-from tokenprune.report.reading import SweepData, read_sweep
-from tokenprune.sweep.config import REFERENCE
-from tokenprune.sweep.files import read_json, write_json
-from tokenprune.sweep.ledger import Ledger
+from tokenprune.report.figures.colours import sweep_colours
+from tokenprune.report.render.page import FOLDER, PAGE
 from tokenprune.sweep.runner import TRACKING_FILE
+from tokenprune.sweep.store.atomic_io import read_json, write_json
+from tokenprune.sweep.store.result_store import Ledger
+from tokenprune.sweep.store.sweep_data import SweepData, read_sweep
 from tokenprune.tracking.facts import PREFIX, Look, legal, metrics_of
 from tokenprune.tracking.mlflow_runs import Place, Runs, client_class
 from tokenprune.tracking.own_store import ARTIFACTS, own_uri, prepare
@@ -55,7 +56,7 @@ class MlflowStore:
         uri = given or own_uri(self._directory)
         cells = [entry.cell for entry in data.cells]
         self._slices = slices_of(cells)
-        self._look = Look(data.colours(), self._slices.all(), len({cell.model for cell in cells}) > 1)
+        self._look = Look(sweep_colours(data), self._slices.all(), len({cell.model for cell in cells}) > 1)
         self.repaired = "" if given else prepare(self._directory, make_client)
         """What was wrong with the directory's own store; `reconcile` fills the new one."""
         self._client = make_client(tracking_uri=uri)

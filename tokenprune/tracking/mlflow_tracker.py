@@ -29,8 +29,8 @@ from tokenprune.errors import PrerequisiteError, TokenPruneError
 from tokenprune.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from tokenprune.report.reading import Finished
-    from tokenprune.sweep.events import CellEnded, CellFailed, SweepEnded, SweepStarted
+    from tokenprune.events import CellEnded, CellFailed, SweepEnded, SweepStarted
+    from tokenprune.sweep.store.sweep_data import Finished
 
 TOKENPRUNE_TRACKER = "mlflow"
 
@@ -75,7 +75,7 @@ def on_sweep_start(event: SweepStarted) -> None:
 @hookimpl
 def on_cell_end(event: CellEnded) -> None:
     """Log the cell's run."""
-    from tokenprune.report.reading import Finished
+    from tokenprune.sweep.store.sweep_data import Finished
 
     _log(event.directory, event.sweep_id, Finished(event.cell, "done", event.result, None))
 
@@ -83,7 +83,7 @@ def on_cell_end(event: CellEnded) -> None:
 @hookimpl
 def on_cell_error(event: CellFailed) -> None:
     """Log a run with status FAILED and the error."""
-    from tokenprune.report.reading import Finished
+    from tokenprune.sweep.store.sweep_data import Finished
 
     _log(event.directory, event.sweep_id, Finished(event.cell, event.outcome, None, event.error))
 

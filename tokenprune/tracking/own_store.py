@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenprune.errors import PrerequisiteError
-from tokenprune.sweep.files import storage_error, sync_folder
+from tokenprune.sweep.store.atomic_io import storage_error, sync_folder
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlflow-artifacts"

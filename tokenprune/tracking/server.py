@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenprune.errors import PrerequisiteError
-from tokenprune.sweep.files import read_json
-from tokenprune.sweep.ledger import Ledger
 from tokenprune.sweep.runner import BEHIND, TRACKING_FILE
+from tokenprune.sweep.store.atomic_io import read_json
+from tokenprune.sweep.store.result_store import Ledger
 from tokenprune.tracking.own_store import DATABASE, State, own_uri, state_of
 
 PORT = 5000

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenprune.sweep.config import REFERENCE
-from tokenprune.sweep.plan import Cell
+from tokenprune.cell import REFERENCE, Cell
 
 CHART_RUNS = 100
 """Runs that the page loads into its table and charts."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from tokenprune.report.columns import LEGEND
-from tokenprune.report.escaping import markdown_text
+from tokenprune.report.render.columns import LEGEND
+from tokenprune.report.render.escaping import markdown_text
 from tokenprune.tracking.facts import PICTURES, PREFIX
 from tokenprune.tracking.slices import Slice, Slices
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.engine.layout import find_images
-from tokenprune.models.family import Parts
-from tokenprune.models.supported import cache_in
+from tokenprune.engine.image_spans import find_images
+from tokenprune.families.family import Parts
+from tokenprune.families.supported import cache_in
 from tokenprune.pruner import PruneRecord
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.budget import Budget
+from tokenprune.checkpoints import LoadedModel, load_model
+from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
 from tokenprune.errors import BudgetError
-from tokenprune.models import LoadedModel, load_model
-from tokenprune.models.loading import parts_of
 from tokenprune.pruner import Decision, Pruner, PruneRecord, State, Stop, UnitRecord, View
 from tokenprune.testing.conformance.check import Check
 from tokenprune.testing.conformance.masking import gone_by_layer, masked

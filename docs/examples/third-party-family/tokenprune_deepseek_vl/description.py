@@ -1,7 +1,7 @@
 """Where the parts of a DeepSeek-VL model are, and which grid an image makes."""
 
-from tokenprune.models.family import Family, VisionTower
-from tokenprune.models.layouts import equal_grids, patches_per_side
+from tokenprune.families.family import Family, VisionTower
+from tokenprune.families.layouts import equal_grids, patches_per_side
 
 
 def layout(config, inputs, runs):

@@ -1,0 +1,75 @@
+"""The last token of a prompt stays, also if it is a visual one that the pruner drops: its row gives the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tokenprune.engine.forward_state import Unit
+from tokenprune.pruner import Kept
+
+
+def ends_prompt(unit: Unit, ends: Sequence[int]) -> bool:
+    """Whether a unit's last token is the last token of its sample.
+
+    Args:
+        unit: An image or video.
+        ends: By sample, the slot of its last token.
+    """
+    return unit.tokens > 0 and int(unit.places[-1]) == ends[unit.span.sample]
+
+
+def holds_last(kept: Kept, tokens: int) -> bool:
+    """Whether a decision keeps the last of a unit's tokens."""
+    return bool((kept.anchors == tokens - 1).any())
+
+
+def with_last(kept: Kept, tokens: int, *, resized: bool) -> Kept:
+    """A decision that emits the last of a unit's N tokens, and emits it last.
+
+    A token that was not kept comes back as it is, as one row more; rows that its values were merged into keep them. If
+    the picture was made smaller, there is no such row: then the last of the emitted rows takes the last token's place.
+
+    Args:
+        kept: The pruner's decision.
+        tokens: N.
+        resized: The picture was made smaller, so that rows belong to no single token.
+    """
+    anchors = kept.anchors
+    if resized:
+        if holds_last(kept, tokens) or not len(anchors):
+            return kept
+        moved = anchors.clone()
+        moved[anchors.argmax()] = tokens - 1
+        return Kept(moved, kept.merge, kept.log_weights, kept.labels)
+    if not holds_last(kept, tokens):
+        kept = _appended(kept, tokens)
+    place = int((kept.anchors == tokens - 1).nonzero()[0, 0])
+    if place == len(kept.anchors) - 1:
+        return kept
+    order = [*(row for row in range(len(kept.anchors)) if row != place), place]
+    return Kept(
+        kept.anchors[order],
+        None if kept.merge is None else kept.merge.to_dense()[order],
+        None if kept.log_weights is None else kept.log_weights[order],
+        None if kept.labels is None else tuple(kept.labels[row] for row in order),
+    )
+
+
+def _appended(kept: Kept, tokens: int) -> Kept:
+    """The last token as one row more."""
+    merge, weights = kept.merge, kept.log_weights
+    if merge is not None:
+        merge = merge.to_dense()
+        row = merge.new_zeros(1, tokens)
+        row[0, tokens - 1] = 1
+        merge = torch.cat([merge, row])
+    if weights is not None:
+        weights = torch.cat([weights, weights.new_zeros(1)])
+    return Kept(
+        torch.cat([kept.anchors, kept.anchors.new_full((1,), tokens - 1)]),
+        merge,
+        weights,
+        None if kept.labels is None else (*kept.labels, "last"),
+    )

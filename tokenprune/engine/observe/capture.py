@@ -1,0 +1,104 @@
+"""Run an unpruned prefill and take the projections of chosen decoder layers: what the lens measures against."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.checkpoints.loading import parts_of
+from tokenprune.engine.forward_state import open_chunk
+from tokenprune.engine.observe.probe import project, without_rotation
+from tokenprune.errors import IncompatibleError
+
+
+@dataclass(frozen=True)
+class CapturedLayer:
+    """Projections of one decoder layer for a whole batch, float32.
+
+    Args:
+        layer: Decoder layer, 0-based.
+        queries: (B, H, S, d) with RoPE.
+        keys: (B, G, S, d) with RoPE.
+        values: (B, G, S, d).
+        queries_nope: (B, H, S, d) without RoPE.
+        keys_nope: (B, G, S, d) without RoPE.
+        scaling: Factor of the attention logits.
+        visual: Per sample, rows of the visual tokens, (N,).
+        text_after: Per sample, rows of the text after the last image.
+        valid: (B, S) True where the row is a token.
+    """
+
+    layer: int
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    queries_nope: Tensor
+    keys_nope: Tensor
+    scaling: float
+    visual: tuple[Tensor, ...]
+    text_after: tuple[Tensor, ...]
+    valid: Tensor
+
+
+@torch.no_grad()
+def capture_prefill(model: nn.Module, inputs: Mapping[str, Any], layers: Sequence[int]) -> list[CapturedLayer]:
+    """Projections of decoder layers in an unpruned forward pass of a batch with images.
+
+    Raises:
+        IncompatibleError: The batch holds no images, or a layer does not exist.
+    """
+    parts = parts_of(model)
+    wanted = sorted(set(layers))
+    if wanted and not 0 <= wanted[0] <= wanted[-1] < len(parts.layers):
+        raise IncompatibleError(f"layers {wanted} of a decoder with {len(parts.layers)} layers")
+    found = open_chunk(parts, inputs)
+    if found is None:
+        raise IncompatibleError("the batch holds no images", hint="capture a batch made by the processor")
+    input_ids, valid, spans = found
+    seen: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
+
+    def remember(index: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            del module
+            seen[index] = (args[0] if args else kwargs["hidden_states"], kwargs["position_embeddings"])
+
+        return hook
+
+    with contextlib.ExitStack() as undo:
+        for index in wanted:
+            layer = parts.layers[index]
+            undo.callback(layer.register_forward_pre_hook(remember(index), with_kwargs=True).remove)
+        model(**inputs, use_cache=False)
+    visual = tuple(
+        torch.cat([span.slots for span in spans if span.sample == sample] or [input_ids.new_zeros(0)])
+        for sample in range(len(input_ids))
+    )
+    text = []
+    for sample, slots in enumerate(visual):
+        after = torch.arange(input_ids.shape[1], device=input_ids.device) > (int(slots.max()) if len(slots) else -1)
+        text.append((after & valid[sample]).nonzero()[:, 0])
+    captured = []
+    for index in wanted:
+        hidden, embeddings = seen[index]
+        rotated = project(parts.layers[index], hidden, position_embeddings=embeddings)
+        plain = project(parts.layers[index], hidden, position_embeddings=without_rotation(embeddings))
+        captured.append(
+            CapturedLayer(
+                layer=index,
+                queries=rotated.queries.float(),
+                keys=rotated.keys.float(),
+                values=rotated.values.float(),
+                queries_nope=plain.queries.float(),
+                keys_nope=plain.keys.float(),
+                scaling=rotated.scaling,
+                visual=visual,
+                text_after=tuple(text),
+                valid=valid,
+            )
+        )
+    return captured

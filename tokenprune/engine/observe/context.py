@@ -1,0 +1,169 @@
+"""What one stop shares among its views: projections and attention of the whole batch, computed once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.checkpoints.joint import JointSpace
+from tokenprune.dual.tiling import tiles
+from tokenprune.engine.forward_state import Chunk, Layer, TowerRows
+from tokenprune.engine.observe.encoder_observer import EncoderViews
+from tokenprune.engine.observe.probe import Projections, project, without_rotation
+from tokenprune.errors import IncompatibleError, UndeclaredNeedError
+from tokenprune.families.family import TowerParts
+from tokenprune.pruner import Pruner, Site
+
+
+def check_declared(name: str, needs: Collection[str], need: str) -> None:
+    """Make sure that a pruner declares what it uses.
+
+    Raises:
+        UndeclaredNeedError: It does not.
+    """
+    if need not in needs:
+        raise UndeclaredNeedError(
+            f"pruner `{name}` uses `{need}`, which its spec does not declare",
+            hint=f"add {need!r} to `needs` in its `@pruner(...)`",
+        )
+
+
+def known_grid(name: str, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """A token grid that a pruner asks for.
+
+    Raises:
+        IncompatibleError: It is not known.
+    """
+    if grid is None:
+        raise IncompatibleError(
+            f"`{name}` needs the token grid, which is not known for this image",
+            hint="describe the family in a plugin (hook `register_families`), or choose a pruner without the need "
+            "`geometry`",
+        )
+    return grid
+
+
+class SiteContext:
+    """One stop of one forward pass: tensors of the whole batch, computed once and shared by its views."""
+
+    def __init__(self, chunk: Chunk, site: Site, pruner: Pruner, joint: JointSpace | None) -> None:
+        self.chunk = chunk
+        self.site = site
+        self.spec = pruner.spec
+        self.needs = pruner.needs
+        self.joint = joint
+        self._projections: dict[tuple[int, bool], Projections] = {}
+        self._encoder: dict[int, Projections] = {}
+        self._cls: dict[int, Tensor] = {}
+        self._received: dict[int, Tensor] = {}
+        look = chunk.parts.look
+        self.look: EncoderViews | None = None
+        """Values by encoder row, in families whose encoder is only looked into."""
+        if look is not None:
+            cls_row = look.about.cls_row(chunk.parts.model.config)
+            self.look = EncoderViews(chunk.vision.look, cls_row, self.spec.name)
+
+    def layer(self, layer: int | None) -> tuple[int, Layer]:
+        """What entered a decoder layer; `None` is the layer that the cut enters."""
+        index = self.site.decoder_layer if layer is None else layer
+        if index not in self.chunk.layers:
+            available = sorted(self.chunk.layers)
+            raise IncompatibleError(
+                f"`{self.spec.name}` asks for decoder layer {index} at site `{self.site}`; available: {available}",
+                hint="only layers up to the cut have run; at `pixels` and `encoder` none has",
+            )
+        return index, self.chunk.layers[index]
+
+    def projections(self, layer: int | None, *, rope: bool) -> tuple[Projections, Layer]:
+        """Projections of the whole batch at a decoder layer."""
+        index, entered = self.layer(layer)
+        key = (index, rope)
+        if key not in self._projections:
+            embeddings = entered.position_embeddings if rope else without_rotation(entered.position_embeddings)
+            given = {**entered.call, "position_embeddings": embeddings}
+            self._projections[key] = self._project("decoder", index, rope, entered.hidden, given)
+        return self._projections[key], entered
+
+    def tower(self) -> TowerParts:
+        """The vision side.
+
+        Raises:
+            IncompatibleError: The family does not describe it.
+        """
+        if self.chunk.parts.vision is None:
+            family = self.chunk.parts.family
+            reason = family.blind or f"family `{family.name}` does not describe it"
+            raise IncompatibleError(
+                f"`{self.spec.name}` looks into the vision encoder: {reason}",
+                hint="choose a pruner without the needs `encoder`, `encoder_attention` and `joint`",
+            )
+        return self.chunk.parts.vision
+
+    def encoder_layer(self, layer: int | None) -> int:
+        """An encoder layer (negative from the end); `None` is the site's own, or the one that the projector reads."""
+        facts = self.chunk.parts.facts
+        if self.look is None:
+            self.tower()
+        if layer is not None:
+            return layer % facts.encoder_layers
+        return self.site.layer if self.site.kind == "tower" else facts.encoder_read_layer
+
+    def encoder(self, layer: int | None) -> tuple[int, Projections, TowerRows]:
+        """Projections of all images at an encoder layer, and the rows that it ran with."""
+        index = self.encoder_layer(layer)
+        if index not in self.chunk.vision.tower:
+            raise IncompatibleError(
+                f"`{self.spec.name}` needs encoder layer {index}, which did not run here",
+                hint="inside the encoder only the layers up to the cut have run; elsewhere pass `pixel_values`, not "
+                "precomputed encoder outputs",
+            )
+        rows = self.chunk.vision.tower[index]
+        if index not in self._encoder:
+            self._encoder[index] = self._project("encoder", index, True, rows.hidden, {})
+        return index, self._encoder[index], rows
+
+    def _project(self, part: str, index: int, rope: bool, hidden: Tensor, given: Mapping[str, Any]) -> Projections:
+        """Projections of a layer, from the memo where another session has computed them from the same states."""
+        layers = self.chunk.parts.layers if part == "decoder" else self.tower().layers
+        compute = functools.partial(project, layers[index])
+        if self.chunk.memo is None:
+            return compute(hidden, **given)
+        return self.chunk.memo.value((part, index, rope), compute, hidden, **given)
+
+    def cls_attention(self, layer: int | None) -> tuple[Tensor, TowerRows]:
+        """Attention of the CLS row on all rows, (images, H, R)."""
+        if not self.chunk.parts.facts.has_cls:
+            raise IncompatibleError(
+                f"`{self.spec.name}` needs a CLS token, which this vision encoder does not have",
+                hint="choose a pruner that uses received attention (`tokenprune list --json` shows the needs)",
+            )
+        index, found, rows = self.encoder(layer)
+        if index not in self._cls:
+            self._cls[index] = _attend(found, rows, slice(None), slice(0, 1))[:, :, 0]
+        return self._cls[index], rows
+
+    def received_attention(self, layer: int | None) -> tuple[Tensor, TowerRows]:
+        """Mean attention that each row receives from all encoder rows, head mean, (images, R)."""
+        index, found, rows = self.encoder(layer)
+        if index not in self._received:
+            real = torch.ones(found.queries.shape[::2], device=found.queries.device)
+            if rows.valid is not None:
+                real = rows.valid.to(real.device).float()
+            total = torch.zeros_like(real)
+            for head in range(found.queries.shape[1]):  # one head and some rows at a time: never (H, R, R) or (R, R)
+                for part in tiles(real.shape[1], real.shape[1]):
+                    attention = _attend(found, rows, slice(head, head + 1), part)[:, 0]
+                    total += (attention * real[:, part, None]).sum(dim=1)
+            self._received[index] = total / (found.queries.shape[1] * real.sum(dim=1, keepdim=True))
+        return self._received[index], rows
+
+
+def _attend(found: Projections, rows: TowerRows, heads: slice, queries: slice) -> Tensor:
+    """Attention probabilities of some heads and rows of the encoder over all rows, (images, H', R', R)."""
+    logits = (found.queries[:, heads, queries].float() * found.scaling) @ found.keys[:, heads].float().transpose(-1, -2)
+    bias = rows.bias()
+    return (logits if bias is None else logits + bias.to(logits.device)).softmax(dim=-1)

@@ -1,0 +1,1 @@
+"""Cuts on the vision side: pixels, inside the encoder and behind it."""

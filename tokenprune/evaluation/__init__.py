@@ -1,0 +1,1 @@
+"""Evaluation of one pruner on one model: prepare, generate, decode, score; and what it costs."""

@@ -1,0 +1,1 @@
+"""What pruning costs and saves: timed runs beside the unpruned model, in turns."""

@@ -1,0 +1,1 @@
+"""The machine: clocks, memory, energy, and whether a device has other work."""

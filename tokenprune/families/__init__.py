@@ -1,0 +1,16 @@
+"""Families of vision-language models: one small description each, and what is found out about a model without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tokenprune.families.catalogue import FAMILIES
+from tokenprune.hookspecs import hookimpl
+from tokenprune.registry import FamilySpec
+
+
+@hookimpl
+def register_families(register: Callable[[FamilySpec], None]) -> None:
+    """The families that tokenprune describes itself."""
+    for spec in FAMILIES:
+        register(spec)

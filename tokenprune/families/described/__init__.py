@@ -1,0 +1,1 @@
+"""Descriptions of families, one file each."""

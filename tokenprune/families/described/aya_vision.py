@@ -1,0 +1,31 @@
+"""Aya Vision: square tiles, each with its mark before it, the whole picture last; every tile is one unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenprune.families.family import EncoderLook, Family, Visual
+from tokenprune.families.layouts import equal_grids, named_layer, patches_per_side, tile_rows
+
+
+def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
+    """Every tile is one grid; its pixels are the row of its own number.
+
+    Raises:
+        IncompatibleError: The placeholders are no whole number of tiles.
+    """
+    del inputs
+    side = patches_per_side(config) // int(config.downsample_factor)
+    return equal_grids(runs, side, side)
+
+
+AYA_VISION = Family(
+    name="aya_vision",
+    layout=layout,
+    look=EncoderLook(
+        layers=("model.vision_tower.encoder.layers",),
+        rows=tile_rows(lambda config: int(config.downsample_factor)),
+        read_layer=named_layer,
+    ),
+)

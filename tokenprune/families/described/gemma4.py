@@ -1,0 +1,99 @@
+"""Gemma 4: images of any aspect, pooled three by three; a video has a run of placeholders for every frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.errors import IncompatibleError
+from tokenprune.families.encoder_rows import EncoderRows, TokenRows
+from tokenprune.families.family import EncoderLook, Family, Visual
+from tokenprune.families.layouts import HINT, Group, in_prompt_order, last_layer, tensor
+
+
+def grids(places: Tensor, pool: int) -> list[tuple[int, int]]:
+    """Rows and columns of pooled tokens, from the places (x, y) of patches (images, patches, 2), -1 where padded."""
+    return [((high + 1) // pool, (wide + 1) // pool) for wide, high in places.amax(dim=1).tolist()]
+
+
+def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
+    """Images and videos by the places of their patches.
+
+    Raises:
+        IncompatibleError: Frames of one video have different grids, or placeholders and tensors do not add up.
+    """
+    del runs
+    pool = int(config.vision_config.pooling_kernel_size)
+    images: list[Group] = []
+    if inputs.get("image_position_ids") is not None:
+        images = [
+            (Visual(rows * columns, (rows, columns), pixels=("pixel_values", row, row + 1)),)
+            for row, (rows, columns) in enumerate(grids(inputs["image_position_ids"], pool))
+        ]
+    videos: list[Group] = []
+    if inputs.get("video_position_ids") is not None:
+        frames = grids(inputs["video_position_ids"], pool)
+        counts = tensor(inputs, "num_frames_per_video").tolist()
+        starts = [sum(counts[:index]) for index in range(len(counts) + 1)]
+        videos = [(_video(frames, start, stop),) for start, stop in pairwise(starts)]
+    return in_prompt_order(config, inputs, images, videos)
+
+
+def _video(grids: list[tuple[int, int]], start: int, stop: int) -> Visual:
+    own = set(grids[start:stop])
+    if len(own) != 1:
+        raise IncompatibleError(
+            f"the frames of a video have the grids {sorted(own)}",
+            hint="make the inputs with the checkpoint's own processor",
+        )
+    ((rows, columns),) = own
+    return Visual(
+        (stop - start) * rows * columns, (rows, columns), stop - start, pixels=("pixel_values_videos", start, stop)
+    )
+
+
+def pooled(places: Tensor, pool: int) -> Tensor:
+    """Rows (N, pool * pool) of one image's patches at `places` (patches, 2), by token; padding makes no token.
+
+    Raises:
+        IncompatibleError: The patches are no whole number of tokens.
+    """
+    real = (places >= 0).all(dim=1).nonzero()[:, 0]
+    across, down = (places[real] // pool).unbind(dim=1)
+    columns = (int(places[:, 0].max()) + 1) // pool
+    order = (across + columns * down).argsort(stable=True)
+    if len(order) % (pool * pool):
+        raise IncompatibleError(f"{len(order)} patches cannot be pooled {pool} by {pool}", hint=HINT)
+    return real[order].view(-1, pool * pool)
+
+
+def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> EncoderRows:
+    """Patches by their places; images are padded to one number of patches, frames to another."""
+    pool = int(config.vision_config.pooling_kernel_size)
+    starts: dict[str, list[Tensor]] = {}
+    total = 0
+    for name, places in (
+        ("pixel_values", inputs.get("image_position_ids")),
+        ("pixel_values_videos", inputs.get("video_position_ids")),
+    ):
+        if places is None:
+            continue
+        flat = places.flatten(0, -3).cpu()
+        starts[name] = [pooled(one, pool) + total + number * len(one) for number, one in enumerate(flat)]
+        total += flat.shape[0] * flat.shape[1]
+    found = [starts[name][span] for name, span in (visual.source for visual in visuals)]
+    return EncoderRows(tuple(TokenRows(torch.cat(frames)) for frames in found), total)
+
+
+GEMMA4 = Family(
+    name="gemma4",
+    layout=layout,
+    look=EncoderLook(layers=("model.vision_tower.encoder.layers",), rows=rows, read_layer=last_layer),
+    placeholders=("image_token_id", "video_token_id"),
+    pixels=("pixel_values", "pixel_values_videos"),
+    video=True,
+)

@@ -1,0 +1,36 @@
+"""Llama 4: square tiles with separators of their own ids between them, the whole picture last; every tile is a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenprune.families.family import EncoderLook, Family, Visual
+from tokenprune.families.layouts import equal_grids, last_layer, patches_per_side, tile_rows
+
+
+def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
+    """Every tile is one grid; its pixels are the row of its own number.
+
+    Raises:
+        IncompatibleError: The placeholders are no whole number of tiles.
+    """
+    del inputs
+    side = round(patches_per_side(config) * float(config.vision_config.pixel_shuffle_ratio))
+    return equal_grids(runs, side, side)
+
+
+LLAMA4 = Family(
+    name="llama4",
+    layout=layout,
+    look=EncoderLook(
+        layers=("vision_model.model.layers",),
+        rows=tile_rows(lambda config: round(1 / float(config.vision_config.pixel_shuffle_ratio)), cls_row=-1),
+        read_layer=last_layer,
+        cls_row=lambda _: -1,  # the class embedding comes after the patches
+        norms=("vision_model.layernorm_post",),
+    ),
+    base="",  # the model itself joins both sides
+    text="language_model.model",
+    mlp="feed_forward",
+)

@@ -1,0 +1,369 @@
+"""What the engine must know about a family of vision-language models: paths, placeholders, geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokenprune.errors import IncompatibleError
+from tokenprune.families.encoder_rows import EncoderRows
+from tokenprune.families.reasons import LOOK_ONLY, VISION_KINDS, no_resize, no_vision
+from tokenprune.families.supported import UnknownInternalError
+from tokenprune.families.unwrap import uncompiled
+from tokenprune.pruner import ModelFacts
+from tokenprune.site import SITE_KINDS, Site
+
+#: Kinds of decoder layers in which keys of single tokens can be left out.
+ATTENTION_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+
+
+@dataclass(frozen=True, slots=True)
+class Visual:
+    """One image or one video of a batch, as its placeholders in the prompt show it.
+
+    Args:
+        placeholders: Placeholders in the prompt.
+        grid: Rows and columns of its visual tokens, of one frame for a video; `None` where they form no grid.
+        frames: Frames, 1 for an image.
+        separators: Which of the placeholders are no visual tokens (the ends of rows), counted from 0; always kept.
+        pixels: Its pixels: name of the processor's tensor, and the first and the last row + 1 in it. Where `None`, it
+            is the row of its own number in a tensor that has one row for each image of the batch.
+    """
+
+    placeholders: int
+    grid: tuple[int, int] | None
+    frames: int = 1
+    separators: tuple[int, ...] = ()
+    pixels: tuple[str, int, int] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """N: visual tokens."""
+        return self.placeholders - len(self.separators)
+
+    @property
+    def source(self) -> tuple[str, slice]:
+        """The processor's tensor with its pixels, and its rows there.
+
+        Raises:
+            IncompatibleError: The layout does not name them.
+        """
+        if self.pixels is None:
+            raise IncompatibleError(
+                "the layout of this family does not name the pixels of its images",
+                hint="describe the family in a plugin (hook `register_families`)",
+            )
+        name, start, stop = self.pixels
+        return name, slice(start, stop)
+
+
+Layout = Callable[[Any, Mapping[str, Any], tuple[int, ...]], list[Visual]]
+"""(model config, the processor's tensors, lengths of the runs of placeholders) -> images and videos in prompt order."""
+
+
+@dataclass(frozen=True)
+class VisionTower:
+    """A vision side whose tensors are (images, patches, C), one patch for each visual token, in raster order.
+
+    Args:
+        tower: Vision tower, from the model.
+        layers: Its encoder layers, below `tower`.
+        projector: The connector between tower and text model, from the model.
+        read_layer: Encoder layer (0-based) whose output the projector reads, from the config.
+        has_cls: Whether the encoder has a CLS row in front, from the config.
+        patch_size: Pixels per token side, from the config.
+        resize: How to run the tower on a smaller image: extra keyword arguments for its forward; `None` where it
+            cannot.
+        attention: Attention module of an encoder layer.
+        mlp: MLP of an encoder layer.
+    """
+
+    tower: str
+    layers: str
+    projector: str
+    read_layer: Callable[[Any], int]
+    has_cls: Callable[[Any], bool]
+    patch_size: Callable[[Any], int]
+    resize: Mapping[str, Any] | None = None
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+
+
+RowsOf = Callable[[Any, Mapping[str, Any], Sequence[Visual]], EncoderRows]
+"""(model config, the processor's tensors, images and videos in prompt order) -> the encoder rows of their tokens."""
+
+
+def _no_cls(config: Any) -> int | None:
+    del config
+    return None
+
+
+@dataclass(frozen=True)
+class EncoderLook:
+    """How to look into a vision side that merges, pools or packs patches, so that its own rows cannot be cut.
+
+    Args:
+        layers: Lists of encoder layers, from the model, one for each tower in running order.
+        rows: Which encoder rows make each visual token.
+        read_layer: Encoder layer (0-based) whose output becomes the tokens, from the config.
+        attention_layer: The layer whose attention is looked at where none is named; `read_layer` where `None`.
+        cls_row: Row of the CLS token of every image in the encoder, 0 or -1, from the config; `None` without one.
+        norms: Final norms through which the last layer is read, from the model, one for each tower; empty for none.
+    """
+
+    layers: tuple[str, ...]
+    rows: RowsOf
+    read_layer: Callable[[Any], int]
+    attention_layer: Callable[[Any], int] | None = None
+    cls_row: Callable[[Any], int | None] = _no_cls
+    norms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """Description of one family; paths are dotted attribute paths from the model.
+
+    Args:
+        name: Family name.
+        layout: Where the images and videos of a batch are, and their grids.
+        placeholders: Config attributes that hold the ids of the placeholders (images, videos).
+        pixels: Tensors of the processor that bring images or videos.
+        vision: The vision side, where it can be looked into and cut; `None` where only the decoder can.
+        look: The vision side, where it can be looked into but not cut. Cuts that pruners make between encoder and
+            projector are made at the LLM input then, with the same decision.
+        blind: Why its encoder cannot be looked into, where neither of the two is given.
+        base: The multimodal model whose forward receives `input_ids`; empty for the model itself.
+        text: The text model (embeddings in, hidden states out).
+        layers: Decoder layers, below `text`.
+        final_norm: Final norm, below `text`.
+        rotary: Rotary embedding, below `text`.
+        attention: Attention module of a decoder layer.
+        mlp: MLP of a decoder layer.
+        video: Whether prompts may hold videos.
+        refused: Kinds of sites that do not exist here, with the reason.
+        plain_prompts: Whether its checkpoints come without a chat template, and a question follows the placeholders
+            of its pictures as it is.
+    """
+
+    name: str
+    layout: Layout
+    placeholders: tuple[str, ...] = ("image_token_id",)
+    pixels: tuple[str, ...] = ("pixel_values",)
+    vision: VisionTower | None = None
+    look: EncoderLook | None = None
+    blind: str = ""
+    base: str = "model"
+    text: str = "model.language_model"
+    layers: str = "layers"
+    final_norm: str = "norm"
+    rotary: str = "rotary_emb"
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+    video: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
+    plain_prompts: bool = False
+
+    def made_at(self, site: Site) -> Site:
+        """Where a cut is made that is asked for at a site: at the LLM input, where the encoder is only looked into."""
+        return Site("input") if site.kind == "encoder" and self.vision is None and self.look is not None else site
+
+    def refusal(self, kind: str) -> str | None:
+        """Why there is no site of a kind, or `None` where there is."""
+        if kind in self.refused:
+            return self.refused[kind]
+        if kind == "encoder" and self.vision is None:
+            return LOOK_ONLY if self.look is not None else self.blind or no_vision(self.name)
+        if kind in VISION_KINDS and self.vision is None:
+            return no_vision(self.name)
+        if kind == "pixels" and self.vision is not None and self.vision.resize is None:
+            return no_resize(self.name)
+        return None
+
+
+@dataclass(frozen=True)
+class TowerParts:
+    """The parts of a loaded vision side."""
+
+    about: VisionTower
+    tower: nn.Module
+    layers: tuple[nn.Module, ...]
+    projector: nn.Module
+
+
+@dataclass(frozen=True)
+class LookParts:
+    """The parts of a loaded vision side that is only looked into.
+
+    Args:
+        about: Its description.
+        towers: Encoder layers, by tower.
+        read: By tower, the module whose output becomes the tokens.
+    """
+
+    about: EncoderLook
+    towers: tuple[tuple[nn.Module, ...], ...]
+    read: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one loaded model that a family's paths lead to."""
+
+    family: Family
+    model: nn.Module
+    base: nn.Module
+    text: nn.Module
+    layers: tuple[nn.Module, ...]
+    final_norm: nn.Module
+    rotary: nn.Module
+    vision: TowerParts | None
+    look: LookParts | None
+    placeholder_ids: tuple[int, ...]
+    layer_types: tuple[str, ...]
+    kv_sources: tuple[int, ...]
+    """By decoder layer, the layer whose keys and values it reads: itself, unless layers share a cache."""
+    facts: ModelFacts
+
+    def refusal(self, kind: str) -> str | None:
+        """Why there is no site of a kind, or `None` where there is."""
+        return self.family.refusal(kind)
+
+    def is_placeholder(self, input_ids: Tensor) -> Tensor:
+        """True where a token id (B, S) stands for a part of an image or video."""
+        found = input_ids == self.placeholder_ids[0]
+        for token in self.placeholder_ids[1:]:
+            found = found | (input_ids == token)
+        return found
+
+    def visuals(self, inputs: Mapping[str, Any]) -> list[Visual]:
+        """Images and videos of a batch, in prompt order, sample by sample.
+
+        Raises:
+            IncompatibleError: The placeholders and the processor's tensors do not add up.
+        """
+        runs = placeholder_runs(self.is_placeholder(inputs["input_ids"]))
+        found = self.family.layout(self.model.config, inputs, runs)
+        if sum(visual.placeholders for visual in found) != sum(runs):
+            raise IncompatibleError(
+                f"the batch has {sum(runs)} image placeholders, but its images make "
+                f"{sum(visual.placeholders for visual in found)} visual tokens",
+                hint="make the inputs with the checkpoint's own processor",
+            )
+        return found
+
+
+def placeholder_runs(mask: Tensor) -> tuple[int, ...]:
+    """Lengths of the runs of True in (B, S), row by row."""
+    lengths = []
+    for row in mask.tolist():
+        length = 0
+        for held in [*row, False]:
+            if held:
+                length += 1
+            elif length:
+                lengths.append(length)
+                length = 0
+    return tuple(lengths)
+
+
+def layout_by_runs(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
+    """Every run of placeholders is one image whose grid is not known."""
+    del config, inputs
+    return [Visual(length, None) for length in runs]
+
+
+def resolve(model: nn.Module, family: Family) -> Parts:
+    """Follow the family's paths in a model.
+
+    Raises:
+        IncompatibleError: A path does not exist, or nothing can be cut in models of this family or with these layers.
+    """
+    reasons = {family.refusal(kind) for kind in SITE_KINDS}
+    if None not in reasons:
+        raise IncompatibleError(
+            f"family `{family.name}` cannot be pruned: {'; '.join(sorted(filter(None, reasons)))}",
+            hint="`tokenprune families` lists what can be cut in which family",
+        )
+
+    def follow(root: nn.Module, path: str) -> Any:
+        if not path:
+            return root
+        try:
+            found = attrgetter(path)(root)
+            return uncompiled(found) if isinstance(found, nn.Module) else found
+        except AttributeError:
+            raise UnknownInternalError(
+                f"`{type(model).__name__}` has no `{path}`, which the family `{family.name}` needs",
+                otherwise="describe the family in a plugin (hook `register_families`)",
+            ) from None
+
+    text = follow(model, family.text)
+    layers = tuple(map(uncompiled, follow(text, family.layers)))
+    types = tuple(getattr(text.config, "layer_types", None) or ("full_attention",) * len(layers))
+    other = sorted(set(types) - ATTENTION_TYPES)
+    if other:
+        raise IncompatibleError(
+            f"`{type(model).__name__}` has decoder layers of the kinds {other}, in which tokens cannot be left out",
+            hint=f"choose a model whose decoder layers are of the kinds {sorted(ATTENTION_TYPES)}",
+        )
+    about = family.vision
+    vision = None
+    if about is not None:
+        tower = follow(model, about.tower)
+        vision = TowerParts(
+            about, tower, tuple(map(uncompiled, follow(tower, about.layers))), follow(model, about.projector)
+        )
+    config: Any = model.config
+    look = None
+    if vision is None and family.look is not None:
+        towers = tuple(tuple(map(uncompiled, follow(model, path))) for path in family.look.layers)
+        last = family.look.read_layer(config)
+        normed = bool(family.look.norms) and last == len(towers[0]) - 1
+        read = (
+            tuple(follow(model, path) for path in family.look.norms)
+            if normed
+            else tuple(layers[last] for layers in towers)
+        )
+        look = LookParts(family.look, towers, read)
+    ids = tuple(int(token) for name in family.placeholders if (token := getattr(config, name, None)) is not None)
+    if not ids:
+        raise IncompatibleError(
+            f"the config of `{type(model).__name__}` has none of the placeholder ids {list(family.placeholders)}",
+            hint="describe the family in a plugin (hook `register_families`)",
+        )
+    return Parts(
+        family=family,
+        model=model,
+        base=follow(model, family.base),
+        text=text,
+        layers=layers,
+        final_norm=follow(text, family.final_norm),
+        rotary=follow(text, family.rotary),
+        vision=vision,
+        look=look,
+        placeholder_ids=ids,
+        layer_types=types,
+        kv_sources=_kv_sources(text.config, types),
+        facts=_facts(config, family.name, len(layers), vision, look),
+    )
+
+
+def _facts(config: Any, name: str, layers: int, vision: TowerParts | None, look: LookParts | None) -> ModelFacts:
+    if vision is not None:
+        about = vision.about
+        return ModelFacts(name, layers, len(vision.layers), about.has_cls(config), about.read_layer(config))
+    if look is None:
+        return ModelFacts(name, layers, 0, False, 0)
+    default = look.about.attention_layer or look.about.read_layer
+    return ModelFacts(name, layers, len(look.towers[0]), look.about.cls_row(config) is not None, default(config))
+
+
+def _kv_sources(config: Any, types: tuple[str, ...]) -> tuple[int, ...]:
+    """Layers that share a cache read the last layer of their own kind before the sharing begins."""
+    first = len(types) - int(getattr(config, "num_kv_shared_layers", 0) or 0)
+    last = {kind: layer for layer, kind in enumerate(types[:first])}
+    return tuple(layer if layer < first else last[kind] for layer, kind in enumerate(types))

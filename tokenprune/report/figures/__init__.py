@@ -1,0 +1,1 @@
+"""Pictures of a report: trade-off figures, and kept tokens over their picture."""

@@ -1,0 +1,1 @@
+"""Statistics of scores on the same questions."""

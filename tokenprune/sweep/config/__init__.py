@@ -1,0 +1,1 @@
+"""Sweep files: YAML with positions, checked as a whole."""

@@ -1,0 +1,1 @@
+"""Ways to run cells: in this process, in local workers, on Ray, on Slurm."""

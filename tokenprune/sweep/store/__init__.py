@@ -1,0 +1,1 @@
+"""The directory of a sweep: files that are written as a whole, and the lock on them."""
