@@ -11,7 +11,7 @@ from transformers import masking_utils
 
 import tokenprune
 from tests.cli.commands import Commands
-from tokenprune.engine.internals import INTERNALS
+from tokenprune.engine.patch.internals import INTERNALS
 from tokenprune.errors import ExitCode
 from tokenprune.families.supported import TESTED, is_tested
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.engine.models import batch, prompt, random_llava
 from tests.engine.pruners import Averaging, ByContent, Ragged, Reaching
 from tokenprune.engine import PrefillMemo, pruned
-from tokenprune.engine.observe.probe import PROBE
+from tokenprune.engine.patch.attention_probe import PROBE
 from tokenprune.plugins import load_host
 from tokenprune.pruner import Pruner
 

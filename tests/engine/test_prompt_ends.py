@@ -12,7 +12,7 @@ from tests.engine.models import IMAGE, TOKENS, batch, prompt, random_llava
 from tests.engine.pruners import Alternating, Averaging, First, Ragged, Reaching
 from tests.engine.reference import dropped_by_layer, masked_from, positions_of, tower_masked
 from tokenprune.engine import pruned
-from tokenprune.engine.decoder.ends import with_last
+from tokenprune.engine.prompt_end import with_last
 from tokenprune.pruner import Decision, Kept, State, Stop, View
 
 SITES = [

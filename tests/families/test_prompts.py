@@ -14,7 +14,7 @@ from tests.families.described import REFUSED, SEEN, Zoo
 from tests.families.zoo import Built
 from tokenprune.checkpoints.loading import LoadedModel, parts_of
 from tokenprune.checkpoints.prompts import encode, placeholders
-from tokenprune.engine.image_spans import find_images
+from tokenprune.engine.state.image_spans import find_images
 from tokenprune.errors import ConfigError, IncompatibleError
 from tokenprune.tasks.base import Sample
 

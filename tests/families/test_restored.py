@@ -18,7 +18,7 @@ from tests.families.proving import REFUSED, Zoo, everyone, said, samples
 from tests.families.zoo import Built, Sample
 from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
-from tokenprune.engine.internals import INTERNALS
+from tokenprune.engine.patch.internals import INTERNALS
 from tokenprune.errors import IncompatibleError
 from tokenprune.pruner import Decision, State, Stop, View
 

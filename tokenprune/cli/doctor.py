@@ -94,7 +94,7 @@ def _transformers(version: str) -> Finding:
 def _internals() -> list[Finding]:
     """What the engine uses inside transformers, probed as at the start of every session."""
     try:
-        from tokenprune.engine.internals import INTERNALS
+        from tokenprune.engine.patch.internals import INTERNALS
     except ImportError as error:
         return [Finding("engine", "bad", f"it cannot be imported: {error}")]
     return [

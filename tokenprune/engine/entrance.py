@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tokenprune.engine.methods import ENCODING, method_changed
+from tokenprune.engine.patch.methods import ENCODING, method_changed
 
 if TYPE_CHECKING:
     from tokenprune.engine.decoder.hooks import DecoderHooks

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from tokenprune.engine.cache.caches import check_growing
-from tokenprune.engine.methods import method_changed
+from tokenprune.engine.patch.methods import method_changed
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.supported import cache_in
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.engine.decoder.layer_arguments import shortened
-from tokenprune.engine.forward_state import open_chunk
+from tokenprune.engine.state.forward_state import open_chunk
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.family import Parts
 

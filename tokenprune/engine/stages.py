@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import nn
 
-from tokenprune.engine.methods import ENCODING, method_changed
+from tokenprune.engine.patch.methods import ENCODING, method_changed
 from tokenprune.families.family import Parts
 
 MarkT = TypeVar("MarkT")

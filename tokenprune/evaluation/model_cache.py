@@ -18,7 +18,7 @@ from tokenprune.checkpoints import LoadedModel, load_model
 from tokenprune.checkpoints.loading import parts_of
 from tokenprune.checkpoints.prompts import encode
 from tokenprune.engine import capture_prefill
-from tokenprune.engine.image_spans import find_images
+from tokenprune.engine.state.image_spans import find_images
 from tokenprune.evaluation.environment import Environment, Installed, environment_of
 from tokenprune.evaluation.planned import PlanChangedError, check_model, check_pruner, check_task, planned_model
 from tokenprune.plugins import Host

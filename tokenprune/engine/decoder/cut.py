@@ -8,15 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.checkpoints.joint import JointSpace
-from tokenprune.engine.decoder.ends import ending_units, holds_last, with_last
-from tokenprune.engine.decoder.rows import Rows, gather_rows
-from tokenprune.engine.finite import WatchedView
-from tokenprune.engine.forward_state import Chunk, Move, Unit
-from tokenprune.engine.observe.context import SiteContext
-from tokenprune.engine.observe.view import EngineView
-from tokenprune.errors import NothingPrunedError
-from tokenprune.pruner import Decision, Kept, Pruner, Stop, UnitRecord
+from tokenprune.engine.state.forward_state import Chunk, Move, Unit
+from tokenprune.engine.state.rows import Rows, gather_rows
+from tokenprune.pruner import Kept, Stop, UnitRecord
 
 
 @dataclass(frozen=True)
@@ -38,51 +32,6 @@ class DecoderInput:
     def positions(self) -> Tensor:
         """(B, S') slot of the chunk whose position each row has; 0 for padding."""
         return (self.rows.slots if self.origins is None else self.origins).clamp(min=0)
-
-
-def decide(
-    pruner: Pruner, chunk: Chunk, position: int, units: Sequence[Unit], joint: JointSpace | None
-) -> tuple[list[tuple[Unit, Kept]], Decision]:
-    """Ask the pruner about units of the chunk at the stop `position` of its plan.
-
-    Units of the same size, grid and budget are seen in one view. A unit in which a prompt ends keeps its last token
-    whatever the pruner says, because the answer is read from its row.
-
-    Returns:
-        One selection per unit in the chunk's order, and the last decision (its `resize` holds for all units).
-
-    Raises:
-        NothingPrunedError: An answer does not name distinct tokens that are there.
-        NotFiniteError: The pruner was given, or answered, values that are not finite.
-    """
-    site = chunk.plan[position].site
-    context = SiteContext(chunk, site, pruner, joint)
-    groups: dict[tuple[int, int, int, tuple[int, int] | None, int], list[int]] = {}
-    for number, unit in enumerate(units):
-        keep = min(unit.tokens, chunk.asked(unit, position))
-        groups.setdefault((unit.tokens, keep, unit.original, unit.span.grid, unit.span.frames), []).append(number)
-    ending = ending_units(units, chunk.ends_in_image)
-    answers: dict[int, Kept] = {}
-    decision = Decision(())
-    for (tokens, keep, *_), numbers in groups.items():
-        seen = [units[number] for number in numbers]
-        labels = [f"sample {unit.span.sample}, image {unit.span.image}" for unit in seen]
-        view = WatchedView(EngineView(context, seen, numbers, keep), pruner.spec.name, labels)
-        decision = view.asked(pruner.decide, chunk.stop_for(seen[0], position), chunk.state)
-        if decision.resize is None and len(decision.units) != len(seen):
-            raise NothingPrunedError(
-                f"pruner `{pruner.spec.name}` answered for {len(decision.units)} of {len(seen)} images",
-                hint="a decision holds one `Kept` per unit of the view",
-            )
-        for place, (number, kept) in enumerate(zip(numbers, decision.units, strict=False)):
-            check_kept(pruner, kept, tokens, view, place)
-            if number in ending:
-                resized = decision.resize is not None
-                if not resized and not holds_last(kept, tokens):
-                    chunk.vision.held.add((position, units[number].span.index))
-                kept = with_last(kept, tokens, resized=resized)
-            answers[number] = kept
-    return [(units[number], answers[number]) for number in sorted(answers)], decision
 
 
 def take(
@@ -171,32 +120,3 @@ def _is_identity(unit: Unit, kept: Kept) -> bool:
     if kept.merge is not None or kept.log_weights is not None or len(kept.anchors) != unit.tokens:
         return False
     return bool((kept.anchors.cpu() == torch.arange(unit.tokens)).all())
-
-
-def check_kept(pruner: Pruner, kept: Kept, tokens: int, view: WatchedView, unit: int) -> None:
-    """Refuse an answer that does not name distinct tokens that are there.
-
-    Args:
-        pruner: Whose answer it is.
-        kept: The answer for one unit.
-        tokens: Tokens of the unit.
-        view: What the pruner looked at.
-        unit: Place of the unit in the view.
-
-    Raises:
-        NothingPrunedError: With what is wrong.
-        NotFiniteError: The pruner was given, or answered, values that are not finite.
-    """
-    anchors = kept.anchors
-    if anchors.ndim != 1 or anchors.dtype != torch.long:
-        raise NothingPrunedError(f"pruner `{pruner.spec.name}` must answer with one int64 index per row")
-    found = view.read(unit, kept)
-    if found and (min(found) < 0 or max(found) >= tokens):
-        raise NothingPrunedError(f"pruner `{pruner.spec.name}` names tokens outside 0..{tokens - 1}")
-    if len(set(found)) != len(found):
-        raise NothingPrunedError(f"pruner `{pruner.spec.name}` names a token twice")
-    if kept.merge is not None and kept.merge.shape != (len(anchors), tokens):
-        raise NothingPrunedError(
-            f"pruner `{pruner.spec.name}` merges with a map of shape {tuple(kept.merge.shape)}, "
-            f"not ({len(anchors)}, {tokens})"
-        )

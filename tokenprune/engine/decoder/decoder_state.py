@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tokenprune.engine.cache.caches import CacheState, Columns
 from tokenprune.engine.decoder.cut import DecoderInput
-from tokenprune.engine.decoder.rows import Rows, gather_embeddings
-from tokenprune.engine.forward_state import Chunk, Layer, Unit
+from tokenprune.engine.state.forward_state import Chunk, Layer, Unit
+from tokenprune.engine.state.rows import Rows, gather_embeddings
 
 
 @dataclass

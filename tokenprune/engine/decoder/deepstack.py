@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenprune.engine.decoder.rows import Rows, gather_rows
-from tokenprune.engine.forward_state import Move
-from tokenprune.engine.methods import method_changed
+from tokenprune.engine.patch.methods import method_changed
+from tokenprune.engine.state.forward_state import Move
+from tokenprune.engine.state.rows import Rows, gather_rows
 
 _METHOD = "_deepstack_process"
 

@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from tokenprune.engine.cache.caches import CachedUnit, CacheState, Columns, check_growing, check_readable, held_columns
 from tokenprune.engine.cache.offsets import offsets_of
 from tokenprune.engine.cache.pruned_cache import begin_reading, end_reading, remember, state_of
-from tokenprune.engine.cache.retroactive_kv import reach_back
-from tokenprune.engine.decoder.cut import DecoderInput, decide, record, take
+from tokenprune.engine.decision import decide
+from tokenprune.engine.decoder.cut import DecoderInput, record, take
 from tokenprune.engine.decoder.decoder_state import Pass, snapshot
 from tokenprune.engine.decoder.deepstack import add_visual_planes
 from tokenprune.engine.decoder.layer_arguments import RotaryCalls, first_rows, others, shortened
 from tokenprune.engine.decoder.masks import build_mask, is_whole, reach_of, shorten_mask
-from tokenprune.engine.decoder.rows import Rows, gather_embeddings, spread_rows
-from tokenprune.engine.decoder.split_layer import Door, Halves
+from tokenprune.engine.decoder.retroactive_kv import reach_back
 from tokenprune.engine.decoder.steps import visible_columns
-from tokenprune.engine.forward_state import Chunk, Counts, Layer, Move, rebase
+from tokenprune.engine.patch.split_layer import Door, Halves
+from tokenprune.engine.state.forward_state import Chunk, Counts, Layer, Move, rebase
+from tokenprune.engine.state.rows import Rows, gather_embeddings, spread_rows
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.supported import CACHE_NAMES, cache_in
 from tokenprune.pruner import Kept, PruneRecord, Stop

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenprune.engine.decoder.rows import gather_embeddings
+from tokenprune.engine.state.rows import gather_embeddings
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.supported import CACHE_NAMES
 

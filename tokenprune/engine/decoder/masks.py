@@ -15,11 +15,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from tokenprune.engine.cache.caches import Columns
-from tokenprune.engine.internals import mask_functions
+from tokenprune.engine.patch.internals import BIASED_KERNELS, mask_functions
 from tokenprune.errors import IncompatibleError
-
-#: Kernels that take an additive bias for each key; `flex_attention` does where it is given in place of a block mask.
-BIASED_KERNELS = ("sdpa", "eager", "flex_attention")
 
 
 @dataclass(frozen=True)

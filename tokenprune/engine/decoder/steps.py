@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from tokenprune.engine.cache.caches import CachedUnit, CacheState, Columns
-from tokenprune.engine.decoder.cut import DecoderInput, check_kept
+from tokenprune.engine.decision import check_kept
+from tokenprune.engine.decoder.cut import DecoderInput
 from tokenprune.engine.decoder.decoder_state import Pass
 from tokenprune.engine.finite import WatchedView
 from tokenprune.engine.observe.context import check_declared, known_grid
-from tokenprune.engine.observe.probe import project
+from tokenprune.engine.patch.attention_probe import project
 from tokenprune.errors import IncompatibleError, NothingPrunedError
 from tokenprune.pruner import ModelFacts, Rows, Site, Stop, View
 from tokenprune.record import StepRecord

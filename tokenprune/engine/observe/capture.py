@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.checkpoints.loading import parts_of
-from tokenprune.engine.forward_state import open_chunk
-from tokenprune.engine.observe.probe import project, without_rotation
+from tokenprune.engine.patch.attention_probe import project, without_rotation
+from tokenprune.engine.state.forward_state import open_chunk
 from tokenprune.errors import IncompatibleError
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tokenprune.checkpoints.joint import JointSpace
 from tokenprune.dual.tiling import tiles
-from tokenprune.engine.forward_state import Chunk, Layer, TowerRows
-from tokenprune.engine.observe.encoder_observer import EncoderViews
-from tokenprune.engine.observe.probe import Projections, project, without_rotation
+from tokenprune.engine.observe.encoder_views import EncoderViews
+from tokenprune.engine.patch.attention_probe import Projections, project, without_rotation
+from tokenprune.engine.state.forward_state import Chunk, Layer, TowerRows
 from tokenprune.errors import IncompatibleError, UndeclaredNeedError
 from tokenprune.families.family import TowerParts
 from tokenprune.pruner import Pruner, Site

@@ -1,106 +1,26 @@
-"""Look into a vision encoder whose rows are not the visual tokens: merged, pooled or packed patches.
-
-Hooks remember what entered each encoder layer. Queries and keys come from `probe`, for all images at once. Packed
-encoders are probed as if all their patches saw each other, because projections do not depend on that, and the softmax
-is then taken over the stretches that the layer really ran with.
-"""
+"""Hooks that look into a vision encoder whose rows are not the visual tokens: merged, pooled or packed patches."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from tokenprune.engine.observe.probe import Projections, project, without_rotation
-from tokenprune.errors import IncompatibleError
-from tokenprune.families.encoder_rows import EncoderRows, TokenRows
+from tokenprune.engine.state.encoder_run import Entered, Run
+from tokenprune.engine.state.forward_state import Chunk
 from tokenprune.families.family import LookParts
 from tokenprune.pruner import Pruner
 
-if TYPE_CHECKING:
-    from tokenprune.engine.forward_state import Chunk
-
 #: Needs for which a session looks.
 _LOOKING = frozenset({"encoder", "encoder_attention", "joint"})
-#: Arguments of encoder layers that rotate queries and keys.
-_ROTATIONS = ("position_embeddings", "freqs_ci")
-#: Attention probabilities held at a time.
-_BLOCK = 1 << 24
 
 
 def looks(pruner: Pruner) -> bool:
     """Whether a pruner may ask for something of the encoder."""
     return not _LOOKING.isdisjoint(pruner.needs) or "encoder" in pruner.spec.sites
-
-
-@dataclass(frozen=True)
-class Entered:
-    """What entered one encoder layer: hidden states (images, R, C), or packed (P, C), and its other arguments."""
-
-    layer: nn.Module
-    hidden: Tensor
-    call: Mapping[str, Any]
-
-    @property
-    def rows(self) -> int:
-        """Rows of all images."""
-        return self.hidden.shape[:-1].numel()
-
-    @property
-    def stretches(self) -> Tensor | None:
-        """Where the stretches of packed rows that see each other begin and end, or `None` where nothing is packed."""
-        found: Tensor | None = self.call.get("cu_seqlens", self.call.get("cu_seq_lens_q"))
-        return found
-
-    def projections(self, *, rotated: bool) -> Projections:
-        """Queries, keys and values of all rows, (images, H, R, d) or (1, H, P, d)."""
-        call = {name: value for name, value in self.call.items() if name != "attention_mask"}
-        if self.call.get("cu_seqlens") is not None:
-            call["cu_seqlens"] = self.call["cu_seqlens"][[0, -1]]
-        for name in _ROTATIONS if not rotated else ():
-            if call.get(name) is not None:
-                call[name] = without_rotation(call[name])
-        return project(self.layer, self.hidden, **call)
-
-
-@dataclass
-class Run:
-    """One run of a tower: what entered its layers, and the rows (images, R, C) or (P, C) that become the tokens."""
-
-    entered: dict[int, Entered] = field(default_factory=dict)
-    features: Tensor | None = None
-
-    def images(self) -> Tensor | None:
-        """The stretches of whole images or frames, where layers run with windows of them."""
-        found = [entered.stretches for entered in self.entered.values() if entered.stretches is not None]
-        return min(found, key=len) if found else None
-
-
-@dataclass
-class Look:
-    """What one forward pass showed of the encoder.
-
-    Args:
-        rows: Which rows make the tokens of each image; `None` where the pass brought no pixels.
-        runs: Runs of the towers, in order.
-    """
-
-    rows: EncoderRows | None = None
-    runs: list[Run] = field(default_factory=list)
-
-    def tokens_of(self, index: int, count: int) -> list[TokenRows]:
-        """Rows of a unit of `count` tokens that begins with image `index`: one image or video, or images as frames."""
-        if self.rows is None:
-            return []
-        found: list[TokenRows] = []
-        while sum(len(tokens.index) for tokens in found) < count:
-            found.append(self.rows.tokens[index + len(found)])
-        return found
 
 
 class LookHooks:
@@ -136,164 +56,3 @@ class LookHooks:
         chunk = self._chunk()
         if chunk is not None and chunk.vision.look.runs:
             chunk.vision.look.runs[-1].features = output if isinstance(output, Tensor) else output[0]
-
-
-class EncoderViews:
-    """Values by encoder row of one forward pass, computed once and shared by the views of a stop."""
-
-    def __init__(self, look: Look, cls_row: int | None, who: str) -> None:
-        self._look = look
-        self._cls_row = cls_row
-        self._who = who
-        self._projections: dict[tuple[int, bool], list[Projections]] = {}
-        self._values: dict[tuple[str, int], Tensor] = {}
-
-    def features(self) -> Tensor:
-        """What becomes the tokens, (rows, C)."""
-        if not self._look.runs or any(run.features is None for run in self._look.runs):
-            raise self._absent("encoder features")
-        return self._checked([run.features.flatten(0, -2) for run in self._look.runs if run.features is not None])
-
-    def keys(self, layer: int) -> Tensor:
-        """Keys before any rotation, (rows, H, d)."""
-        found = self._projected(layer, rotated=False)
-        return self._checked([one.keys.transpose(1, 2).flatten(0, 1) for one in found])
-
-    def cls_attention(self, layer: int) -> Tensor:
-        """Attention of each image's CLS row on its rows, (rows, H)."""
-        if self._cls_row is None:
-            raise IncompatibleError(
-                f"`{self._who}` needs a CLS token, which this vision encoder does not have",
-                hint="choose a pruner that uses received attention (`tokenprune list --json` shows the needs)",
-            )
-        key = ("cls", layer)
-        if key not in self._values:
-            parts = []
-            for entered, found in self._both(layer):
-                for piece in pieces(entered, found):
-                    query = piece.queries[:, :, self._cls_row, None]
-                    own = None if piece.bias is None else piece.bias[:, :, self._cls_row, None]
-                    attention = _attend(query, piece.keys, own, found.scaling)[:, :, 0]
-                    parts.append(attention.transpose(1, 2).flatten(0, 1))
-            self._values[key] = self._checked(parts)
-        return self._values[key]
-
-    def received_attention(self, layer: int) -> Tensor:
-        """Mean attention that each row receives from the rows of its image, head mean, (rows,)."""
-        key = ("received", layer)
-        if key not in self._values:
-            runs = zip(self._look.runs, self._both(layer), strict=True)
-            self._values[key] = self._checked([received(run, *both) for run, both in runs])
-        return self._values[key]
-
-    def _both(self, layer: int) -> list[tuple[Entered, Projections]]:
-        found = self._projected(layer, rotated=True)
-        return [(run.entered[layer], one) for run, one in zip(self._look.runs, found, strict=True)]
-
-    def _projected(self, layer: int, *, rotated: bool) -> list[Projections]:
-        if not self._look.runs or any(layer not in run.entered for run in self._look.runs):
-            raise self._absent(f"encoder layer {layer}")
-        key = (layer, rotated)
-        if key not in self._projections:
-            self._projections[key] = [run.entered[layer].projections(rotated=rotated) for run in self._look.runs]
-        return self._projections[key]
-
-    def _checked(self, parts: Sequence[Tensor]) -> Tensor:
-        """The values of all runs one after another.
-
-        Raises:
-            IncompatibleError: They are not as many as the description counts rows.
-        """
-        values = torch.cat([part.to(parts[0].device) for part in parts])
-        expected = None if self._look.rows is None else self._look.rows.total
-        if len(values) != expected:
-            raise IncompatibleError(
-                f"the vision encoder ran with {len(values)} rows, but the images make {expected}",
-                hint="make the inputs with the checkpoint's own processor",
-            )
-        return values
-
-    def _absent(self, what: str) -> IncompatibleError:
-        return IncompatibleError(
-            f"`{self._who}` needs {what}, which did not run here",
-            hint="pass `pixel_values`, not precomputed encoder outputs",
-        )
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Rows of one length that see each other: queries and keys (n, H, R, d), and what is added to their logits.
-
-    Args:
-        queries: (n, H, R, d).
-        keys: (n, H, R, d).
-        rows: (n, R) their numbers in the run.
-        bias: (n or 1, 1, R, R), or `None`.
-    """
-
-    queries: Tensor
-    keys: Tensor
-    rows: Tensor
-    bias: Tensor | None = None
-
-
-def pieces(entered: Entered, found: Projections) -> Iterator[Piece]:
-    """The attention of a layer in parts that can be computed batched: packed stretches by their length, or all."""
-    images, _, length, _ = found.queries.shape
-    device = found.queries.device
-    if entered.stretches is None:
-        rows = torch.arange(images * length, device=device).view(images, length)
-        bias = _bias(entered.call.get("attention_mask"))
-        yield Piece(found.queries, found.keys, rows, None if bias is None else bias.to(device))
-        return
-    bounds = entered.stretches.to("cpu", torch.long)
-    starts, lengths = bounds[:-1], bounds.diff()
-    for width in sorted(set(lengths.tolist())):
-        rows = (starts[lengths == width][:, None] + torch.arange(width)).to(device)
-        queries, keys = (part[0][:, rows].transpose(0, 1) for part in (found.queries, found.keys))
-        yield Piece(queries, keys, rows)
-
-
-def received(run: Run, entered: Entered, found: Projections) -> Tensor:
-    """Mean attention on each row of a run, (rows,), over the rows of its image, also those that do not see it."""
-    device = found.queries.device
-    total = torch.zeros(entered.rows, device=device)
-    images = run.images()
-    count = None if images is None else images.diff().repeat_interleave(images.diff()).to(device)
-    for piece in pieces(entered, found):
-        real = torch.ones(piece.rows.shape, device=device)
-        if piece.bias is not None:
-            seen = piece.bias[:, 0] > torch.finfo(torch.float32).min / 2
-            real = seen.any(dim=1).expand_as(real).float()
-            count = (seen * real[:, :, None]).sum(dim=1).flatten().clamp(min=1)
-        images_, heads, length, _ = piece.queries.shape
-        step = max(1, _BLOCK // (images_ * heads * length))
-        sums = torch.zeros(piece.rows.shape, device=device)
-        for start in range(0, length, step):
-            block = slice(start, start + step)
-            bias = None if piece.bias is None else piece.bias[:, :, block]
-            attention = _attend(piece.queries[:, :, block], piece.keys, bias, found.scaling)
-            sums += torch.einsum("nhqk,nq->nk", attention, real[:, block])
-        total[piece.rows.flatten()] = sums.flatten() / heads
-    return total / (entered.hidden.shape[-2] if count is None else count)
-
-
-def _attend(queries: Tensor, keys: Tensor, bias: Tensor | None, scaling: float) -> Tensor:
-    """Attention probabilities (n, H, R', R), float32."""
-    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
-    logits = (queries.float() * scaling) @ keys.float().transpose(-1, -2)
-    return (logits if bias is None else logits + bias).softmax(dim=-1)
-
-
-def _bias(mask: Tensor | None) -> Tensor | None:
-    """What a layer's attention mask, of keys or of single pairs, adds to the logits, float32 and finite."""
-    if mask is None:
-        return None
-    least = torch.finfo(torch.float32).min
-    if mask.ndim == 2:
-        mask = mask[:, None, None, :].bool()
-    mask = mask.expand(-1, -1, mask.shape[-1], -1)
-    if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, least)
-    lowest = torch.finfo(mask.dtype).min / 2  # a half-precision mask's own lowest number is none in float32
-    return mask.float().masked_fill(mask < lowest, least)

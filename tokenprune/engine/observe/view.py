@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tokenprune.checkpoints.joint import JointSpace
 from tokenprune.dual.tiling import tiles
-from tokenprune.engine.decoder.rows import gather_rows, pack_slots
-from tokenprune.engine.decoder.split_layer import Middle
-from tokenprune.engine.forward_state import Layer, Unit
 from tokenprune.engine.observe.context import SiteContext, check_declared, known_grid
+from tokenprune.engine.patch.split_layer import Middle
+from tokenprune.engine.state.forward_state import Layer, Unit
+from tokenprune.engine.state.rows import gather_rows, pack_slots
 from tokenprune.errors import IncompatibleError
 from tokenprune.pruner import ModelFacts, Rows, Site
 from tokenprune.view import Heads, Support

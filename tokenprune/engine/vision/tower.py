@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.checkpoints.joint import JointSpace
-from tokenprune.engine.decoder.cut import decide
-from tokenprune.engine.decoder.masks import BIASED_KERNELS
-from tokenprune.engine.decoder.split_layer import Door, Halves
-from tokenprune.engine.forward_state import Chunk, TowerRows, Unit, VisionCut
-from tokenprune.engine.observe.prefill_cache import PrefillMemo
+from tokenprune.engine.decision import decide
+from tokenprune.engine.patch.internals import BIASED_KERNELS
+from tokenprune.engine.patch.split_layer import Door, Halves
+from tokenprune.engine.state.forward_state import Chunk, TowerRows, Unit, VisionCut
+from tokenprune.engine.state.prefill_memo import PrefillMemo
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.family import Parts, TowerParts
 from tokenprune.pruner import Decision, Kept, Pruner, Stop

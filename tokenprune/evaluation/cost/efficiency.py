@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenprune.engine import Session
 from tokenprune.engine.shorter import shorter_prompt
 from tokenprune.engine.stages import moments_of
-from tokenprune.engine.stopwatch import Stopwatch
+from tokenprune.engine.state.stopwatch import Stopwatch
 from tokenprune.errors import PrerequisiteError, TokenPruneError
 from tokenprune.evaluation.cost.runs import Durations, Figures, Subject, Times
 from tokenprune.evaluation.cost.spread import TOLERANCE, Precision, Spread

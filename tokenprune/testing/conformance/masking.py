@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.engine.image_spans import find_images
+from tokenprune.engine.state.image_spans import find_images
 from tokenprune.families.family import Parts
 from tokenprune.families.supported import cache_in
 from tokenprune.pruner import PruneRecord

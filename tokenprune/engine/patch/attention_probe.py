@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from tokenprune.engine.internals import attention_interface
+from tokenprune.engine.patch.internals import attention_interface
 from tokenprune.errors import IncompatibleError
 
 PROBE = "tokenprune_probe"

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenprune.engine.decoder.rows import Rows
-from tokenprune.engine.decoder.split_layer import Middle
-from tokenprune.engine.image_spans import ImageSpan, find_images, join_frames
-from tokenprune.engine.observe.encoder_observer import Look
-from tokenprune.engine.observe.prefill_cache import PrefillMemo
-from tokenprune.engine.stopwatch import Stopwatch
+from tokenprune.engine.patch.split_layer import Middle
+from tokenprune.engine.state.encoder_run import Look
+from tokenprune.engine.state.image_spans import ImageSpan, find_images, join_frames
+from tokenprune.engine.state.prefill_memo import PrefillMemo
+from tokenprune.engine.state.rows import Rows
+from tokenprune.engine.state.stopwatch import Stopwatch
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.family import Parts
 from tokenprune.pruner import Kept, State, Stop, UnitRecord
@@ -253,7 +253,7 @@ class Chunk:
 
     @functools.cached_property
     def ends_in_image(self) -> frozenset[int]:
-        """Samples whose prompt ends in the last token of an image. Read from the device once: that token never leaves."""
+        """Samples whose prompt ends in an image. Read from the device once: its last token never leaves."""
         last = {unit.span.sample: unit.span.slots[-1] for unit in self.units}
         slots = torch.arange(self.valid.shape[1], device=self.valid.device)
         ends = slots.expand_as(self.valid).masked_fill(~self.valid, -1).amax(dim=1)

@@ -22,6 +22,9 @@ from tokenprune.families.supported import CACHE_NAMES, UnknownInternalError, int
 #: What a foreign part may answer to a call that it does not know.
 _MISMATCH = (AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError, RuntimeError)
 
+#: Kernels that take an additive bias for each key; `flex_attention` does if it is given in place of a block mask.
+BIASED_KERNELS = ("sdpa", "eager", "flex_attention")
+
 
 @dataclass(frozen=True)
 class Internal:

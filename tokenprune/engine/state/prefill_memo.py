@@ -15,8 +15,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from tokenprune.engine.methods import ENCODING, method_changed
-from tokenprune.engine.observe.encoder_observer import Run
+from tokenprune.engine.patch.methods import ENCODING, method_changed
+from tokenprune.engine.state.encoder_run import Run
 from tokenprune.families.supported import CACHE_NAMES, cache_in
 
 Value = TypeVar("Value")

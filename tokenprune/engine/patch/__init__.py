@@ -1,0 +1,1 @@
+"""How modules of transformers are observed and changed for the time of a session, and given back."""

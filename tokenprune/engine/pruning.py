@@ -1,0 +1,153 @@
+"""`with pruned(model, pruner, budget) as session:` - the life of a pruned stock model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Protocol
+
+from torch import nn
+
+from tokenprune.budget import Budget, BudgetLike
+from tokenprune.checkpoints.joint import JointSpace
+from tokenprune.checkpoints.loading import parts_of
+from tokenprune.engine.decoder.hooks import DecoderHooks
+from tokenprune.engine.entrance import Entrance
+from tokenprune.engine.modes import Batching
+from tokenprune.engine.observe.encoder_observer import LookHooks, looks
+from tokenprune.engine.patch.compiled import Uncompiled
+from tokenprune.engine.patch.internals import check_internals
+from tokenprune.engine.session import Session
+from tokenprune.engine.state.prefill_memo import MemoMethods, PrefillMemo
+from tokenprune.engine.vision.tower import TowerHooks
+from tokenprune.errors import BudgetError, IncompatibleError
+from tokenprune.plugins import Host, default_host
+from tokenprune.pruner import PositionPolicy, Pruner
+
+_MARK = "_tokenprune_session"
+
+
+class Side(Protocol):
+    """A part of the engine that puts something into a model."""
+
+    def install(self, undo: contextlib.ExitStack) -> None:
+        """Put it there; each step leaves with the stack what undoes it, before the next one may fail."""
+
+
+def resolve_pruner(pruner: str | Pruner | None, host: Host) -> Pruner:
+    """A pruner by name (with its defaults), as it is, or `none`.
+
+    Raises:
+        UnknownNameError: No pruner of that name is installed.
+    """
+    if isinstance(pruner, Pruner):
+        return pruner
+    built: Pruner = host.pruners.get(pruner or "none").build()
+    return built
+
+
+def resolve_budget(
+    pruner: Pruner, budget: Budget | BudgetLike | None, ratio: float | None, tokens: int | None
+) -> Budget:
+    """One budget out of the ways to say it.
+
+    Raises:
+        BudgetError: Said twice, out of range, or not said to a pruner that goes by it.
+    """
+    given = [value for value in (budget, ratio, tokens) if value is not None]
+    if len(given) > 1:
+        raise BudgetError("give one of `budget`, `ratio` and `tokens`", hint="for example `tokens=64`")
+    if budget is not None:
+        return Budget.parse(budget)
+    if given:
+        return Budget(ratio=ratio, tokens=tokens)
+    if pruner.reads_budget:
+        raise BudgetError(
+            f"`{pruner.spec.name}` needs a budget: how many visual tokens stay of each image",
+            hint="give it after the pruner: `64` tokens, a ratio like `0.25`, or `100%` to keep all",
+        )
+    return Budget(ratio=1.0)
+
+
+@contextlib.contextmanager
+def pruned(
+    model: nn.Module,
+    pruner: str | Pruner | None,
+    budget: Budget | BudgetLike | None = None,
+    *,
+    ratio: float | None = None,
+    tokens: int | None = None,
+    positions: PositionPolicy | None = None,
+    joint: JointSpace | None = None,
+    frames: bool = False,
+    memo: PrefillMemo | None = None,
+    host: Host | None = None,
+) -> Iterator[Session]:
+    """Prune the visual tokens of a stock model inside the block; the model is restored bit for bit afterwards.
+
+    Args:
+        model: A stock transformers vision-language model, also wrapped: with an adapter of PEFT, compiled, or for
+            data parallelism on one device. Inside the block the wrapper's own call and `generate` are pruned.
+        pruner: Name of an installed pruner, a pruner object, or `None` for no pruning.
+        budget: Visual tokens to keep per image: a whole number is tokens (`64`), a fraction or a percentage is a ratio
+            (`0.25`, `"25%"`), as everywhere (`Budget.parse`). Only `None`, `none` and pruners that read no budget under
+            their options do without.
+        ratio: Keep ratio, in place of `budget`; 1 keeps all.
+        tokens: Number of tokens, in place of `budget`.
+        positions: `keep` or `compact` position ids; the pruner's own choice where it is not given.
+        joint: Joint image-text space, for pruners that need one.
+        frames: The images of each sample are the frames of one video: from the LLM input on, pruners see them as one
+            unit. A budget in tokens counts the whole video; before the decoder each frame gets its share.
+        memo: Shares the encoder and the layers before the first cut with other sessions on the same inputs.
+        host: Plugins; the installed ones are loaded where it is not given.
+
+    Raises:
+        IncompatibleError: The model is not described, already pruned, or lacks what the pruner needs.
+        BudgetError: The budget is missing, out of range or cannot be met.
+
+    A KV cache that was pruned inside the block, and every copy of it, is used inside: of this block, or of another one
+    with the same model, pruner and positions. Elsewhere it raises `IncompatibleError`.
+
+    Several threads may use the model inside the block. Enter and leave it while no other thread runs the model.
+    """
+    host = host or default_host()
+    chosen = resolve_pruner(pruner, host)
+    wanted = resolve_budget(chosen, budget, ratio, tokens)
+    parts = parts_of(model, host)
+    given, model = model, parts.model  # inside its wrappers
+    check_internals(parts)
+    if "joint" in chosen.needs and joint is None:
+        raise IncompatibleError(
+            f"`{chosen.spec.name}` needs a joint image-text space (a CLIP text tower)",
+            hint="pass `joint=` (see `tokenprune.checkpoints.JointSpace`), or choose a pruner without the need `joint`",
+        )
+    session = Session(parts, chosen, wanted, positions=positions, joint=joint, frames=frames, memo=memo)
+    decoder = DecoderHooks(session)
+    sides: list[Side] = [Uncompiled(given), Batching(model), Entrance(session, decoder), decoder]
+    if parts.vision is not None:
+        sides.append(TowerHooks(parts, parts.vision, chosen, joint, lambda: session.chunk, memo))
+    elif memo is not None:
+        sides.append(MemoMethods(parts.base, memo, session.seen_runs))
+    if parts.look is not None and looks(chosen):
+        sides.append(LookHooks(parts.look, lambda: session.chunk))
+    with contextlib.ExitStack() as undo:
+        _mark(model, session, undo)
+        for side in sides:
+            side.install(undo)
+        try:
+            yield session
+        finally:
+            with session.lock:  # a pass of another thread ends first
+                session.owner.close()
+                undo.close()
+
+
+def _mark(model: nn.Module, session: Session, undo: contextlib.ExitStack) -> None:
+    """Let one session at a time have a model, also where two threads ask at once.
+
+    Raises:
+        IncompatibleError: Another one has it.
+    """
+    if vars(model).setdefault(_MARK, session) is not session:
+        raise IncompatibleError("this model is already being pruned", hint="leave the other `with pruned(...)` first")
+    undo.callback(object.__delattr__, model, _MARK)
