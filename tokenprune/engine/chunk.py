@@ -252,10 +252,13 @@ class Chunk:
         return self.vision.state
 
     @functools.cached_property
-    def ends(self) -> tuple[int, ...]:
-        """By sample, the slot of its last token; -1 where it has none."""
+    def ends_in_image(self) -> frozenset[int]:
+        """Samples whose prompt ends in an image. Read from the device once: its last token never leaves."""
+        last = {unit.span.sample: unit.span.slots[-1] for unit in self.units}
         slots = torch.arange(self.valid.shape[1], device=self.valid.device)
-        return tuple(slots.expand_as(self.valid).masked_fill(~self.valid, -1).amax(dim=1).tolist())
+        ends = slots.expand_as(self.valid).masked_fill(~self.valid, -1).amax(dim=1)
+        same = torch.stack(list(last.values())).to(ends.device) == ends[list(last)]
+        return frozenset(sample for sample, ends_there in zip(last, same.tolist(), strict=True) if ends_there)
 
     @property
     def plan(self) -> Sequence[Stop]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.engine.chunk import Chunk, Move, Unit
 from tokenprune.engine.context import SiteContext
-from tokenprune.engine.ends import ends_prompt, holds_last, with_last
+from tokenprune.engine.ends import ending_units, holds_last, with_last
 from tokenprune.engine.finite import WatchedView
 from tokenprune.engine.rows import Rows, gather_rows
 from tokenprune.engine.view import EngineView
@@ -61,6 +61,7 @@ def decide(
     for number, unit in enumerate(units):
         keep = min(unit.tokens, chunk.asked(unit, position))
         groups.setdefault((unit.tokens, keep, unit.original, unit.span.grid, unit.span.frames), []).append(number)
+    ending = ending_units(units, chunk.ends_in_image)
     answers: dict[int, Kept] = {}
     decision = Decision(())
     for (tokens, keep, *_), numbers in groups.items():
@@ -75,7 +76,7 @@ def decide(
             )
         for place, (number, kept) in enumerate(zip(numbers, decision.units, strict=False)):
             check_kept(pruner, kept, tokens, view, place)
-            if ends_prompt(units[number], chunk.ends):
+            if number in ending:
                 resized = decision.resize is not None
                 if not resized and not holds_last(kept, tokens):
                     chunk.vision.held.add((position, units[number].span.index))

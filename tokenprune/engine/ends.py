@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -10,14 +10,15 @@ from tokenprune.engine.chunk import Unit
 from tokenprune.pruner import Kept
 
 
-def ends_prompt(unit: Unit, ends: Sequence[int]) -> bool:
-    """Whether a unit's last token is the last token of its sample.
+def ending_units(units: Sequence[Unit], samples: Collection[int]) -> frozenset[int]:
+    """Numbers of the units whose last token is the last token of their sample.
 
     Args:
-        unit: An image or video.
-        ends: By sample, the slot of its last token.
+        units: All images and videos of the batch, in order.
+        samples: Samples whose prompt ends in an image or video.
     """
-    return unit.tokens > 0 and int(unit.places[-1]) == ends[unit.span.sample]
+    last = {unit.span.sample: number for number, unit in enumerate(units)}
+    return frozenset(number for sample, number in last.items() if sample in samples)
 
 
 def holds_last(kept: Kept, tokens: int) -> bool:
