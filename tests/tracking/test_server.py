@@ -95,7 +95,7 @@ def test_a_taken_default_port_gives_another_one() -> None:
 
 def test_the_server_answers_and_ends(finished: FinishedSweep) -> None:
     dashboard = find_dashboard(finished.directory)
-    port = choose_port(None)
+    port = _free_port()
     with serving(dashboard, port) as process:
         request = urllib.request.Request(
             f"http://{HOST}:{port}/ajax-api/2.0/mlflow/experiments/search",
@@ -132,10 +132,27 @@ def test_a_store_of_another_mlflow(finished: FinishedSweep, tmp_path: Path) -> N
 def test_a_server_that_cannot_start_says_where_its_log_is(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
     dashboard = Dashboard(copy, "nonsense://x", {}, moved=False)
-    with pytest.raises(PrerequisiteError, match="the MLflow server ended") as caught, serving(dashboard, 5000):
+    with pytest.raises(PrerequisiteError, match="the MLflow server ended") as caught, serving(dashboard, _free_port()):
         pass
     assert (copy / "logs" / "mlflow-ui.log").stat().st_size > 0
     assert "mlflow-ui.log" in caught.value.hint
+
+
+def test_a_server_of_somebody_else_is_not_taken_for_ours(finished: FinishedSweep) -> None:
+    dashboard = find_dashboard(finished.directory)
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(PrerequisiteError, match=f"port {port} of {HOST} is taken"), serving(dashboard, port):
+            pass
+
+
+def _free_port() -> int:
+    """A port that no other test chooses: the default one may be in use by a test beside this one."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
 
 
 def test_the_note_fits_however_many_views_there_are() -> None:

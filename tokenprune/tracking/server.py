@@ -128,8 +128,10 @@ def serving(dashboard: Dashboard, port: int, host: str = HOST) -> Iterator[subpr
     """Run an MLflow server on a sweep's own store, and end it afterwards.
 
     Raises:
-        PrerequisiteError: The server ended at once or does not answer; its log says why.
+        PrerequisiteError: The port is taken, so another server would answer; or this one ended at once or does not
+            answer, and its log says why.
     """
+    choose_port(port, host)
     log = dashboard.directory / "logs" / "mlflow-ui.log"
     log.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", dashboard.uri, "--workers", "1"]
