@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 from tokenprune.hookspecs import hookimpl
 from tokenprune.registry import ModelSpec
 
 if TYPE_CHECKING:
-    from tokenprune.checkpoints.joint import JointSpace
-    from tokenprune.checkpoints.loading import LoadedModel, load_model
+    from tokenprune.checkpoints.joint import JointSpace as JointSpace
+    from tokenprune.checkpoints.loading import LoadedModel as LoadedModel
+    from tokenprune.checkpoints.loading import load_model as load_model
 
-__all__ = ["JointSpace", "LoadedModel", "load_model"]
-
-_LAZY = {
-    "load_model": "tokenprune.checkpoints.loading",
-    "LoadedModel": "tokenprune.checkpoints.loading",
-    "JointSpace": "tokenprune.checkpoints.joint",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module `tokenprune.checkpoints` has no attribute `{name}`")
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, submod_attrs={"joint": ["JointSpace"], "loading": ["LoadedModel", "load_model"]}
+)
 
 
 @hookimpl
