@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from tokenprune.checkpoints.loading import LoadedModel as LoadedModel
     from tokenprune.checkpoints.loading import load_model as load_model
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
+# without lazy_loader's `__dir__`: the host looks at every name of a plugin, and would load all of these
+__getattr__, _, __all__ = lazy_loader.attach(
     __name__, submod_attrs={"joint": ["JointSpace"], "loading": ["LoadedModel", "load_model"]}
 )
 
