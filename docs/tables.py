@@ -128,9 +128,9 @@ def recording(directory: Path) -> str:
     """
     from tokenprune.report import leaderboard, markdown_table
     from tokenprune.report.data.environments import environment_sentence
-    from tokenprune.sweep import Ledger
+    from tokenprune.sweep import SweepStore
 
-    header = Ledger(directory).header()
+    header = SweepStore(directory).header()
     board = leaderboard(directory)
     ran = environment_sentence(board.environments)
     if len(board.environments) != 1 or not board.environments[0].facts:

@@ -166,14 +166,14 @@ def children(parent: int) -> list[int]:
 
 def facts(directory: Path) -> dict[str, Any]:
     """What a sweep measured, cell by cell, without times and places."""
-    from tokenprune.sweep import Ledger
+    from tokenprune.sweep import SweepStore
 
-    ledger = Ledger(directory)
+    store = SweepStore(directory)
     found = {}
-    for cell in ledger.plan():
-        result = ledger.result(cell.id)
+    for cell in store.plan():
+        result = store.result(cell.id)
         kept = None if result is None else {name: result[name] for name in FACTS}
-        found[cell.id] = (kept, ledger.samples(cell.id))
+        found[cell.id] = (kept, store.samples(cell.id))
     return found
 
 

@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from tokenprune.plugins import load_host
-from tokenprune.sweep import Ledger, load_config
+from tokenprune.sweep import SweepStore, load_config
 from tokenprune.sweep.config.schema import SweepConfig
 from tokenprune.sweep.plan.cells import plan_cells
 
@@ -66,11 +66,11 @@ def main() -> None:
 
 def run_apart(config: SweepConfig, directory: Path) -> float:
     """Every cell as a process of its own, untracked; seconds."""
-    ledger = Ledger(directory)
+    store = SweepStore(directory)
     started = time.perf_counter()
-    with ledger.lock():
+    with store.lock():
         cells = plan_cells(config, load_host())
-        ledger.open_sweep(config.to_json(), cells)
+        store.open_sweep(config.to_json(), cells)
     for cell in cells:
         subprocess.run([sys.executable, "-m", "benchmarks.sharing.one_cell", str(directory), cell.id], check=True)
     return time.perf_counter() - started
@@ -90,10 +90,10 @@ def run_in_one(config: SweepConfig, directory: Path) -> dict[str, Any]:
 
 def answers(directory: Path) -> dict[str, Any]:
     """What every question of every cell gave; `None` for a cell without a result."""
-    ledger = Ledger(directory)
+    store = SweepStore(directory)
     return {
-        cell.id: [[row.get(key) for key in SAME] for row in ledger.samples(cell.id)] if ledger.result(cell.id) else None
-        for cell in ledger.plan()
+        cell.id: [[row.get(key) for key in SAME] for row in store.samples(cell.id)] if store.result(cell.id) else None
+        for cell in store.plan()
     }
 
 

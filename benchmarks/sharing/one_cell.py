@@ -6,12 +6,12 @@ import sys
 
 from tokenprune.evaluation.model_cache import Bench
 from tokenprune.plugins import load_host
-from tokenprune.sweep import Ledger
+from tokenprune.sweep import SweepStore
 from tokenprune.sweep.worker.cell_runner import CellRunner
 
 if __name__ == "__main__":
     directory, cell_id = sys.argv[1:]
-    ledger = Ledger(directory)
-    (cell,) = (cell for cell in ledger.plan() if cell.id == cell_id)
-    ended = CellRunner(ledger, Bench(load_host(), "cpu")).run(cell)
+    store = SweepStore(directory)
+    (cell,) = (cell for cell in store.plan() if cell.id == cell_id)
+    ended = CellRunner(store, Bench(load_host(), "cpu")).run(cell)
     print(cell.name, ended.outcome)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.browser.conftest import Served, Swept
-from tokenprune.sweep import Ledger
+from tokenprune.sweep import SweepStore
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -41,8 +41,8 @@ def text_of(page: Page) -> str:
 
 
 def names(swept: Swept, *, outcome: str = "done") -> list[str]:
-    ledger = Ledger(swept.directory)
-    return [cell.name for cell in ledger.plan() if ledger.state(cell.id) == outcome]
+    store = SweepStore(swept.directory)
+    return [cell.name for cell in store.plan() if store.state(cell.id) == outcome]
 
 
 def hide_path(page: Page) -> None:
@@ -65,7 +65,7 @@ def test_trade_off(page: Page, swept: Swept, served: Served, shoot: Shoot) -> No
     text = text_of(page)
     assert "cost/tokens_layer_average" in text
     assert "quality/accuracy" in text
-    assert f"{len(Ledger(swept.directory).plan())} matching runs" in text
+    assert f"{len(SweepStore(swept.directory).plan())} matching runs" in text
     assert {"none/scenes@all", "iwp/scenes@5.6%"} <= set(page.locator("a[href*='/runs/']").all_inner_texts())
     chart = page.locator(".js-plotly-plot").first
     # every cell with a result is one point of each chart

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.commands import Commands, Ran, inside
 from tokenprune.report import leaderboard
-from tokenprune.sweep import Ledger
+from tokenprune.sweep import SweepStore
 
 QUESTIONS = ("--task", "toy", "--limit", "8", "--precision", "12.5", "--device", "cpu")
 
@@ -128,11 +128,11 @@ def test_another_precision_adds_to_the_plan(
     run: Commands, toy: None, searched: tuple[Path, Ran], tiny_model: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(searched[0], tmp_path / "copy"))
-    before = {cell.id for cell in Ledger(copy).plan()}
+    before = {cell.id for cell in SweepStore(copy).plan()}
     finer = [*QUESTIONS[:-3], "6.25", *QUESTIONS[-2:]]
     ran = run("budget", "first", "--model", str(tiny_model), *finer, "--out", str(copy), "--json")
     assert ran.code == 0, ran.err
-    assert before < {cell.id for cell in Ledger(copy).plan()}
+    assert before < {cell.id for cell in SweepStore(copy).plan()}
 
 
 def test_options_and_seed_are_those_of_the_cells(run: Commands, toy: None, tiny_model: Path, tmp_path: Path) -> None:
@@ -140,10 +140,10 @@ def test_options_and_seed_are_those_of_the_cells(run: Commands, toy: None, tiny_
     ran = run("budget", "first", "--option", "pause=0.001", *words, "--out", str(tmp_path / "first"))
     assert ran.code == 0, ran.err
     assert ran.json()["budget"]["options"] == {"pause": 0.001}
-    assert {cell.label for cell in Ledger(tmp_path / "first").plan()} == {"none", "first[pause=0.001]"}
+    assert {cell.label for cell in SweepStore(tmp_path / "first").plan()} == {"none", "first[pause=0.001]"}
     ran = run("budget", "random", "--seed", "3", *words, "--out", str(tmp_path / "random"))
     assert ran.code == 0, ran.err
-    assert {cell.options.get("seed") for cell in Ledger(tmp_path / "random").plan()} == {None, 3}
+    assert {cell.options.get("seed") for cell in SweepStore(tmp_path / "random").plan()} == {None, 3}
 
 
 @pytest.mark.parametrize(

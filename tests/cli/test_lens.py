@@ -85,7 +85,7 @@ def test_what_cannot_be_measured_keeps_its_row_and_says_why(study: Any) -> None:
 def test_errors_are_those_of_the_sweep(study: Any, toy: None, tiny_model: Path, tmp_path: Path) -> None:
     """The same figures as the sweep's lens, which takes its samples in one batch."""
     from tokenprune.plugins import load_host
-    from tokenprune.sweep import Ledger, plan_cells, run_sweep
+    from tokenprune.sweep import SweepStore, plan_cells, run_sweep
     from tokenprune.sweep.config.schema import parse_config
     from tokenprune.sweep.config.yaml_source import Source
 
@@ -104,7 +104,7 @@ def test_errors_are_those_of_the_sweep(study: Any, toy: None, tiny_model: Path, 
     config = parse_config(Source("test", data), host)
     run_sweep(config, directory=tmp_path / "run", host=host, track=False)
     (cell,) = [cell for cell in plan_cells(config, host) if cell.pruner == "divprune"]
-    result = json.loads((Ledger(tmp_path / "run").cell_directory(cell.id) / "result.json").read_text())
+    result = json.loads((SweepStore(tmp_path / "run").cell_directory(cell.id) / "result.json").read_text())
     row = rows_of(study)["divprune", "25%"]
     assert row["output_error"] == pytest.approx(result["lens"]["output_error"], rel=1e-4)
     assert row["dual_error"] == pytest.approx(result["lens"]["dual_error"], rel=1e-4)

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.cli.commands import environment
 from tokenprune.errors import PrerequisiteError
 from tokenprune.plugins import default_host
-from tokenprune.sweep import Ledger
+from tokenprune.sweep import SweepStore
 from tokenprune.sweep.config.schema import default_config
 from tokenprune.sweep.executors.executor import local as pool
 from tokenprune.tracking import server
@@ -79,7 +79,7 @@ def test_worker_processes_are_refused_where_pipes_cannot_be_waited_for(
 ) -> None:
     monkeypatch.setattr(pool, "_POSIX", False)
     with pytest.raises(PrerequisiteError, match="runs on Linux and macOS only") as caught:
-        pool.LocalPool(Ledger(tmp_path), default_config(), default_host())
+        pool.LocalPool(SweepStore(tmp_path), default_config(), default_host())
     assert "--executor inline" in caught.value.hint
 
 

@@ -13,7 +13,7 @@ from tests.sweep.fixtures import Workshop
 from tokenprune.errors import ConfigError
 from tokenprune.evaluation.machine.busy import Busy, Watch
 from tokenprune.report import markdown_report
-from tokenprune.sweep import Ledger, SweepOutcome, plan_cells
+from tokenprune.sweep import SweepOutcome, SweepStore, plan_cells
 from tokenprune.sweep.config.schema import EfficiencyConfig
 
 LATER = [
@@ -92,9 +92,9 @@ def test_a_refused_measurement_costs_no_answers(
     monkeypatch.setattr(Watch, "before", lambda self: loud)
     outcome = sweep(pruners=["first"], budgets=[4], efficiency={"busy": "refuse"})
     assert (outcome.done, outcome.failed) == (2, 0)
-    ledger = Ledger(outcome.directory)
-    for cell in ledger.plan():
-        result = ledger.result(cell.id) or {}
+    store = SweepStore(outcome.directory)
+    for cell in store.plan():
+        result = store.result(cell.id) or {}
         assert result["quality"]["questions"] == 8
         assert result["cost"]["error"] == "the device is busy: other work had 60 % of the CPU before it"
     text = markdown_report(outcome.directory)
@@ -104,9 +104,9 @@ def test_a_refused_measurement_costs_no_answers(
 def test_the_measurement_of_a_cell_is_what_its_settings_say(sweep: Callable[..., SweepOutcome]) -> None:
     asked = {"warmup": 0, "repeats": 1, "max_repeats": 1, "new_tokens": 1, "threads": 1, "floor": False}
     outcome = sweep(pruners=["first"], budgets=[4], efficiency=asked)
-    ledger = Ledger(outcome.directory)
-    for cell in ledger.plan():
-        cost = (ledger.result(cell.id) or {})["cost"]
+    store = SweepStore(outcome.directory)
+    for cell in store.plan():
+        cost = (store.result(cell.id) or {})["cost"]
         assert (cost["prefill_ms"]["repeats"], cost["new_tokens"], cost["threads"]) == (2, 1, 1)  # in pairs
         assert (cost["floor"], cost["over_floor"]) == (None, None)
         assert cost["precision"]["met"] is False

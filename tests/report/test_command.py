@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.commands import Commands
 from tests.sweep.fixtures import FinishedSweep
-from tokenprune.sweep import Ledger
+from tokenprune.sweep import SweepStore
 from tokenprune.sweep.store.result_store import write_jsonl
 
 
@@ -83,9 +83,9 @@ def test_an_unpruned_model_that_is_never_right_leaves_no_notes_without_columns(
     run: Commands, finished: FinishedSweep, tmp_path: Path
 ) -> None:
     copy = finished.copy(tmp_path / "copy")
-    ledger = Ledger(copy)
-    (cell,) = [cell for cell in ledger.plan() if cell.pruner == "none"]
-    rows = [{**row, "score": 0.0} for row in ledger.samples(cell.id)]
+    store = SweepStore(copy)
+    (cell,) = [cell for cell in store.plan() if cell.pruner == "none"]
+    rows = [{**row, "score": 0.0} for row in store.samples(cell.id)]
     write_jsonl(copy / "cells" / cell.id / "samples.jsonl", rows)
     shown = run("report", str(copy))
     assert "for 99 %" not in shown.out

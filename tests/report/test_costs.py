@@ -21,7 +21,7 @@ from tokenprune.report.render.columns import LEGEND
 from tokenprune.report.render.cost_sections import cost_sections
 from tokenprune.report.render.escaping import markdown_sentence
 from tokenprune.report.render.markdown import cells_of
-from tokenprune.sweep import Ledger
+from tokenprune.sweep import SweepStore
 from tokenprune.sweep.store.sweep_data import read_sweep
 from tokenprune.tracking.facts import metrics_of
 
@@ -34,8 +34,8 @@ def rewrite(finished: FinishedSweep, tmp_path: Path) -> Rewrite:
 
     def make(change: Callable[[str, dict[str, Any]], Any]) -> Path:
         copy = finished.copy(tmp_path / "copy")
-        ledger = Ledger(copy)
-        for cell in ledger.plan():
+        store = SweepStore(copy)
+        for cell in store.plan():
             path = copy / "cells" / cell.id / "result.json"
             if path.exists():
                 result = json.loads(path.read_text(encoding="utf-8"))
@@ -84,9 +84,9 @@ def ratio(median: float, low: float, high: float) -> dict[str, float]:
 
 
 def test_a_row_holds_what_its_cell_measured(finished: FinishedSweep) -> None:
-    ledger = Ledger(finished.directory)
-    (cell,) = [cell for cell in ledger.plan() if cell.name == "first/toy@4"]
-    stored = (ledger.result(cell.id) or {})["cost"]
+    store = SweepStore(finished.directory)
+    (cell,) = [cell for cell in store.plan() if cell.name == "first/toy@4"]
+    stored = (store.result(cell.id) or {})["cost"]
     found = row(finished.directory, "first")
     assert found.prefill_ms == stored["prefill_ms"]["median"]
     assert found.prefill_ms_quartiles == (stored["prefill_ms"]["q1"], stored["prefill_ms"]["q3"])
@@ -369,9 +369,9 @@ def test_what_cannot_be_told_from_1_is_no_speed_up_anywhere(rewrite: Rewrite) ->
         "random": {(1.0, "~?")},
         "downsample": {(1.04, "")},
     }
-    ledger = Ledger(copy)
-    for cell in ledger.plan():
-        result = ledger.result(cell.id)
+    store = SweepStore(copy)
+    for cell in store.plan():
+        result = store.result(cell.id)
         if result is not None:
             told = metrics_of(result)
             found = ratios[cell.name.split("/")[0]]

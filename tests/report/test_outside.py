@@ -15,7 +15,7 @@ from tests.sweep.fixtures import FinishedSweep
 from tokenprune.report.figures.overlays import stored_overlay
 from tokenprune.report.figures.viewer import data_url, kept_tokens
 from tokenprune.report.render.page import html_page
-from tokenprune.sweep import Ledger
+from tokenprune.sweep import SweepStore
 from tokenprune.sweep.store.atomic_io import OutsideError, StorageError, append_line, inside, open_log
 from tokenprune.sweep.store.sweep_data import read_sweep
 
@@ -56,9 +56,9 @@ def test_a_report_embeds_no_picture_from_elsewhere(
 ) -> None:
     copy = finished.copy(tmp_path / "demo")
     name = plant(copy / "pictures", secret)
-    ledger = Ledger(copy)
-    for cell in ledger.plan():
-        path = ledger.cell_directory(cell.id) / "overlays.json"
+    store = SweepStore(copy)
+    for cell in store.plan():
+        path = store.cell_directory(cell.id) / "overlays.json"
         if path.is_file():
             stored = json.loads(path.read_text(encoding="utf-8"))
             stored["samples"][0]["images"][0]["picture"] = name
@@ -70,7 +70,7 @@ def test_a_report_embeds_no_picture_from_elsewhere(
     embedded = data_url(secret)
     assert base64.b64decode(embedded.partition(",")[2])  # this is what must not be in the page
     assert embedded not in html_page(copy)
-    entry = next(filter(None, (data.ledger.overlays(entry.cell.id) for entry in data.cells)))[0]
+    entry = next(filter(None, (data.store.overlays(entry.cell.id) for entry in data.cells)))[0]
     with pytest.raises(OutsideError):
         stored_overlay(copy, entry)
 
@@ -92,8 +92,8 @@ def test_links_are_followed_as_long_as_they_stay_inside(tmp_path: Path) -> None:
 
 
 def test_the_id_of_a_cell_leads_nowhere_else(finished: FinishedSweep) -> None:
-    ledger = Ledger(finished.directory)
-    for look in (ledger.result, ledger.samples, ledger.overlays, ledger.first_token):
+    store = SweepStore(finished.directory)
+    for look in (store.result, store.samples, store.overlays, store.first_token):
         with pytest.raises(OutsideError):
             look("../../elsewhere")
 

@@ -10,7 +10,7 @@ from tests.sweep.fixtures import FinishedSweep
 from tests.sweep.tiny import TOKENS
 from tokenprune.report import draw_kept, side_by_side
 from tokenprune.report.figures.overlays import MIN_SIDE, png_bytes, stored_overlay
-from tokenprune.sweep import Ledger
+from tokenprune.sweep import SweepStore
 
 WHITE = Image.new("RGB", (32, 32), "white")
 
@@ -58,10 +58,10 @@ def test_panels_in_rows_with_captions() -> None:
 
 
 def test_stored_overlays_show_what_was_kept(finished: FinishedSweep) -> None:
-    ledger = Ledger(finished.directory)
+    store = SweepStore(finished.directory)
     counts = {}
-    for cell in ledger.plan():
-        stored = ledger.overlays(cell.id)
+    for cell in store.plan():
+        stored = store.overlays(cell.id)
         if not stored:
             continue
         assert [entry["index"] for entry in stored] == [0, 1]

@@ -20,7 +20,7 @@ from tokenprune.report.figures.colours import REFERENCE_COLOUR, pruner_colours, 
 from tokenprune.report.figures.plots import AVERAGE, heat_map, interactive
 from tokenprune.report.figures.viewer import MAX_SIDE, data_url, kept_tokens
 from tokenprune.report.render.page import html_page, write_report
-from tokenprune.sweep import Ledger
+from tokenprune.sweep import SweepStore
 from tokenprune.sweep.store.result_store import StorageError, write_jsonl
 from tokenprune.sweep.store.sweep_data import SweepData, read_sweep
 
@@ -123,16 +123,16 @@ def test_the_heat_map_shows_every_pruner_and_family(finished: FinishedSweep) -> 
 
 
 def test_lost_questions_are_what_the_unpruned_model_answers(finished: FinishedSweep, data: SweepData) -> None:
-    ledger = Ledger(finished.directory)
+    store = SweepStore(finished.directory)
     (cases,) = cases_of(data)
-    cells = {(cell.label, cell.budget_label, cell.seed): cell for cell in ledger.plan()}
-    base = ledger.samples(cells["none", "all", 0].id)
+    cells = {(cell.label, cell.budget_label, cell.seed): cell for cell in store.plan()}
+    base = store.samples(cells["none", "all", 0].id)
     right = {place for place, row in enumerate(base) if row["score"] >= 0.5}
     assert cases.right == len(right)
     assert {(cell.label, cell.budget) for cell in cases.cells} >= {("first", "4"), ("random seed 1", "50%")}
     for cell in cases.cells:
         label, _, seed = cell.label.partition(" seed ")
-        rows = ledger.samples(cells[label, cell.budget, int(seed or 0)].id)
+        rows = store.samples(cells[label, cell.budget, int(seed or 0)].id)
         wanted = [(place, row["prediction"]) for place, row in enumerate(rows) if place in right and row["score"] < 0.5]
         assert list(cell.lost) == wanted
     counts = [count for _, count in cases.hardest()]
@@ -153,9 +153,9 @@ def test_cells_without_a_result_say_why(finished: FinishedSweep, data: SweepData
 
 def test_samples_that_raised_are_counted_as_errors(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
-    ledger = Ledger(copy)
-    cell = next(cell for cell in ledger.plan() if cell.name == "first/toy@4")
-    rows = [{**row, "error": "ValueError: no such tile", "score": 0.0} for row in ledger.samples(cell.id)]
+    store = SweepStore(copy)
+    cell = next(cell for cell in store.plan() if cell.name == "first/toy@4")
+    rows = [{**row, "error": "ValueError: no such tile", "score": 0.0} for row in store.samples(cell.id)]
     write_jsonl(copy / "cells" / cell.id / "samples.jsonl", rows)
     path = copy / "cells" / cell.id / "result.json"
     result = json.loads(path.read_text())
@@ -196,10 +196,10 @@ def test_the_viewer_has_every_stored_sample_of_every_cell(finished: FinishedSwee
     kept = kept_tokens(data)
     (subject,) = kept["subjects"]
     assert [sample["index"] for sample in subject["samples"]] == [0, 1]
-    ledger = Ledger(finished.directory)
+    store = SweepStore(finished.directory)
     stored = {
-        (f"{cell.label} seed {cell.seed}" if cell.seed else cell.label, cell.budget_label): ledger.overlays(cell.id)
-        for cell in ledger.plan()
+        (f"{cell.label} seed {cell.seed}" if cell.seed else cell.label, cell.budget_label): store.overlays(cell.id)
+        for cell in store.plan()
     }
     assert len(subject["cells"]) == sum(bool(samples) for samples in stored.values())
     for cell in subject["cells"]:
@@ -271,7 +271,7 @@ def test_a_question_cannot_break_the_page(finished: FinishedSweep, tmp_path: Pat
 
 def test_a_sweep_without_the_unpruned_model_has_a_page(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
-    for cell in Ledger(copy).plan():
+    for cell in SweepStore(copy).plan():
         if cell.pruner == "none":
             (copy / "cells" / cell.id / "result.json").unlink()
     html = html_page(copy)
@@ -281,7 +281,7 @@ def test_a_sweep_without_the_unpruned_model_has_a_page(finished: FinishedSweep, 
 
 def test_an_unfinished_sweep_has_a_page(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
-    for cell in Ledger(copy).plan():
+    for cell in SweepStore(copy).plan():
         for name in ("result.json", "error.json"):
             (copy / "cells" / cell.id / name).unlink(missing_ok=True)
     page = Reader(html_page(copy))

@@ -10,11 +10,11 @@ from tests.sweep.fixtures import FinishedSweep
 from tokenprune.errors import ConfigError
 from tokenprune.report import leaderboard, markdown_report, markdown_table, pair_tables, write_report
 from tokenprune.report.data.tables import Table
-from tokenprune.report.figures.colours import sweep_colours
+from tokenprune.report.figures.colours import REFERENCE_COLOUR, sweep_colours
 from tokenprune.report.figures.plots import BUDGET, FIGURES, lines_of, png
-from tokenprune.sweep import Ledger
+from tokenprune.sweep import SweepStore
 from tokenprune.sweep.store.result_store import write_jsonl
-from tokenprune.sweep.store.sweep_data import REFERENCE_COLOUR, read_sweep
+from tokenprune.sweep.store.sweep_data import read_sweep
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,9 @@ def tables(finished: FinishedSweep) -> tuple[Table, ...]:
 
 
 def scores(finished: FinishedSweep, name: str) -> np.ndarray:
-    ledger = Ledger(finished.directory)
-    cell = next(cell for cell in ledger.plan() if cell.name == name)
-    return np.array([row["score"] for row in ledger.samples(cell.id)])
+    store = SweepStore(finished.directory)
+    cell = next(cell for cell in store.plan() if cell.name == name)
+    return np.array([row["score"] for row in store.samples(cell.id)])
 
 
 def test_one_table_per_budget_with_every_pruner(tables: tuple[Table, ...]) -> None:
@@ -55,13 +55,13 @@ def test_rows_are_ranked_by_accuracy(tables: tuple[Table, ...]) -> None:
 def test_equal_accuracies_share_a_rank_whatever_their_last_bits(finished: FinishedSweep, tmp_path: Path) -> None:
     """A mean of fractions is not quite the half that it should be."""
     copy = finished.copy(tmp_path / "copy")
-    ledger = Ledger(copy)
+    store = SweepStore(copy)
     answers = {"first": [1 / 3, 0.7, 2 / 3, 0.3] * 2, "grid": [0.5] * 8, "downsample": [0.0] * 8}
     assert np.mean(answers["first"]) != 0.5
-    for cell in ledger.plan():
+    for cell in store.plan():
         if cell.label in answers and cell.budget_label == "4":
             rows = [
-                {**row, "score": score} for row, score in zip(ledger.samples(cell.id), answers[cell.label], strict=True)
+                {**row, "score": score} for row, score in zip(store.samples(cell.id), answers[cell.label], strict=True)
             ]
             write_jsonl(copy / "cells" / cell.id / "samples.jsonl", rows)
     ranks = {row.label: row.rank for row in leaderboard(copy).tables[1].rows}
@@ -84,9 +84,9 @@ def test_of_two_variants_of_a_baseline_the_table_names_the_one_that_counts(
 
 def test_samples_that_a_baseline_failed_are_left_out_of_the_comparison(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
-    ledger = Ledger(copy)
-    (cell,) = [cell for cell in ledger.plan() if cell.name == "downsample/toy@4"]
-    rows = ledger.samples(cell.id)
+    store = SweepStore(copy)
+    (cell,) = [cell for cell in store.plan() if cell.name == "downsample/toy@4"]
+    rows = store.samples(cell.id)
     for row in rows[:3]:
         row |= {"score": 0.0, "prediction": "", "error": "ValueError: bad picture"}
     write_jsonl(copy / "cells" / cell.id / "samples.jsonl", rows)
@@ -145,11 +145,11 @@ def test_a_failed_cell_counts_as_wrong_answers_and_a_refused_one_is_not_ranked(t
 def test_a_failed_seed_stays_in_the_denominator(finished: FinishedSweep, tmp_path: Path) -> None:
     before = {row.label: row for row in leaderboard(finished.directory).tables[1].rows}["random"]
     copy = finished.copy(tmp_path / "copy")
-    ledger = Ledger(copy)
-    (cell,) = [cell for cell in ledger.plan() if cell.name == "random/toy@4 seed 1"]
+    store = SweepStore(copy)
+    (cell,) = [cell for cell in store.plan() if cell.name == "random/toy@4 seed 1"]
     first = scores(finished, "random/toy@4").mean()
     (copy / "cells" / cell.id / "result.json").unlink()
-    ledger.write_error(cell, {"outcome": "failed", "type": "OSError", "message": "gone"})
+    store.write_error(cell, {"outcome": "failed", "type": "OSError", "message": "gone"})
     table = leaderboard(copy).tables[1]
     row = {row.label: row for row in table.rows}["random"]
     assert (row.outcome, row.seeds, row.failed, row.questions) == ("failed", 1, 1, 8)
@@ -168,9 +168,9 @@ def test_a_failed_seed_stays_in_the_denominator(finished: FinishedSweep, tmp_pat
 
 def test_a_failed_sample_stays_in_the_denominator(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
-    ledger = Ledger(copy)
-    (cell,) = [cell for cell in ledger.plan() if cell.name == "first/toy@4"]
-    samples = ledger.samples(cell.id)
+    store = SweepStore(copy)
+    (cell,) = [cell for cell in store.plan() if cell.name == "first/toy@4"]
+    samples = store.samples(cell.id)
     right = next(place for place, row in enumerate(samples) if row["score"] == 1.0)
     samples[right] |= {"score": 0.0, "prediction": "", "error": "ValueError: bad picture"}
     write_jsonl(copy / "cells" / cell.id / "samples.jsonl", samples)
@@ -182,9 +182,9 @@ def test_a_failed_sample_stays_in_the_denominator(finished: FinishedSweep, tmp_p
 
 def test_missing_samples_are_an_error_and_not_a_smaller_denominator(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
-    ledger = Ledger(copy)
-    (cell,) = [cell for cell in ledger.plan() if cell.name == "first/toy@4"]
-    write_jsonl(copy / "cells" / cell.id / "samples.jsonl", ledger.samples(cell.id)[:5])
+    store = SweepStore(copy)
+    (cell,) = [cell for cell in store.plan() if cell.name == "first/toy@4"]
+    write_jsonl(copy / "cells" / cell.id / "samples.jsonl", store.samples(cell.id)[:5])
     with pytest.raises(ConfigError, match="holds 5 of 8 samples"):
         leaderboard(copy)
 
@@ -275,7 +275,7 @@ def test_json(finished: FinishedSweep) -> None:
 
 def test_an_unfinished_sweep_has_a_table_too(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
-    for cell in Ledger(copy).plan():
+    for cell in SweepStore(copy).plan():
         if cell.pruner in ("grid", "none"):
             (copy / "cells" / cell.id / "result.json").unlink()
     rows = {row.label: row for row in leaderboard(copy).tables[0].rows}

@@ -1,4 +1,4 @@
-"""The executors `ray` and `slurm` on this machine: the same answers, ledger and events as `local`."""
+"""The executors `ray` and `slurm` on this machine: the same answers, store and events as `local`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from tests.sweep.fixtures import Workshop
 from tokenprune.errors import ConfigError, PrerequisiteError
 from tokenprune.events import CellEnded, CellFailed, CellProgress, CellStarted, SweepEnded, SweepStarted
-from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
+from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
 from tokenprune.sweep.executors.file_channel import INBOX, Lines, Pulse, make_box, post
 
 SMALL: dict[str, Any] = {"budgets": [4], "efficiency": False, "lens": False, "overlays": 0}
@@ -30,11 +30,11 @@ ON_THIS_MACHINE = [
 ]
 
 
-def answers(ledger: Ledger) -> dict[str, list[tuple[str, float]]]:
+def answers(store: SweepStore) -> dict[str, list[tuple[str, float]]]:
     return {
-        cell.name: [(row["prediction"], row["score"]) for row in ledger.samples(cell.id)]
-        for cell in ledger.plan()
-        if ledger.state(cell.id) == "done"
+        cell.name: [(row["prediction"], row["score"]) for row in store.samples(cell.id)]
+        for cell in store.plan()
+        if store.state(cell.id) == "done"
     }
 
 
@@ -66,7 +66,7 @@ def test_the_same_as_here(
         track=False,
     )
     assert (outcome.done, outcome.failed, outcome.pending) == (3, 1, 0)
-    assert answers(Ledger(outcome.directory)) == answers(Ledger(inline.directory))
+    assert answers(SweepStore(outcome.directory)) == answers(SweepStore(inline.directory))
     kinds = Counter(type(event) for event in events if not isinstance(event, CellProgress))
     assert kinds == {SweepStarted: 1, CellStarted: 4, CellEnded: 3, CellFailed: 1, SweepEnded: 1}
     told = [event for event in events if isinstance(event, CellProgress) and event.cell.pruner == "first"]
@@ -78,7 +78,7 @@ def test_the_same_as_here(
         assert event.memory_mib is not None
         assert event.memory_mib > 50
     pids = {
-        (Ledger(outcome.directory).result(event.cell.id) or {})["worker"]["pid"]
+        (SweepStore(outcome.directory).result(event.cell.id) or {})["worker"]["pid"]
         for event in events
         if isinstance(event, CellEnded)
     }
@@ -101,8 +101,8 @@ def test_a_cell_that_kills_its_workers_is_set_aside(
         track=False,
     )
     assert (outcome.done, outcome.failed) == (2, 1)
-    ledger = Ledger(outcome.directory)
-    errors = [ledger.error(cell.id) for cell in ledger.plan() if cell.pruner == "dying"]
+    store = SweepStore(outcome.directory)
+    errors = [store.error(cell.id) for cell in store.plan() if cell.pruner == "dying"]
     assert errors[0] is not None
     assert (errors[0]["type"], errors[0]["attempts"]) == ("WorkerDied", 3)
 
@@ -128,7 +128,7 @@ def test_a_killed_worker_costs_a_batch(
 
     def display(event: Any) -> None:
         if isinstance(event, CellProgress) and event.cell.pruner == "first" and gate.exists():
-            result = Ledger(event.directory).result(str(event.cell.reference)) or {}
+            result = SweepStore(event.directory).result(str(event.cell.reference)) or {}
             os.kill(result["worker"]["pid"], signal.SIGKILL)
             gate.unlink()
         if isinstance(event, CellStarted) and event.cell.pruner == "first":
@@ -145,11 +145,11 @@ def test_a_killed_worker_costs_a_batch(
     )
     assert (outcome.done, outcome.failed) == (2, 0)
     assert attempts[-1] <= 2
-    ledger = Ledger(outcome.directory)
-    _, cell = ledger.plan()
-    assert (ledger.result(cell.id) or {})["resumed"] == 3
+    store = SweepStore(outcome.directory)
+    _, cell = store.plan()
+    assert (store.result(cell.id) or {})["resumed"] == 3
     assert (tmp_path / "gate.calls").stat().st_size <= 4  # of three batches, at most the one at hand twice
-    assert [row["index"] for row in ledger.samples(cell.id)] == list(range(8))
+    assert [row["index"] for row in store.samples(cell.id)] == list(range(8))
 
 
 def test_the_options_of_the_file_count_unless_flags_say_otherwise(workshop: Workshop, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_the_options_of_the_file_count_unless_flags_say_otherwise(workshop: Work
     with pytest.raises(ConfigError, match="unknown option `jobs` of executor `inline`"):
         go(executor="inline", executor_options={"jobs": "1"})
     assert go(executor="inline").status == "complete"  # another executor has nothing to do with them
-    assert Ledger(tmp_path / "run").header().config["executor"] == wrong
+    assert SweepStore(tmp_path / "run").header().config["executor"] == wrong
 
 
 @pytest.mark.parametrize(("executor", "package"), [("ray", "ray"), ("slurm", "submitit")])

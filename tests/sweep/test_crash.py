@@ -28,10 +28,10 @@ from tests.sweep.test_identity import CELL
 from tokenprune.errors import ConfigError
 from tokenprune.events import CellEnded, CellStarted
 from tokenprune.metrics.distribution import FirstToken
-from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
-from tokenprune.sweep.store import lock as lease
+from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
+from tokenprune.sweep.store import lock
 from tokenprune.sweep.store.atomic_io import StorageError, append_line, write_text
-from tokenprune.sweep.store.lock import LeaseLostError
+from tokenprune.sweep.store.lock import TakenOverError
 from tokenprune.sweep.store.result_store import read_jsonl
 
 Run = Callable[..., SweepOutcome]
@@ -52,8 +52,8 @@ def python(code: str, *arguments: str | Path, **settings: Any) -> subprocess.Pop
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    made = Ledger(tmp_path / "ledger")
+def store(tmp_path: Path) -> SweepStore:
+    made = SweepStore(tmp_path / "store")
     made.open_sweep({"models": ["scenes"]}, [CELL])
     return made
 
@@ -61,50 +61,50 @@ def ledger(tmp_path: Path) -> Ledger:
 # --- crashes --------------------------------------------------------------------------------------------------------
 
 
-def test_a_result_that_is_torn_at_any_byte_counts_as_none(ledger: Ledger) -> None:
-    ledger.begin_cell(CELL)
-    ledger.write_result(CELL, {"quality": {"accuracy": 0.5}})
-    path = ledger.cell_directory(CELL.id) / "result.json"
+def test_a_result_that_is_torn_at_any_byte_counts_as_none(store: SweepStore) -> None:
+    store.begin_cell(CELL)
+    store.write_result(CELL, {"quality": {"accuracy": 0.5}})
+    path = store.cell_directory(CELL.id) / "result.json"
     whole = path.read_bytes()
     for length in range(len(whole) - 1):  # but for the line end after the last brace
         path.write_bytes(whole[:length])
-        assert ledger.state(CELL.id) == "pending", length
+        assert store.state(CELL.id) == "pending", length
     path.write_bytes(whole)
-    assert ledger.state(CELL.id) == "done"
+    assert store.state(CELL.id) == "done"
 
 
 WRITER = """
 import sys
 from tests.sweep.test_identity import CELL
-from tokenprune.sweep.store.result_store import Ledger
-ledger = Ledger(sys.argv[1])
+from tokenprune.sweep.store.result_store import SweepStore
+store = SweepStore(sys.argv[1])
 number = 0
 print("ready", flush=True)
 while True:
     number += 1
-    ledger.begin_cell(CELL)
-    ledger.write_result(CELL, {"number": number, "padding": [number] * 20000, "quality": {}})
-    ledger.begin_cell(CELL)
-    ledger.write_error(CELL, {"outcome": "failed", "number": number, "padding": [number] * 20000})
+    store.begin_cell(CELL)
+    store.write_result(CELL, {"number": number, "padding": [number] * 20000, "quality": {}})
+    store.begin_cell(CELL)
+    store.write_error(CELL, {"outcome": "failed", "number": number, "padding": [number] * 20000})
 """
 
 
 @pytest.mark.thorough
-def test_kill_at_random_moments_leaves_whole_files_only(ledger: Ledger) -> None:
+def test_kill_at_random_moments_leaves_whole_files_only(store: SweepStore) -> None:
     random, seen = Random(0), Counter[str]()
     for _ in range(12):
-        writer = python(WRITER, ledger.directory)
+        writer = python(WRITER, store.directory)
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
         time.sleep(random.uniform(0, 0.2))
         writer.send_signal(signal.SIGKILL)
         writer.communicate()
-        folder = ledger.cell_directory(CELL.id)
+        folder = store.cell_directory(CELL.id)
         for path in folder.glob("*.json"):
             data = json.loads(path.read_text(encoding="utf-8"))
             assert data["padding"] == [data["number"]] * 20000
-        seen[ledger.state(CELL.id)] += 1
-        ledger.begin_cell(CELL)
+        seen[store.state(CELL.id)] += 1
+        store.begin_cell(CELL)
         assert list(folder.iterdir()) == []  # nothing that a killed writer left stays either
     assert sum(seen.values()) == 12
 
@@ -150,10 +150,10 @@ def test_a_disk_that_is_full_at_any_write_costs_no_finished_cell(
             else:
                 assert (outcome.done, outcome.failed) == (2, 0)
                 break
-        ledger = Ledger(tmp_path / "run")
+        store = SweepStore(tmp_path / "run")
         assert not list((tmp_path / "run").rglob(".*.tmp"))
-        if ledger.exists():
-            assert {ledger.state(cell.id) for cell in ledger.plan()} <= {"done", "pending"}
+        if store.exists():
+            assert {store.state(cell.id) for cell in store.plan()} <= {"done", "pending"}
     else:
         raise AssertionError("it never had room enough")
     assert len(said) > 3
@@ -197,8 +197,8 @@ def test_workers_on_a_full_disk_stop_the_sweep_and_it_continues(workshop: Worksh
     output, _ = small.communicate(timeout=200)
     assert "error: cannot write `" in output
     assert "File too large" in output
-    ledger = Ledger(tmp_path / "run")
-    assert [ledger.state(cell.id) for cell in ledger.plan()] == ["pending", "pending"]
+    store = SweepStore(tmp_path / "run")
+    assert [store.state(cell.id) for cell in store.plan()] == ["pending", "pending"]
     again, _ = python(LIMITED, path, tmp_path / "run").communicate(timeout=200)
     assert "outcome complete 2" in again
 
@@ -206,11 +206,11 @@ def test_workers_on_a_full_disk_stop_the_sweep_and_it_continues(workshop: Worksh
 LOCKED = """
 import sys
 from tokenprune.errors import TokenPruneError
-from tokenprune.sweep.store.result_store import Ledger
-ledger = Ledger(sys.argv[1])
-print(len(ledger.plan()), ledger.state(ledger.plan()[0].id))
+from tokenprune.sweep.store.result_store import SweepStore
+store = SweepStore(sys.argv[1])
+print(len(store.plan()), store.state(store.plan()[0].id))
 try:
-    with ledger.lock():
+    with store.lock():
         print("locked")
 except TokenPruneError as error:
     print(type(error).__name__, error.message)
@@ -224,19 +224,19 @@ def without_privileges() -> None:
         assert ctypes.CDLL(None).prctl(drop_from_bounding_set, override_permissions, 0, 0, 0) == 0
 
 
-def test_a_read_only_folder_can_be_read_and_is_refused(ledger: Ledger) -> None:
-    ledger.write_error(CELL, {"outcome": "failed", "message": "boom"})
-    everything = [*ledger.directory.rglob("*"), ledger.directory]
+def test_a_read_only_folder_can_be_read_and_is_refused(store: SweepStore) -> None:
+    store.write_error(CELL, {"outcome": "failed", "message": "boom"})
+    everything = [*store.directory.rglob("*"), store.directory]
     for path in everything:
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
-        output, _ = python(LOCKED, ledger.directory, preexec_fn=without_privileges).communicate(timeout=120)
+        output, _ = python(LOCKED, store.directory, preexec_fn=without_privileges).communicate(timeout=120)
     finally:
         for path in reversed(everything):
             path.chmod(0o755)
     assert output.splitlines() == [
         "1 failed",
-        f"StorageError cannot write `{ledger.directory}/lock`: Permission denied",
+        f"StorageError cannot write `{store.directory}/lock`: Permission denied",
     ]
 
 
@@ -255,7 +255,12 @@ class BackwardClock(datetime):
 
 
 def test_a_clock_that_runs_backwards(workshop: Workshop, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("sweep.worker", "sweep.ledger", "tracking.jsonl_tracker", "tracking.mlflow_runs"):
+    for module in (
+        "sweep.worker.cell_runner",
+        "sweep.store.result_store",
+        "tracking.jsonl_tracker",
+        "tracking.mlflow_runs",
+    ):
         monkeypatch.setattr(f"tokenprune.{module}.datetime", BackwardClock)
     config = workshop.config(pruners=["first", "exploding"], budgets=[4])
     outcome = run_sweep(config, directory=directory, host=workshop.host)
@@ -266,8 +271,8 @@ def test_a_clock_that_runs_backwards(workshop: Workshop, directory: Path, monkey
     times = [event["time"] for event in events]
     assert times == sorted(times, reverse=True)
     assert [event["event"] for event in events[:4]] == ["sweep_start", "cell_start", "cell_start", "cell_end"]
-    ledger = Ledger(directory)
-    assert all((ledger.result(cell.id) or {"seconds": 1})["seconds"] > 0 for cell in ledger.plan())
+    store = SweepStore(directory)
+    assert all((store.result(cell.id) or {"seconds": 1})["seconds"] > 0 for cell in store.plan())
 
 
 # --- two processes --------------------------------------------------------------------------------------------------
@@ -276,72 +281,72 @@ THIS_PROCESS = f"pid {os.getpid()} on {platform.node()}"
 
 HOLDER = """
 import subprocess, sys, time
-from tokenprune.sweep.store.result_store import Ledger
-with (ledger := Ledger(sys.argv[1])).lock():
-    subprocess.Popen(["sleep", sys.argv[2]], pass_fds=(ledger.lock_descriptor,), stderr=-3, stdout=-3)
+from tokenprune.sweep.store.result_store import SweepStore
+with (store := SweepStore(sys.argv[1])).lock():
+    subprocess.Popen(["sleep", sys.argv[2]], pass_fds=(store.lock_descriptor,), stderr=-3, stdout=-3)
     print("locked", flush=True)
     time.sleep(100)
 """
 
 
-def test_a_killed_owner_is_waited_for_until_its_workers_are_gone(ledger: Ledger) -> None:
-    holder = python(HOLDER, ledger.directory, "3")
+def test_a_killed_owner_is_waited_for_until_its_workers_are_gone(store: SweepStore) -> None:
+    holder = python(HOLDER, store.directory, "3")
     assert holder.stdout is not None
     assert holder.stdout.readline() == "locked\n"
-    assert ledger.owner().startswith(f"pid {holder.pid} on ")
-    with pytest.raises(ConfigError, match=f"another process \\(pid {holder.pid} on"), ledger.lock():
+    assert store.owner().startswith(f"pid {holder.pid} on ")
+    with pytest.raises(ConfigError, match=f"another process \\(pid {holder.pid} on"), store.lock():
         pass
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
     began = time.monotonic()
-    with ledger.lock():
+    with store.lock():
         assert time.monotonic() - began > 0.5  # its `sleep`, which a worker stands for, still had the lock
-    assert ledger.owner() == ""
+    assert store.owner() == ""
 
 
-def test_a_process_that_has_the_number_of_a_killed_owner_is_not_taken_for_it(ledger: Ledger) -> None:
-    holder = python(HOLDER, ledger.directory, "2")
+def test_a_process_that_has_the_number_of_a_killed_owner_is_not_taken_for_it(store: SweepStore) -> None:
+    holder = python(HOLDER, store.directory, "2")
     assert holder.stdout is not None
     assert holder.stdout.readline() == "locked\n"
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    write_text(ledger.directory / "owner", THIS_PROCESS + "\n")  # as if this process had its number now
-    assert ledger.owner() == THIS_PROCESS  # its `sleep`, which a worker stands for, has the lock
-    with ledger.lock():
+    write_text(store.directory / "owner", THIS_PROCESS + "\n")  # as if this process had its number now
+    assert store.owner() == THIS_PROCESS  # its `sleep`, which a worker stands for, has the lock
+    with store.lock():
         pass
 
 
 def test_workers_that_do_not_leave_are_told_apart_from_a_running_sweep(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    store: SweepStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "ORPHANS_S", 0.3)
-    holder = python(HOLDER, ledger.directory, "3")
+    monkeypatch.setattr(lock, "ORPHANS_S", 0.3)
+    holder = python(HOLDER, store.directory, "3")
     assert holder.stdout is not None
     assert holder.stdout.readline() == "locked\n"
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    with pytest.raises(ConfigError, match=r"workers of another process .*, which ended, still run"), ledger.lock():
+    with pytest.raises(ConfigError, match=r"workers of another process .*, which ended, still run"), store.lock():
         pass
-    assert (ledger.directory / "lease").read_text(encoding="utf-8").strip()  # that of the killed one
+    assert (store.directory / "lease").read_text(encoding="utf-8").strip()  # that of the killed one
 
 
-def test_a_look_at_the_owner_refuses_nobody(ledger: Ledger) -> None:
+def test_a_look_at_the_owner_refuses_nobody(store: SweepStore) -> None:
     """It holds the lock for a moment, and so does another look."""
-    with ledger.lock():
+    with store.lock():
         pass
     done = threading.Event()
     seen: set[str] = set()
 
     def look() -> None:
         while not done.is_set():
-            seen.add(ledger.owner())
+            seen.add(store.owner())
 
     threads = [threading.Thread(target=look) for _ in range(2)]
     for thread in threads:
         thread.start()
     try:
         for _ in range(20):
-            with ledger.lock():
+            with store.lock():
                 time.sleep(0.005)
     finally:
         done.set()
@@ -350,39 +355,39 @@ def test_a_look_at_the_owner_refuses_nobody(ledger: Ledger) -> None:
     assert seen <= {"", THIS_PROCESS}
 
 
-def test_the_lock_is_no_way_to_change_another_file(ledger: Ledger, tmp_path: Path) -> None:
+def test_the_lock_is_no_way_to_change_another_file(store: SweepStore, tmp_path: Path) -> None:
     target = tmp_path / "profile"
     target.write_text("mine\n", encoding="utf-8")
-    (ledger.directory / "lock").symlink_to(target)
-    with pytest.raises(StorageError, match="cannot write"), ledger.lock():
+    (store.directory / "lock").symlink_to(target)
+    with pytest.raises(StorageError, match="cannot write"), store.lock():
         pass
     assert target.read_text(encoding="utf-8") == "mine\n"
 
 
-def test_whoever_lost_the_directory_writes_nothing(ledger: Ledger) -> None:
-    with ledger.lock():
-        late = Ledger(ledger.directory, token=ledger.token)
+def test_whoever_lost_the_directory_writes_nothing(store: SweepStore) -> None:
+    with store.lock():
+        late = SweepStore(store.directory, token=store.token)
         late.begin_cell(CELL)
-    with ledger.lock():
-        ledger.begin_cell(CELL)
-        ledger.write_result(CELL, {"by": "the new owner", "quality": {}})
+    with store.lock():
+        store.begin_cell(CELL)
+        store.write_result(CELL, {"by": "the new owner", "quality": {}})
         for write in (late.write_result, late.write_answers, late.write_overlays, late.write_error):
-            with pytest.raises(LeaseLostError, match="has taken over"):
+            with pytest.raises(TakenOverError, match="has taken over"):
                 write(CELL, {"by": "the old worker"})
-        with pytest.raises(LeaseLostError, match="has taken over"):
+        with pytest.raises(TakenOverError, match="has taken over"):
             late.write_samples(CELL, [{"by": "the old worker"}])
-        with pytest.raises(LeaseLostError, match="has taken over"):
+        with pytest.raises(TakenOverError, match="has taken over"):
             late.write_first_token(CELL, FirstToken(np.zeros((1, 1), np.int32), np.zeros((1, 1), np.float32)))
-        with pytest.raises(LeaseLostError, match="has taken over"):
+        with pytest.raises(TakenOverError, match="has taken over"):
             late.begin_cell(CELL)
-    assert (ledger.result(CELL.id) or {})["by"] == "the new owner"
-    assert [path.name for path in ledger.cell_directory(CELL.id).iterdir()] == ["result.json"]
+    assert (store.result(CELL.id) or {})["by"] == "the new owner"
+    assert [path.name for path in store.cell_directory(CELL.id).iterdir()] == ["result.json"]
 
 
-def test_the_lease_is_looked_at_last(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lease_is_looked_at_last(store: SweepStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk may take long to sync; who loses the directory meanwhile does not show what it wrote."""
-    with ledger.lock():
-        late = Ledger(ledger.directory, token=ledger.token)
+    with store.lock():
+        late = SweepStore(store.directory, token=store.token)
         late.begin_cell(CELL)
         sync, slow = os.fsync, True
 
@@ -391,13 +396,13 @@ def test_the_lease_is_looked_at_last(ledger: Ledger, monkeypatch: pytest.MonkeyP
             sync(descriptor)
             if slow:
                 slow = False
-                write_text(ledger.directory / "lease", "another\n")
+                write_text(store.directory / "lease", "another\n")
 
         monkeypatch.setattr("tokenprune.sweep.store.atomic_io.os.fsync", taken_over)
-        with pytest.raises(LeaseLostError, match="has taken over") as caught:
+        with pytest.raises(TakenOverError, match="has taken over") as caught:
             late.write_result(CELL, {"quality": {}})
     assert caught.value.hint
-    assert list(ledger.cell_directory(CELL.id).iterdir()) == []
+    assert list(store.cell_directory(CELL.id).iterdir()) == []
 
 
 @pytest.mark.thorough
@@ -427,7 +432,7 @@ def test_a_sweep_that_was_taken_over_ends_with_one_error(workshop: Workshop, tmp
             write_text(tmp_path / "run" / "lease", "another\n")
 
     config = workshop.config(pruners=["none"], executor="local", efficiency=False)
-    with pytest.raises(LeaseLostError, match="has taken over") as caught:
+    with pytest.raises(TakenOverError, match="has taken over") as caught:
         run_sweep(config, directory=tmp_path / "run", host=workshop.host, display=take_over, track=False)
     assert caught.value.hint == "wait for it, or use another directory"
     assert started == [1]
@@ -444,5 +449,5 @@ def test_two_sweeps_at_once_on_one_directory(workshop: Workshop, tmp_path: Path)
     outputs = [process.communicate(timeout=200)[0] for process in both]
     assert any("outcome complete 3" in output for output in outputs), outputs
     assert all("outcome complete 3" in output or "error: another process (pid" in output for output in outputs), outputs
-    ledger = Ledger(tmp_path / "run")
-    assert [ledger.state(cell.id) for cell in ledger.plan()] == ["done"] * 3
+    store = SweepStore(tmp_path / "run")
+    assert [store.state(cell.id) for cell in store.plan()] == ["done"] * 3

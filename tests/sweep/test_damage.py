@@ -14,7 +14,7 @@ from tests.cli.commands import Commands
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tokenprune.cell import Cell
 from tokenprune.events import CellStarted
-from tokenprune.sweep import Ledger, SweepOutcome
+from tokenprune.sweep import SweepOutcome, SweepStore
 from tokenprune.sweep.executors.inline import Inline
 from tokenprune.sweep.messages import Ended, Report
 
@@ -66,9 +66,9 @@ def remove(path: Path) -> None:
 def test_an_answered_cell_whose_files_are_damaged_is_asked_again(
     sweep: Run, name: str, pruner: str, damage: Callable[[Path], None]
 ) -> None:
-    ledger = Ledger(sweep(**SMALL).directory)
-    (cell,) = [cell for cell in ledger.plan() if cell.pruner == pruner]
-    path = ledger.cell_directory(cell.id) / name
+    store = SweepStore(sweep(**SMALL).directory)
+    (cell,) = [cell for cell in store.plan() if cell.pruner == pruner]
+    path = store.cell_directory(cell.id) / name
     whole = path.read_bytes()
     damage(path)
     events: list[Any] = []
@@ -83,9 +83,9 @@ def test_an_answered_cell_whose_files_are_damaged_is_asked_again(
 
 def test_answers_without_their_samples_are_not_measured(sweep: Run) -> None:
     changes = {**SMALL, "efficiency": {"repeats": 1, "max_repeats": 1, "warmup": 0, "new_tokens": 1}}
-    ledger = Ledger(sweep(**changes).directory)
-    for cell in ledger.plan():
-        folder = ledger.cell_directory(cell.id)
+    store = SweepStore(sweep(**changes).directory)
+    for cell in store.plan():
+        folder = store.cell_directory(cell.id)
         (folder / "result.json").rename(folder / "answers.json")
         empty(folder / "samples.jsonl")
     events: list[Any] = []
@@ -96,14 +96,14 @@ def test_answers_without_their_samples_are_not_measured(sweep: Run) -> None:
 
 def test_a_cell_whose_reference_is_damaged_says_how_to_go_on(sweep: Run, workshop: Workshop) -> None:
     directory = sweep(**{**SMALL, "pruners": ["none"]}).directory
-    ledger = Ledger(directory)
+    store = SweepStore(directory)
 
     def damage(event: Any) -> None:
         if isinstance(event, CellStarted):
-            empty(ledger.cell_directory(str(event.cell.reference)) / "first_token.npz")
+            empty(store.cell_directory(str(event.cell.reference)) / "first_token.npz")
 
     assert sweep(display=damage, **SMALL).failed == 1
-    (error,) = [ledger.error(cell.id) for cell in ledger.plan() if cell.pruner == "first"]
+    (error,) = [store.error(cell.id) for cell in store.plan() if cell.pruner == "first"]
     assert error is not None
     assert "first_token.npz` cannot be read" in error["message"]
     assert "failed cells retried" in error["hint"]
@@ -143,9 +143,9 @@ def test_a_plan_with_something_else_in_it(run: Commands, finished: FinishedSweep
 
 def test_a_result_with_nothing_in_it_is_none(run: Commands, finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "demo")
-    ledger = Ledger(copy)
-    cell = next(cell for cell in ledger.plan() if ledger.state(cell.id) == "done")
-    path = ledger.cell_directory(cell.id) / "result.json"
+    store = SweepStore(copy)
+    cell = next(cell for cell in store.plan() if store.state(cell.id) == "done")
+    path = store.cell_directory(cell.id) / "result.json"
     path.write_text(json.dumps({"schema": 1, "id": cell.id}), encoding="utf-8")
     assert run("runs", "status", str(copy), "--json").json()["pending"] == 1
     rows = run("runs", "export", str(copy), "--json").json()["rows"]
@@ -161,12 +161,12 @@ def test_a_place_that_is_not_there_is_not_called_full(run: Commands, finished: F
 def test_a_dry_run_says_what_is_damaged_and_why_cells_are_new(
     run: Commands, workshop: Workshop, sweep: Run, tmp_path: Path
 ) -> None:
-    ledger = Ledger(sweep(**SMALL).directory)
-    broken, cell = ledger.plan()
-    empty(ledger.cell_directory(broken.id) / "samples.jsonl")
+    store = SweepStore(sweep(**SMALL).directory)
+    broken, cell = store.plan()
+    empty(store.cell_directory(broken.id) / "samples.jsonl")
     path = tmp_path / "sweep.yaml"
-    words = ("sweep", str(path), "--out", str(ledger.directory), "--dry-run")
-    before = {each: each.stat().st_mtime_ns for each in ledger.directory.rglob("*")}
+    words = ("sweep", str(path), "--out", str(store.directory), "--dry-run")
+    before = {each: each.stat().st_mtime_ns for each in store.directory.rglob("*")}
 
     path.write_text(json.dumps(workshop.data(**SMALL)), encoding="utf-8")
     document = run(*words, "--json").json()
@@ -177,7 +177,7 @@ def test_a_dry_run_says_what_is_damaged_and_why_cells_are_new(
     ran = run(*words)
     assert "2 cells are new: `batch_size` changed from 3 to 2" in ran.err
     assert "2 cells, 2 to run" in ran.err
-    assert {each: each.stat().st_mtime_ns for each in ledger.directory.rglob("*")} == before
+    assert {each: each.stat().st_mtime_ns for each in store.directory.rglob("*")} == before
 
 
 # --- other machines ---------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def hiding(monkeypatch: pytest.MonkeyPatch, hide: Callable[[Path], None]) -> Non
     def run(self: Inline, cells: Sequence[Cell]) -> Iterator[Report]:
         for report in whole(self, cells):
             if isinstance(report, Ended):
-                hide(self._ledger.cell_directory(report.cell_id) / "result.json")
+                hide(self._store.cell_directory(report.cell_id) / "result.json")
             yield report
 
     monkeypatch.setattr(Inline, "run", run)
@@ -210,5 +210,5 @@ def test_a_result_that_never_shows_up_is_a_failure(sweep: Run, monkeypatch: pyte
     hiding(monkeypatch, remove)
     outcome = sweep(**{**SMALL, "pruners": ["none"]})
     assert (outcome.done, outcome.failed) == (0, 1)
-    ledger = Ledger(outcome.directory)
-    assert (ledger.error(ledger.plan()[0].id) or {})["type"] == "LostResult"
+    store = SweepStore(outcome.directory)
+    assert (store.error(store.plan()[0].id) or {})["type"] == "LostResult"

@@ -29,7 +29,7 @@ from tokenprune.sweep.messages import (
     Took,
 )
 from tokenprune.sweep.store.atomic_io import StorageError
-from tokenprune.sweep.store.result_store import Ledger
+from tokenprune.sweep.store.result_store import SweepStore
 
 REFERENCE = replace(CELL, pruner="none", label="none", reference=None)
 CELLS = [REFERENCE, *(replace(CELL, seed=seed, reference=REFERENCE.id) for seed in range(4))]
@@ -75,8 +75,8 @@ class ScriptedCrew:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    made = Ledger(tmp_path / "sweep")
+def store(tmp_path: Path) -> SweepStore:
+    made = SweepStore(tmp_path / "sweep")
     made.open_sweep({"models": ["scenes"]}, CELLS)
     return made
 
@@ -85,27 +85,27 @@ def well(worker: str, order: Order) -> Sequence[Message]:
     return [Finished(worker, {cell.id: "done" for cell in order.cells})]
 
 
-def run(ledger: Ledger, crew: ScriptedCrew, cells: Sequence[Cell] = CELLS, share: int = 1) -> list[Report]:
-    reports = list(Dispatcher(ledger, crew, share).run(cells))
+def run(store: SweepStore, crew: ScriptedCrew, cells: Sequence[Cell] = CELLS, share: int = 1) -> list[Report]:
+    reports = list(Dispatcher(store, crew, share).run(cells))
     assert crew.dismissed
     return reports
 
 
-def test_every_cell_once_and_the_reference_first(ledger: Ledger) -> None:
+def test_every_cell_once_and_the_reference_first(store: SweepStore) -> None:
     crew = ScriptedCrew(well)
-    reports = run(ledger, crew)
+    reports = run(store, crew)
     assert reports[:2] == [Began(REFERENCE.id, "one#0"), Ended(REFERENCE.id, "done")]
     assert sorted(order.cell.id for _, order in crew.orders) == sorted(cell.id for cell in CELLS)
     assert {report.cell_id for report in reports if isinstance(report, Ended)} == {cell.id for cell in CELLS}
     assert crew.hired == ["one#0", "two#1"]
 
 
-def test_progress_is_passed_on_while_its_cell_runs(ledger: Ledger) -> None:
+def test_progress_is_passed_on_while_its_cell_runs(store: SweepStore) -> None:
     def behave(worker: str, order: Order) -> Sequence[Message]:
         told = [Progress(order.cell.id, worker, done, 2, 64.0, 3.5, 812.0) for done in (1, 2)]
         return [told[0], *well(worker, order), told[1]]  # the second comes too late
 
-    reports = run(ledger, ScriptedCrew(behave, places=("one",)))
+    reports = run(store, ScriptedCrew(behave, places=("one",)))
     assert len(reports) == 3 * len(CELLS)
     for began, progress, ended in zip(reports[::3], reports[1::3], reports[2::3], strict=True):
         assert isinstance(began, Began)
@@ -113,7 +113,7 @@ def test_progress_is_passed_on_while_its_cell_runs(ledger: Ledger) -> None:
         assert isinstance(ended, Ended)
 
 
-def test_a_dead_workers_cell_is_tried_by_another_worker(ledger: Ledger) -> None:
+def test_a_dead_workers_cell_is_tried_by_another_worker(store: SweepStore) -> None:
     victim = CELLS[2]
 
     def behave(worker: str, order: Order) -> Sequence[Message]:
@@ -121,7 +121,7 @@ def test_a_dead_workers_cell_is_tried_by_another_worker(ledger: Ledger) -> None:
         return [Died(worker, "signal SIGKILL")] if dies else well(worker, order)
 
     crew = ScriptedCrew(behave)
-    reports = run(ledger, crew)
+    reports = run(store, crew)
     tried = [(worker, order.attempt) for worker, order in crew.orders if order.cell == victim]
     assert [attempt for _, attempt in tried] == [1, 2, 3]
     assert len({worker for worker, _ in tried}) == 3
@@ -131,24 +131,24 @@ def test_a_dead_workers_cell_is_tried_by_another_worker(ledger: Ledger) -> None:
         3,
     ]
     assert Ended(victim.id, "done") in reports
-    assert ledger.error(victim.id) is None
+    assert store.error(victim.id) is None
 
 
-def test_a_cell_that_keeps_killing_is_set_aside(ledger: Ledger) -> None:
+def test_a_cell_that_keeps_killing_is_set_aside(store: SweepStore) -> None:
     poison = CELLS[1]
 
     def behave(worker: str, order: Order) -> Sequence[Message]:
         return [Died(worker, "signal SIGSEGV", "its last words")] if order.cell == poison else well(worker, order)
 
-    reports = run(ledger, ScriptedCrew(behave, places=("one",)))
+    reports = run(store, ScriptedCrew(behave, places=("one",)))
     assert [report for report in reports if isinstance(report, Ended)][-1] == Ended(poison.id, "failed")  # tried last
-    error = ledger.error(poison.id)
+    error = store.error(poison.id)
     assert error is not None
     assert error["message"] == "3 workers died in this cell, the last with signal SIGSEGV"
     assert (error["attempts"], error["traceback"]) == (MAX_ATTEMPTS, "its last words")
 
 
-def test_after_too_little_memory_the_batches_are_smaller_once(ledger: Ledger) -> None:
+def test_after_too_little_memory_the_batches_are_smaller_once(store: SweepStore) -> None:
     hungry = CELLS[1]
 
     def behave(worker: str, order: Order) -> Sequence[Message]:
@@ -156,43 +156,43 @@ def test_after_too_little_memory_the_batches_are_smaller_once(ledger: Ledger) ->
         return [Died(worker, "job state OUT_OF_MEMORY", out_of_memory=True)] if full else well(worker, order)
 
     crew = ScriptedCrew(behave)
-    run(ledger, crew)
+    run(store, crew)
     sizes = [order.batch_size for _, order in crew.orders if order.cell == hungry]
     assert sizes == [None, hungry.batch_size // 4]
-    error = ledger.error(hungry.id)
+    error = store.error(hungry.id)
     assert error is not None
     assert (error["attempts"], error["batch_size"]) == (2, hungry.batch_size // 4)
 
 
-def test_a_worker_that_died_after_its_last_write_has_finished(ledger: Ledger) -> None:
+def test_a_worker_that_died_after_its_last_write_has_finished(store: SweepStore) -> None:
     def behave(worker: str, order: Order) -> Sequence[Message]:
-        ledger.begin_cell(order.cell)
-        ledger.write_result(order.cell, {"quality": {}})
+        store.begin_cell(order.cell)
+        store.write_result(order.cell, {"quality": {}})
         return [Died(worker, "signal SIGKILL")]
 
     crew = ScriptedCrew(behave)
-    reports = run(ledger, crew)
+    reports = run(store, crew)
     assert [report.outcome for report in reports if isinstance(report, Ended)] == ["done"] * len(CELLS)
     assert len(crew.orders) == len(CELLS)
 
 
-def test_a_slot_where_no_worker_starts_is_given_up(ledger: Ledger) -> None:
+def test_a_slot_where_no_worker_starts_is_given_up(store: SweepStore) -> None:
     crew = ScriptedCrew(well, stillborn=lambda worker: worker.startswith("one"))
-    reports = run(ledger, crew)
+    reports = run(store, crew)
     assert sum(1 for report in reports if isinstance(report, Ended)) == len(CELLS)
     assert 1 <= sum(1 for worker in crew.hired if worker.startswith("one")) <= MAX_STILLBIRTHS
 
 
-def test_where_no_worker_starts_at_all_the_sweep_ends_with_the_reason(ledger: Ledger) -> None:
+def test_where_no_worker_starts_at_all_the_sweep_ends_with_the_reason(store: SweepStore) -> None:
     crew = ScriptedCrew(well, stillborn=lambda worker: True)
     with pytest.raises(PrerequisiteError, match=r"no worker can be started: .* no luck \(the log\)"):
-        run(ledger, crew)
+        run(store, crew)
     assert crew.dismissed
     assert len(crew.hired) == 2 * MAX_STILLBIRTHS
-    assert all(ledger.state(cell.id) == "pending" for cell in CELLS)
+    assert all(store.state(cell.id) == "pending" for cell in CELLS)
 
 
-def test_workers_that_die_before_they_begin_are_not_hired_for_ever(ledger: Ledger) -> None:
+def test_workers_that_die_before_they_begin_are_not_hired_for_ever(store: SweepStore) -> None:
     class Deaf(ScriptedCrew):
         def give(self, worker: str, order: Order) -> None:
             self.orders.append((worker, order))
@@ -200,12 +200,12 @@ def test_workers_that_die_before_they_begin_are_not_hired_for_ever(ledger: Ledge
 
     crew = Deaf(well)
     with pytest.raises(PrerequisiteError, match=r"no worker can be started: .* exit status 1 \(KeyError: 'part'\)"):
-        run(ledger, crew)
+        run(store, crew)
     assert len(crew.hired) == 2 * MAX_STILLBIRTHS
-    assert all(ledger.state(cell.id) == "pending" for cell in CELLS)
+    assert all(store.state(cell.id) == "pending" for cell in CELLS)
 
 
-def test_a_worker_that_was_taken_away_is_no_try_of_its_cells(ledger: Ledger) -> None:
+def test_a_worker_that_was_taken_away_is_no_try_of_its_cells(store: SweepStore) -> None:
     taken = itertools.count()
 
     def behave(worker: str, order: Order) -> Sequence[Message]:
@@ -214,13 +214,13 @@ def test_a_worker_that_was_taken_away_is_no_try_of_its_cells(ledger: Ledger) -> 
         return well(worker, order)
 
     crew = ScriptedCrew(behave, places=("one",))
-    reports = run(ledger, crew, share=4)
+    reports = run(store, crew, share=4)
     assert [len(order.cells) for _, order in crew.orders] == [1, *[4] * 6]  # together, as they were
     assert {order.attempt for _, order in crew.orders} == {1}
     assert [report.outcome for report in reports if isinstance(report, Ended)] == ["done"] * len(CELLS)
 
 
-def test_a_cell_whose_workers_are_always_taken_away_ends(ledger: Ledger) -> None:
+def test_a_cell_whose_workers_are_always_taken_away_ends(store: SweepStore) -> None:
     unlucky = CELLS[2]
 
     def behave(worker: str, order: Order) -> Sequence[Message]:
@@ -228,24 +228,24 @@ def test_a_cell_whose_workers_are_always_taken_away_ends(ledger: Ledger) -> None
         return [Died(worker, "job state TIMEOUT", blameless=True)] if gone else well(worker, order)
 
     crew = ScriptedCrew(behave, places=("one",))
-    reports = run(ledger, crew)
+    reports = run(store, crew)
     assert Ended(unlucky.id, "failed") in reports
     assert sum(order.cell == unlucky for _, order in crew.orders) == MAX_MOVES + MAX_ATTEMPTS
 
 
-def test_a_full_disk_ends_the_sweep_and_marks_no_cell(ledger: Ledger) -> None:
+def test_a_full_disk_ends_the_sweep_and_marks_no_cell(store: SweepStore) -> None:
     crew = ScriptedCrew(lambda worker, order: [DiskFailed(worker, "cannot write: full", "make room")])
     with pytest.raises(StorageError, match="full") as caught:
-        run(ledger, crew)
+        run(store, crew)
     assert caught.value.hint == "make room"
     assert crew.dismissed
-    assert all(ledger.state(cell.id) == "pending" for cell in CELLS)
+    assert all(store.state(cell.id) == "pending" for cell in CELLS)
 
 
-def test_cells_of_one_company_are_given_together_and_leave_some_for_other_workers(ledger: Ledger) -> None:
+def test_cells_of_one_company_are_given_together_and_leave_some_for_other_workers(store: SweepStore) -> None:
     other = replace(CELL, batch_size=CELL.batch_size + 1, reference=REFERENCE.id)
     crew = ScriptedCrew(well)
-    reports = run(ledger, crew, [*CELLS, other], share=3)
+    reports = run(store, crew, [*CELLS, other], share=3)
     given = [[cell.id for cell in order.cells] for _, order in crew.orders]
     first, second, third, fourth = (cell.id for cell in CELLS[1:])
     assert given[:2] == [[REFERENCE.id], [first, second]]
@@ -255,18 +255,18 @@ def test_cells_of_one_company_are_given_together_and_leave_some_for_other_worker
         each for ids in given for each in ids
     ]
     alone = ScriptedCrew(well, places=("one",))
-    run(ledger, alone, share=3)
+    run(store, alone, share=3)
     assert [len(order.cells) for _, order in alone.orders] == [1, 3, 1]
 
 
-def test_the_cell_that_kills_is_found_among_those_beside_it(ledger: Ledger) -> None:
+def test_the_cell_that_kills_is_found_among_those_beside_it(store: SweepStore) -> None:
     poison = CELLS[3]
 
     def behave(worker: str, order: Order) -> Sequence[Message]:
         return [Died(worker, "signal SIGKILL")] if poison in order.cells else well(worker, order)
 
     crew = ScriptedCrew(behave, places=("one",))
-    reports = run(ledger, crew, share=4)
+    reports = run(store, crew, share=4)
     sizes = [len(order.cells) for _, order in crew.orders if poison in order.cells]
     assert sizes == [4, 2, 1, 1, 1]
     assert [order.attempt for _, order in crew.orders if poison in order.cells] == [1, 1, 1, 2, 3]
@@ -276,30 +276,30 @@ def test_the_cell_that_kills_is_found_among_those_beside_it(ledger: Ledger) -> N
     assert all(order.attempt == 1 for order in others)
 
 
-def test_what_a_dead_worker_had_finished_of_its_cells_is_done(ledger: Ledger) -> None:
+def test_what_a_dead_worker_had_finished_of_its_cells_is_done(store: SweepStore) -> None:
     saved = CELLS[1:3]
 
     def behave(worker: str, order: Order) -> Sequence[Message]:
         if len(order.cells) < 4:
             return well(worker, order)
         for cell in saved:
-            ledger.begin_cell(cell)
-            ledger.write_result(cell, {"quality": {}})
+            store.begin_cell(cell)
+            store.write_result(cell, {"quality": {}})
         return [Died(worker, "signal SIGKILL")]
 
     crew = ScriptedCrew(behave, places=("one",))
-    reports = run(ledger, crew, share=4)
+    reports = run(store, crew, share=4)
     assert [len(order.cells) for _, order in crew.orders] == [1, 4, 1, 1]
     assert sorted(report.cell_id for report in reports if isinstance(report, Ended)) == sorted(c.id for c in CELLS)
 
 
-def asked(ledger: Ledger, order: Order) -> Sequence[Message]:
+def asked(store: SweepStore, order: Order) -> Sequence[Message]:
     """A worker that asks, and then measures."""
     if order.part == "cost":
         return well("", order)
     for cell in order.cells:
-        ledger.begin_cell(cell)
-        ledger.write_answers(cell, {"quality": {}})
+        store.begin_cell(cell)
+        store.write_answers(cell, {"quality": {}})
     return [Finished("", {cell.id: "answered" for cell in order.cells})]
 
 
@@ -307,9 +307,9 @@ def as_worker(worker: str, messages: Sequence[Message]) -> Sequence[Message]:
     return [replace(message, worker=worker) for message in messages]  # type: ignore[type-var]
 
 
-def test_costs_are_measured_alone_where_workers_share_a_place(ledger: Ledger) -> None:
-    crew = ScriptedCrew(lambda worker, order: as_worker(worker, asked(ledger, order)), together="cpu")
-    reports = run(ledger, crew)
+def test_costs_are_measured_alone_where_workers_share_a_place(store: SweepStore) -> None:
+    crew = ScriptedCrew(lambda worker, order: as_worker(worker, asked(store, order)), together="cpu")
+    reports = run(store, crew)
     parts = [order.part for _, order in crew.orders]
     others = len(CELLS) - 1  # while one of them is asked, another one is, too
     assert parts == ["answers", "cost", *["answers"] * others, *["cost"] * others]
@@ -325,51 +325,51 @@ def test_costs_are_measured_alone_where_workers_share_a_place(ledger: Ledger) ->
         assert running <= 1
 
 
-def test_a_worker_with_its_place_to_itself_measures_what_it_has_asked(ledger: Ledger) -> None:
-    crew = ScriptedCrew(lambda worker, order: as_worker(worker, asked(ledger, order)), places=("one",))
-    run(ledger, crew, share=2)
+def test_a_worker_with_its_place_to_itself_measures_what_it_has_asked(store: SweepStore) -> None:
+    crew = ScriptedCrew(lambda worker, order: as_worker(worker, asked(store, order)), places=("one",))
+    run(store, crew, share=2)
     assert [(order.part, len(order.cells)) for _, order in crew.orders] == [
         *[("answers", 1), ("cost", 1)],
         *[("answers", 2), ("cost", 1), ("cost", 1)] * 2,
     ]
 
 
-def test_answers_of_an_earlier_invocation_are_not_asked_again(ledger: Ledger) -> None:
+def test_answers_of_an_earlier_invocation_are_not_asked_again(store: SweepStore) -> None:
     for cell in CELLS[:2]:
-        asked(ledger, Order(cell))
-    crew = ScriptedCrew(lambda worker, order: as_worker(worker, asked(ledger, order)), places=("one",))
-    reports = run(ledger, crew)
+        asked(store, Order(cell))
+    crew = ScriptedCrew(lambda worker, order: as_worker(worker, asked(store, order)), places=("one",))
+    reports = run(store, crew)
     parts = {cell.id: [order.part for _, order in crew.orders if order.cell == cell] for cell in CELLS}
     assert [parts[cell.id] for cell in CELLS] == [["cost"]] * 2 + [["answers", "cost"]] * 3
     assert sum(isinstance(report, Ended) for report in reports) == len(CELLS)
 
 
-def test_a_worker_that_dies_after_the_answers_costs_none_of_them(ledger: Ledger) -> None:
+def test_a_worker_that_dies_after_the_answers_costs_none_of_them(store: SweepStore) -> None:
     def behave(worker: str, order: Order) -> Sequence[Message]:
-        messages = as_worker(worker, asked(ledger, order))
+        messages = as_worker(worker, asked(store, order))
         return [Died(worker, "signal SIGKILL")] if len(order.cells) == 4 else messages
 
     crew = ScriptedCrew(behave, places=("one",))
-    run(ledger, crew, share=4)
+    run(store, crew, share=4)
     assert [(order.part, len(order.cells)) for _, order in crew.orders] == [
         *[("answers", 1), ("cost", 1), ("answers", 4)],
         *[("cost", 1)] * 4,
     ]
 
 
-def test_a_measurement_that_keeps_killing_leaves_the_answers(ledger: Ledger) -> None:
+def test_a_measurement_that_keeps_killing_leaves_the_answers(store: SweepStore) -> None:
     poison = CELLS[2]
 
     def behave(worker: str, order: Order) -> Sequence[Message]:
         if order.part == "cost" and order.cell == poison:
             return [Died(worker, "signal SIGSEGV")]
-        return as_worker(worker, asked(ledger, order))
+        return as_worker(worker, asked(store, order))
 
     crew = ScriptedCrew(behave, places=("one",))
-    reports = run(ledger, crew)
+    reports = run(store, crew)
     assert {report.outcome for report in reports if isinstance(report, Ended)} == {"done"}
     assert [order.part for _, order in crew.orders if order.cell == poison] == ["answers", "cost", "cost", "cost"]
-    result = ledger.result(poison.id)
+    result = store.result(poison.id)
     assert result is not None
     assert result["cost"]["error"] == "3 workers died in this cell, the last with signal SIGSEGV"
     assert result["quality"] == {}

@@ -18,7 +18,7 @@ from tests.sweep.fixtures import FinishedSweep, Workshop
 from tokenprune.evaluation.environment import PACKAGES, Installed, facts_of, version_of
 from tokenprune.events import CellStarted
 from tokenprune.report import html_page, leaderboard, markdown_report
-from tokenprune.sweep import Ledger, SweepOutcome
+from tokenprune.sweep import SweepOutcome, SweepStore
 
 Run = Callable[..., SweepOutcome]
 QUICK = {"repeats": 1, "max_repeats": 1, "warmup": 0, "new_tokens": 1}
@@ -41,8 +41,8 @@ def upgrade(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
 
 
 def results(directory: Path) -> dict[str, dict[str, Any]]:
-    ledger = Ledger(directory)
-    return {cell.name: ledger.settled(cell.id) or ledger.error(cell.id) or {} for cell in ledger.plan()}
+    store = SweepStore(directory)
+    return {cell.name: store.settled(cell.id) or store.error(cell.id) or {} for cell in store.plan()}
 
 
 def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.processes import DEADLINE_S, alive, wait_for
 from tests.sweep.fixtures import Workshop
-from tokenprune.sweep import Ledger
+from tokenprune.sweep import SweepStore
 from tokenprune.sweep.store.result_store import read_jsonl
 
 
@@ -46,7 +46,7 @@ def workers(directory: Path) -> list[str]:
 def test_kill_and_continue(command: list[str], directory: Path, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    ledger = Ledger(directory)
+    store = SweepStore(directory)
 
     calls = tmp_path / "gate.calls"
 
@@ -63,7 +63,7 @@ def test_kill_and_continue(command: list[str], directory: Path, tmp_path: Path) 
         first.communicate()
     wait_for(lambda: not alive(worker), "end of the orphaned worker")
 
-    states = Counter(ledger.state(cell.id) for cell in ledger.plan())
+    states = Counter(store.state(cell.id) for cell in store.plan())
     assert states == {"done": 2, "pending": 2}
     before = {path: path.read_bytes() for path in directory.glob("cells/*/result.json")}
     assert len(before) == 2
@@ -75,18 +75,18 @@ def test_kill_and_continue(command: list[str], directory: Path, tmp_path: Path) 
     assert output.split() == ["complete", "2", "0"]
 
     assert calls.stat().st_size == 4  # of three batches, the one at hand was asked once more
-    (gated,) = [cell for cell in ledger.plan() if cell.pruner == "first"]
-    assert (ledger.result(gated.id) or {})["resumed"] == 3
-    assert [row["index"] for row in ledger.samples(gated.id)] == list(range(8))
+    (gated,) = [cell for cell in store.plan() if cell.pruner == "first"]
+    assert (store.result(gated.id) or {})["resumed"] == 3
+    assert [row["index"] for row in store.samples(gated.id)] == list(range(8))
 
     assert all(path.read_bytes() == data for path, data in before.items())
-    assert [ledger.state(cell.id) for cell in ledger.plan()] == ["done"] * 4
+    assert [store.state(cell.id) for cell in store.plan()] == ["done"] * 4
     assert len(list(directory.glob("cells/*"))) == 4
 
     client = MlflowClient(tracking_uri=f"sqlite:///{directory}/mlflow.db")
     (experiment,) = [found for found in client.search_experiments() if found.name.startswith("tokenprune")]
     runs = client.search_runs([experiment.experiment_id])
     cells = [run for run in runs if run.data.tags["tokenprune.kind"] == "cell"]
-    assert sorted(run.data.tags["tokenprune.cell_id"] for run in cells) == sorted(cell.id for cell in ledger.plan())
+    assert sorted(run.data.tags["tokenprune.cell_id"] for run in cells) == sorted(cell.id for cell in store.plan())
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert len(runs) == len(cells) + 1  # and one summary

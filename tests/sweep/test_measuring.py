@@ -14,15 +14,15 @@ from tokenprune.errors import IncompatibleError
 from tokenprune.evaluation import cell_cost as measuring
 from tokenprune.events import CellStarted
 from tokenprune.report import markdown_report
-from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
+from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
 
 Run = Callable[..., SweepOutcome]
 QUICK = {"repeats": 1, "max_repeats": 1, "warmup": 0, "new_tokens": 1}
 
 
 def results(directory: Path) -> dict[str, dict[str, Any]]:
-    ledger = Ledger(directory)
-    return {cell.name: ledger.result(cell.id) or {} for cell in ledger.plan()}
+    store = SweepStore(directory)
+    return {cell.name: store.result(cell.id) or {} for cell in store.plan()}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 from tokenprune.evaluation.evaluate import Asking
 from tokenprune.evaluation.machine.devices import lost_device, ran_out_of_memory
-from tokenprune.sweep import Ledger, SweepOutcome
+from tokenprune.sweep import SweepOutcome, SweepStore
 
 Run = Callable[..., SweepOutcome]
 SMALL: dict[str, Any] = {"pruners": ["first"], "budgets": [4], "efficiency": False, "lens": False, "batch_size": 8}
@@ -43,11 +43,11 @@ def test_once_more_with_smaller_batches(sweep: Run, memory: Callable[[int], list
     outcome = sweep(**SMALL)
     assert (outcome.done, outcome.failed) == (2, 0)
     assert tried == [8, 2, 2, 2, 2]
-    ledger = Ledger(outcome.directory)
-    none, first = (ledger.result(cell.id) or {} for cell in ledger.plan())
+    store = SweepStore(outcome.directory)
+    none, first = (store.result(cell.id) or {} for cell in store.plan())
     assert (none["attempts"], none["batch_size"]) == (1, 8)
     assert (first["attempts"], first["batch_size"]) == (2, 2)
-    rows = ledger.samples(ledger.plan()[1].id)
+    rows = store.samples(store.plan()[1].id)
     assert [row["index"] for row in rows] == list(range(8))
     assert all(row["error"] is None for row in rows)  # and no question counts as wrong for it
 
@@ -57,8 +57,8 @@ def test_not_more_than_once(sweep: Run, memory: Callable[[int], list[int]]) -> N
     outcome = sweep(**SMALL)
     assert (outcome.done, outcome.failed) == (1, 1)
     assert tried == [8, 2]
-    ledger = Ledger(outcome.directory)
-    error = ledger.error(ledger.plan()[1].id)
+    store = SweepStore(outcome.directory)
+    error = store.error(store.plan()[1].id)
     assert error is not None
     assert (error["type"], error["attempts"], error["batch_size"]) == ("OutOfMemoryError", 2, 2)
 

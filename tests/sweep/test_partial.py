@@ -14,7 +14,7 @@ from tests.sweep.test_environment import upgrade
 from tokenprune.errors import ConfigError, IncompatibleError
 from tokenprune.evaluation.environment import Installed
 from tokenprune.evaluation.evaluate import Asking
-from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
+from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
 from tokenprune.sweep.store.predictions import read_partial
 
 PLAIN: dict[str, Any] = {"efficiency": False, "overlays": 1, "lens": {"samples": 2}, "budgets": [4]}
@@ -75,11 +75,11 @@ def stopped(monkeypatch: pytest.MonkeyPatch, asked: Asked, count: int, run: Call
 
 def contents(directory: Path) -> dict[str, Any]:
     """Everything that the cells of a sweep left, to the bit; but times."""
-    ledger = Ledger(directory)
+    store = SweepStore(directory)
     found: dict[str, Any] = {}
-    for cell in ledger.plan():
-        folder = ledger.cell_directory(cell.id)
-        result = ledger.result(cell.id) or {}
+    for cell in store.plan():
+        folder = store.cell_directory(cell.id)
+        result = store.result(cell.id) or {}
         found[cell.name] = {name: value for name, value in result.items() if name not in TIMED}
         found[cell.name] |= {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
         assert {path.name for path in folder.iterdir()} <= {*FILES, "result.json"}
@@ -87,14 +87,14 @@ def contents(directory: Path) -> dict[str, Any]:
 
 
 def resumed(directory: Path) -> dict[str, int]:
-    ledger = Ledger(directory)
-    return {cell.label: (ledger.result(cell.id) or {"resumed": -1})["resumed"] for cell in ledger.plan()}
+    store = SweepStore(directory)
+    return {cell.label: (store.result(cell.id) or {"resumed": -1})["resumed"] for cell in store.plan()}
 
 
 def partial_of(directory: Path, label: str) -> Path:
-    ledger = Ledger(directory)
-    (cell,) = [cell for cell in ledger.plan() if cell.label == label]
-    return ledger.cell_directory(cell.id) / "partial.jsonl"
+    store = SweepStore(directory)
+    (cell,) = [cell for cell in store.plan() if cell.label == label]
+    return store.cell_directory(cell.id) / "partial.jsonl"
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_what_a_cell_gave_before_it_failed_is_not_taken_over(
     with monkeypatch.context() as patch:
         stop_at(patch, asked, 5, IncompatibleError("not this one", hint="take another"))
         directory = go("run", pruners=["first"]).directory
-    assert [Ledger(directory).state(cell.id) for cell in Ledger(directory).plan()] == ["done", "refused"]
+    assert [SweepStore(directory).state(cell.id) for cell in SweepStore(directory).plan()] == ["done", "refused"]
     assert not partial_of(directory, "first").exists()
 
 
@@ -287,9 +287,9 @@ def test_a_sample_that_cannot_be_prepared_is_wrong_and_costs_no_cell(go: Go, mon
     monkeypatch.setattr(Bench, "encode", encode)
     outcome = go("run", pruners=["first"])
     assert (outcome.done, outcome.failed) == (2, 0)
-    ledger = Ledger(outcome.directory)
-    for cell in ledger.plan():
-        errors = {row["id"]: row["error"] for row in ledger.samples(cell.id) if row["error"]}
+    store = SweepStore(outcome.directory)
+    for cell in store.plan():
+        errors = {row["id"]: row["error"] for row in store.samples(cell.id) if row["error"]}
         assert errors == {"toy/4": "ConfigError: a broken picture"}
 
 

@@ -15,7 +15,7 @@ from tests.sweep.tiny import save_tiny_model
 from tokenprune.checkpoints import load_model
 from tokenprune.evaluation import model_cache as bench
 from tokenprune.events import SweepStarted
-from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
+from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
 
 SMALL: dict[str, Any] = {"budgets": [4, 2], "efficiency": False, "lens": False, "overlays": 0}
 
@@ -40,8 +40,8 @@ def go(workshop: Workshop, tmp_path: Path) -> Callable[..., SweepOutcome]:
 
 
 def errors(outcome: SweepOutcome) -> list[dict[str, Any]]:
-    ledger = Ledger(outcome.directory)
-    return [error for cell in ledger.plan() if (error := ledger.error(cell.id)) is not None]
+    store = SweepStore(outcome.directory)
+    return [error for cell in store.plan() if (error := store.error(cell.id)) is not None]
 
 
 def test_a_model_that_changed_after_the_plan(
@@ -75,8 +75,8 @@ def test_a_cost_of_another_model_is_none(go: Callable[..., SweepOutcome], worksh
     assert go(pruners=("none",), models=[str(model)], efficiency=quick).done == 1
     slower = {**quick, "new_tokens": 2}
     outcome = go(lambda: save_tiny_model(model, seed=1), pruners=("none",), models=[str(model)], efficiency=slower)
-    ledger = Ledger(outcome.directory)
-    cost = (ledger.result(ledger.plan()[0].id) or {})["cost"]
+    store = SweepStore(outcome.directory)
+    cost = (store.result(store.plan()[0].id) or {})["cost"]
     assert cost["error"].startswith(f"the files of model `{model}` changed since the plan was made")
 
 
@@ -134,4 +134,4 @@ def test_a_hub_name_is_loaded_at_the_commit_of_the_plan(
     outcome = go(lambda: current.__setitem__(0, "bbbb"), pruners=("none",), models=["someone/tiny"])
     assert outcome.done == 1
     assert loads == [str(tmp_path / "aaaa")]
-    assert [cell.model_digest for cell in Ledger(outcome.directory).plan()] == ["aaaa"]
+    assert [cell.model_digest for cell in SweepStore(outcome.directory).plan()] == ["aaaa"]

@@ -13,7 +13,7 @@ from tests.cli.commands import Commands
 from tests.sweep.fixtures import Workshop
 from tokenprune.errors import ConfigError, PrerequisiteError
 from tokenprune.events import CellEnded, CellStarted
-from tokenprune.sweep import Ledger, run_sweep
+from tokenprune.sweep import SweepStore, run_sweep
 from tokenprune.sweep.executors.local import oom_kills, worker_devices
 
 SMALL: dict[str, Any] = {"budgets": [4], "efficiency": False, "lens": False, "overlays": 0}
@@ -67,8 +67,8 @@ def test_two_workers_on_the_cpu_share_its_cores(
         display=display,
         track=False,
     )
-    ledger = Ledger(outcome.directory)
-    results = [ledger.result(cell.id) or {} for cell in ledger.plan()]
+    store = SweepStore(outcome.directory)
+    results = [store.result(cell.id) or {} for cell in store.plan()]
     assert outcome.done == 3
     assert len({result["worker"]["pid"] for result in results}) == 2
     assert threads == {"OMP_NUM_THREADS=4"}
@@ -87,8 +87,8 @@ def test_a_worker_that_the_kernel_killed_for_its_memory_gets_smaller_batches_onc
         track=False,
     )
     assert (outcome.done, outcome.failed) == (1, 1)
-    ledger = Ledger(outcome.directory)
-    error = ledger.error(next(cell.id for cell in ledger.plan() if cell.pruner == "dying"))
+    store = SweepStore(outcome.directory)
+    error = store.error(next(cell.id for cell in store.plan() if cell.pruner == "dying"))
     assert error is not None
     assert (error["attempts"], error["batch_size"]) == (2, 2)
     assert error["message"] == "2 workers died in this cell, the last with the kernel's killer, out of memory"
@@ -120,8 +120,8 @@ def test_a_pruner_that_loses_the_device_is_found_and_the_others_go_on(workshop: 
     config = workshop.config(pruners=["losing", "first"], **{**SMALL, "executor": "local"})
     outcome = run_sweep(config, directory=tmp_path / "run", host=workshop.host, track=False)
     assert (outcome.done, outcome.failed) == (2, 1)
-    ledger = Ledger(outcome.directory)
-    error = ledger.error(next(cell.id for cell in ledger.plan() if cell.pruner == "losing"))
+    store = SweepStore(outcome.directory)
+    error = store.error(next(cell.id for cell in store.plan() if cell.pruner == "losing"))
     assert error is not None
     assert error["message"] == "3 workers died in this cell, the last with exit status 1"
     assert "the device `cpu` is lost: CUDA error: an illegal memory access was encountered" in error["traceback"]

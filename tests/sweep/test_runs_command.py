@@ -17,7 +17,7 @@ import pytest
 from tests.cli.commands import Commands, Ran, environment
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tests.sweep.test_crash import without_privileges
-from tokenprune.sweep import Ledger, run_sweep
+from tokenprune.sweep import SweepStore, run_sweep
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def test_status(run: Commands, copy: Path) -> None:
 
 
 def test_status_as_json(run: Commands, copy: Path) -> None:
-    ledger = Ledger(copy)
-    with ledger.lock():
+    store = SweepStore(copy)
+    with store.lock():
         document = run("runs", "status", str(copy), "--json").json()
     assert document["owner"].startswith("pid ")
     assert {state: document[state] for state in ("done", "failed", "refused", "pending")} == {
@@ -56,9 +56,9 @@ def test_status_as_json(run: Commands, copy: Path) -> None:
 
 
 def test_status_tells_of_smaller_batches(run: Commands, copy: Path) -> None:
-    ledger = Ledger(copy)
-    cell = next(cell for cell in ledger.plan() if ledger.state(cell.id) == "done")
-    path = ledger.cell_directory(cell.id) / "result.json"
+    store = SweepStore(copy)
+    cell = next(cell for cell in store.plan() if store.state(cell.id) == "done")
+    path = store.cell_directory(cell.id) / "result.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**result, "attempts": 2, "batch_size": 1}), encoding="utf-8")
     assert "out of memory, 1 samples a batch" in run("runs", "status", str(copy)).out
@@ -81,7 +81,7 @@ def test_retry_uses_the_directorys_own_file(
     assert (document["done"], document["failed"], document["refused"], document["skipped"]) == (2, 1, 1, 3)
     assert f"`tokenprune runs retry {directory} --quiet --json` tries again" in ran.err
     changed = {path.parent.name for path, time in before.items() if path.stat().st_mtime_ns != time}
-    assert changed == {cell.id for cell in Ledger(directory).plan() if cell.pruner == "exploding"}
+    assert changed == {cell.id for cell in SweepStore(directory).plan() if cell.pruner == "exploding"}
     again = run("runs", "retry", str(directory), "--quiet", "--json", "--refused").json()["sweep"]
     assert again["skipped"] == 2
 
@@ -100,10 +100,10 @@ def test_replay_fills_another_store(
 
 def test_export_one_row_per_cell(run: Commands, copy: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(run("runs", "export", str(copy)).out)))
-    ledger = Ledger(copy)
-    assert [row["id"] for row in rows] == [cell.id for cell in ledger.plan()]
+    store = SweepStore(copy)
+    assert [row["id"] for row in rows] == [cell.id for cell in store.plan()]
     for row in rows:
-        result = ledger.result(row["id"])
+        result = store.result(row["id"])
         assert row["quality/accuracy"] == ("" if result is None else str(result["quality"]["accuracy"]))
         assert (row["error"] == "") == (row["state"] == "done")
 
@@ -210,7 +210,7 @@ def test_a_full_disk_is_told_in_two_lines_and_the_same_command_continues(sweep_f
 
 
 def test_a_second_command_is_told_who_runs_the_sweep(run: Commands, copy: Path, sweep_file: Path) -> None:
-    with Ledger(copy).lock():
+    with SweepStore(copy).lock():
         for words in (("sweep", str(sweep_file), "--out", str(copy)), ("runs", "retry", str(copy))):
             error, hint = told(run(*words))
             assert error.startswith("error: another process (pid ")
@@ -220,11 +220,11 @@ def test_a_second_command_is_told_who_runs_the_sweep(run: Commands, copy: Path, 
 
 
 def test_torn_files_are_cells_to_run_again_and_nothing_else(run: Commands, copy: Path) -> None:
-    ledger = Ledger(copy)
-    torn, headless = [cell for cell in ledger.plan() if ledger.state(cell.id) == "done"][-2:]
-    result = ledger.cell_directory(torn.id) / "result.json"
+    store = SweepStore(copy)
+    torn, headless = [cell for cell in store.plan() if store.state(cell.id) == "done"][-2:]
+    result = store.cell_directory(torn.id) / "result.json"
     result.write_bytes(result.read_bytes()[:-40])
-    samples = ledger.cell_directory(headless.id) / "samples.jsonl"
+    samples = store.cell_directory(headless.id) / "samples.jsonl"
     samples.write_bytes(samples.read_bytes()[:-40])
     document = run("runs", "status", str(copy), "--json").json()
     assert {state: document[state] for state in ("done", "failed", "refused", "pending")} == {

@@ -10,7 +10,7 @@ import pytest
 from tests.sweep.fixtures import Workshop
 from tokenprune.report import leaderboard
 from tokenprune.report.data.tables import Row
-from tokenprune.sweep import Ledger, default_config, run_sweep, with_changes
+from tokenprune.sweep import SweepStore, default_config, run_sweep, with_changes
 
 pytestmark = pytest.mark.thorough
 PRUNERS = ["random", "grid", "downsample", "iwp", "iwp-exact", "oracle"]
@@ -66,10 +66,10 @@ def test_the_oracle_has_the_smallest_error_where_it_looks(small: SmallSweep) -> 
 
     `iwp-exact` is left out: by default it also puts weights on the kept keys, so it is not a bare choice of tokens.
     """
-    ledger = Ledger(small.directory)
+    store = SweepStore(small.directory)
     errors = {}
-    for cell in ledger.plan():
-        result = ledger.result(cell.id)
+    for cell in store.plan():
+        result = store.result(cell.id)
         if result is not None and result["lens"] and not result["lens"]["reason"]:
             errors[cell.pruner] = result["lens"]["output_error_per_layer"][2]
     assert set(errors) == {"random", "grid", "iwp", "iwp-exact", "oracle"}

@@ -12,7 +12,7 @@ from tests.sweep.tiny import TOKENS
 from tokenprune import hookimpl
 from tokenprune.events import CellAnswered, CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
 from tokenprune.plugins import load_host
-from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
+from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
 
 Run = Callable[..., SweepOutcome]
 
@@ -20,8 +20,8 @@ PLAIN = ("tokenprune.baselines", "tokenprune.families", "tokenprune.checkpoints"
 
 
 def results(directory: Path) -> dict[str, dict[str, Any]]:
-    ledger = Ledger(directory)
-    return {cell.name: ledger.result(cell.id) or {} for cell in ledger.plan()}
+    store = SweepStore(directory)
+    return {cell.name: store.result(cell.id) or {} for cell in store.plan()}
 
 
 def test_a_whole_sweep(finished: FinishedSweep) -> None:
@@ -62,16 +62,18 @@ def test_a_result_says_what_happened(finished: FinishedSweep) -> None:
 
 def test_the_same_answers_however_often(finished: FinishedSweep, sweep: Run) -> None:
     outcome = sweep(pruners=["first"], budgets=[4], batch_size=8)
-    again = Ledger(outcome.directory)
-    first = {cell.name: Ledger(finished.directory).samples(cell.id) for cell in Ledger(finished.directory).plan()}
+    again = SweepStore(outcome.directory)
+    first = {
+        cell.name: SweepStore(finished.directory).samples(cell.id) for cell in SweepStore(finished.directory).plan()
+    }
     for cell in again.plan():  # another batch size is another cell with the same answers
         rows = [row["prediction"] for row in again.samples(cell.id)]
         assert rows == [row["prediction"] for row in first[cell.name]]
 
 
 def test_failures_are_on_disk_with_their_cause(finished: FinishedSweep) -> None:
-    ledger = Ledger(finished.directory)
-    errors = {cell.name: ledger.error(cell.id) for cell in ledger.plan() if ledger.error(cell.id)}
+    store = SweepStore(finished.directory)
+    errors = {cell.name: store.error(cell.id) for cell in store.plan() if store.error(cell.id)}
     assert set(errors) == {f"{name}/toy@{budget}" for name in ("exploding", "refusing") for budget in ("50%", "4")}
     exploding, refusing = errors["exploding/toy@4"], errors["refusing/toy@4"]
     assert exploding is not None
@@ -111,8 +113,8 @@ def test_cells_can_be_added(sweep: Run) -> None:
 
 def test_a_run_that_pruned_nothing_fails(sweep: Run) -> None:
     outcome = sweep(pruners=["lazy"], budgets=[4])
-    ledger = Ledger(outcome.directory)
-    error = ledger.error(ledger.plan()[1].id)
+    store = SweepStore(outcome.directory)
+    error = store.error(store.plan()[1].id)
     assert outcome.failed == 1
     assert error is not None
     assert error["type"] == "NothingPrunedError"
@@ -125,9 +127,9 @@ def test_a_bad_sample_counts_as_wrong(sweep: Run) -> None:
     for name, result in results(outcome.directory).items():
         assert result["quality"]["questions"] == 8, name
         assert result["quality"]["errors"] == 1
-    ledger = Ledger(outcome.directory)
-    for cell in ledger.plan():
-        rows = ledger.samples(cell.id)
+    store = SweepStore(outcome.directory)
+    for cell in store.plan():
+        rows = store.samples(cell.id)
         assert [row["index"] for row in rows] == list(range(8))
         assert rows[4]["score"] == 0.0
         assert rows[4]["error"] == "ValueError: this sample cannot be scored"
@@ -146,8 +148,8 @@ def test_without_its_reference_a_cell_fails(sweep: Run, monkeypatch: pytest.Monk
     monkeypatch.setattr(Asking, "finished", break_reference)
     outcome = sweep(pruners=["first"], budgets=[4])
     assert (outcome.done, outcome.failed) == (0, 2)
-    ledger = Ledger(outcome.directory)
-    error = ledger.error(ledger.plan()[1].id)
+    store = SweepStore(outcome.directory)
+    error = store.error(store.plan()[1].id)
     assert error is not None
     assert "there is nothing to compare with" in error["message"]
 
@@ -190,9 +192,9 @@ def test_worker_processes(workshop: Workshop, tmp_path: Path) -> None:
     config = workshop.config(executor="local", pruners=["dying", "first", "random"], budgets=[4], seeds=[0, 1])
     outcome = run_sweep(config, directory=tmp_path / "pool", host=workshop.host, track=False)
     assert (outcome.done, outcome.failed) == (4, 1)
-    ledger = Ledger(outcome.directory)
-    dead = next(cell for cell in ledger.plan() if cell.pruner == "dying")
-    error = ledger.error(dead.id)
+    store = SweepStore(outcome.directory)
+    dead = next(cell for cell in store.plan() if cell.pruner == "dying")
+    error = store.error(dead.id)
     assert error is not None
     assert error["type"] == "WorkerDied"
     assert error["message"] == "3 workers died in this cell, the last with signal SIGKILL"
@@ -204,7 +206,7 @@ def test_worker_processes(workshop: Workshop, tmp_path: Path) -> None:
         host=workshop.host,
         track=False,
     )
-    here = Ledger(inline.directory)
+    here = SweepStore(inline.directory)
     for cell in here.plan():
         ours = [(row["prediction"], row["score"]) for row in here.samples(cell.id)]
-        assert ours == [(row["prediction"], row["score"]) for row in ledger.samples(cell.id)]
+        assert ours == [(row["prediction"], row["score"]) for row in store.samples(cell.id)]

@@ -12,7 +12,7 @@ import torch
 
 from tests.sweep.fixtures import PRUNERS, Workshop
 from tokenprune.evaluation.evaluate import Asking
-from tokenprune.sweep import Ledger, SweepOutcome
+from tokenprune.sweep import SweepOutcome, SweepStore
 from tokenprune.sweep.runner import run_sweep
 
 TIMED = ("started", "seconds", "worker", "cost")
@@ -32,15 +32,15 @@ def run(workshop: Workshop, tmp_path: Path) -> Callable[..., SweepOutcome]:
 
 def outcomes(directory: Path) -> dict[str, Any]:
     """Everything that the cells of a sweep left, but times."""
-    ledger = Ledger(directory)
+    store = SweepStore(directory)
     found = {}
-    for cell in ledger.plan():
-        result, error = ledger.result(cell.id), ledger.error(cell.id)
+    for cell in store.plan():
+        result, error = store.result(cell.id), store.error(cell.id)
         found[cell.name] = {
             "result": result and {key: value for key, value in result.items() if key not in TIMED},
             "error": error and {key: error[key] for key in ("outcome", "type", "message", "attempts", "batch_size")},
-            "samples": ledger.samples(cell.id) if result else None,
-            "overlays": _read(ledger.cell_directory(cell.id) / "overlays.json"),
+            "samples": store.samples(cell.id) if result else None,
+            "overlays": _read(store.cell_directory(cell.id) / "overlays.json"),
         }
     return found
 

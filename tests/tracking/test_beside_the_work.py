@@ -15,7 +15,7 @@ from tokenprune import hookimpl
 from tokenprune.evaluation import cell_cost as measuring
 from tokenprune.events import CellEnded, CellStarted, SweepEnded, SweepStarted
 from tokenprune.plugins import load_host
-from tokenprune.sweep import Ledger, run_sweep
+from tokenprune.sweep import SweepStore, run_sweep
 from tokenprune.tracking import mlflow_tracker
 from tokenprune.tracking.mlflow_runs import Runs
 from tokenprune.tracking.mlflow_store import open_store
@@ -160,16 +160,16 @@ def test_an_event_reads_one_cell_only(
 ) -> None:
     directory = finished.copy(tmp_path / "demo")
     (directory / "mlflow.db").write_bytes(migrated_store.read_bytes())
-    ledger = Ledger(directory)
-    cell = next(cell for cell in ledger.plan() if ledger.state(cell.id) == "done")
-    event = CellEnded(directory, ledger.header().sweep_id, cell, ledger.result(cell.id) or {}, 1, 15)
+    store = SweepStore(directory)
+    cell = next(cell for cell in store.plan() if store.state(cell.id) == "done")
+    event = CellEnded(directory, store.header().sweep_id, cell, store.result(cell.id) or {}, 1, 15)
     open_store(directory).announce()
 
     def never(*arguments: Any) -> Any:
         raise AssertionError("the whole sweep was read for one event")
 
     for name in ("plan", "planned_rows", "header", "result", "error"):
-        monkeypatch.setattr(Ledger, name, never)
+        monkeypatch.setattr(SweepStore, name, never)
     mlflow_tracker.on_cell_end(event)
     client = MlflowClient(tracking_uri=f"sqlite:///{directory}/mlflow.db")
     experiments = [found.experiment_id for found in client.search_experiments()]
@@ -198,7 +198,7 @@ def test_a_store_that_fails_once_gets_the_rest_at_the_end(
     assert "ConnectionError: the server is away" in problem
     client = MlflowClient(tracking_uri=outcome.tracking_uri)
     runs = client.search_runs([outcome.experiment_id], "tags.`tokenprune.kind` = 'cell'")
-    planned = [cell.id for cell in Ledger(directory).plan()]
+    planned = [cell.id for cell in SweepStore(directory).plan()]
     assert sorted(run.data.tags["tokenprune.cell_id"] for run in runs) == sorted(planned)
 
 

@@ -15,7 +15,7 @@ from tokenprune import hookimpl
 from tokenprune.errors import ConfigError, UnknownNameError
 from tokenprune.events import CellEnded, SweepEnded, SweepStarted
 from tokenprune.plugins import load_host
-from tokenprune.sweep import Ledger, plan_cells, run_sweep
+from tokenprune.sweep import SweepStore, plan_cells, run_sweep
 from tokenprune.sweep.config.schema import parse_config
 from tokenprune.sweep.config.yaml_source import Source
 from tokenprune.sweep.runner import BEHIND, TRACKING_FILE
@@ -148,7 +148,7 @@ def test_without_trackers_mlflow_is_not_even_imported_and_later_it_gets_everythi
     shutil.move(directory.parent / "empty.db", directory / "mlflow.db")
     tracked = run_sweep(workshop.config(**SMALL), directory=directory, host=workshop.host)
     assert (tracked.skipped, tracked.problems, tracked.tracking["tracker"]) == (2, (), "mlflow")
-    assert cell_runs(directory) == sorted(cell.id for cell in Ledger(directory).plan())
+    assert cell_runs(directory) == sorted(cell.id for cell in SweepStore(directory).plan())
 
 
 def test_a_strangers_tracker_is_chosen_by_its_name(workshop: Workshop, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_store_that_did_not_hear_of_cells_says_so_until_it_is_filled(
     run: Commands, workshop: Workshop, finished: FinishedSweep, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(finished.directory, tmp_path / "demo"))
-    lost = next(cell for cell in Ledger(copy).plan() if cell.label == "grid")
+    lost = next(cell for cell in SweepStore(copy).plan() if cell.label == "grid")
     (copy / "cells" / lost.id / "result.json").unlink()
     assert not find_dashboard(copy).behind
     silent = run_sweep(workshop.config(seeds=[0, 1], trackers=["jsonl"]), directory=copy, host=workshop.host)
@@ -221,7 +221,7 @@ def test_a_silent_command_names_the_report_and_keeps_its_choice(
     ran = run("runs", "retry", str(copy), "--tracker", "none")
     assert f"report: {copy}/report/report.html" in ran.err
     assert "dashboard" not in ran.err
-    assert Ledger(copy).header().config["trackers"] == []
+    assert SweepStore(copy).header().config["trackers"] == []
     assert not (copy / "mlflow.db").exists()
     ran = run("ui", str(copy))
     assert ran.code == 2

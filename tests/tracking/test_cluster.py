@@ -23,7 +23,7 @@ import pytest
 from tests.processes import wait_for
 from tests.sweep.fixtures import Workshop
 from tests.tracking import compose
-from tokenprune.sweep import Ledger
+from tokenprune.sweep import SweepStore
 from tokenprune.sweep.store.result_store import read_jsonl
 
 NIGHTLY = "TOKENPRUNE_NIGHTLY"
@@ -127,7 +127,7 @@ def test_everything_dies_once(workshop: Workshop, database: str, tmp_path: Path)
     )
     path, directory, port = tmp_path / "sweep.yaml", tmp_path / "run", free_port()
     path.write_text(json.dumps(data), encoding="utf-8")
-    ledger = Ledger(directory)
+    store = SweepStore(directory)
 
     def done() -> int:
         return len(list(directory.glob("cells/*/result.json")))
@@ -168,9 +168,9 @@ def test_everything_dies_once(workshop: Workshop, database: str, tmp_path: Path)
             counts = logged(f"http://127.0.0.1:{port}")
     finally:
         cluster.shutdown()
-    cells = [cell.id for cell in ledger.plan()]
+    cells = [cell.id for cell in store.plan()]
     assert len(cells) == 61
-    assert {ledger.state(cell) for cell in cells} == {"done"}
+    assert {store.state(cell) for cell in cells} == {"done"}
     assert counts == Counter(dict.fromkeys(cells, 1))
     begun = [event for event in read_jsonl(directory / "events.jsonl") if event["event"] == "cell_start"]
     assert len(begun) > len(cells)  # somebody did die

@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tokenprune.report.render.columns import LEGEND
-from tokenprune.sweep import Ledger, run_sweep
+from tokenprune.sweep import SweepStore, run_sweep
 from tokenprune.tracking.mlflow_store import open_store
 from tokenprune.tracking.mlflow_tracker import replay
 from tokenprune.tracking.views import summary_note
@@ -57,15 +57,15 @@ def dashboard(finished: FinishedSweep) -> Dashboard:
 
 
 def test_every_cell_is_one_flat_run(finished: FinishedSweep, dashboard: Dashboard) -> None:
-    ledger = Ledger(finished.directory)
-    assert sorted(dashboard.cells()) == sorted(cell.name for cell in ledger.plan())
+    store = SweepStore(finished.directory)
+    assert sorted(dashboard.cells()) == sorted(cell.name for cell in store.plan())
     assert finished.outcome.experiment_id == dashboard.experiment.experiment_id
     assert not any("mlflow.parentRunId" in run.data.tags for run in dashboard.runs)
-    for cell in ledger.plan():
+    for cell in store.plan():
         run = dashboard.cells()[cell.name]
         assert run.data.tags["tokenprune.cell_id"] == cell.id
-        assert run.data.tags["tokenprune.outcome"] == ledger.state(cell.id)
-        assert run.info.status == ("FINISHED" if ledger.state(cell.id) == "done" else "FAILED")
+        assert run.data.tags["tokenprune.outcome"] == store.state(cell.id)
+        assert run.info.status == ("FINISHED" if store.state(cell.id) == "done" else "FAILED")
 
 
 def test_names_are_stable(dashboard: Dashboard) -> None:
@@ -101,9 +101,9 @@ def test_names_are_stable(dashboard: Dashboard) -> None:
 
 
 def test_metrics_are_the_files_numbers(finished: FinishedSweep, dashboard: Dashboard) -> None:
-    ledger = Ledger(finished.directory)
-    for cell in ledger.plan():
-        result = ledger.result(cell.id)
+    store = SweepStore(finished.directory)
+    for cell in store.plan():
+        result = store.result(cell.id)
         if result is not None:
             metrics = dashboard.cells()[cell.name].data.metrics
             assert metrics["quality/accuracy"] == result["quality"]["accuracy"]
@@ -111,8 +111,8 @@ def test_metrics_are_the_files_numbers(finished: FinishedSweep, dashboard: Dashb
 
 
 def test_errors_per_layer_are_a_curve_over_layers(finished: FinishedSweep, dashboard: Dashboard) -> None:
-    cell = next(cell for cell in Ledger(finished.directory).plan() if cell.name == "first/toy@4")
-    result = Ledger(finished.directory).result(cell.id)
+    cell = next(cell for cell in SweepStore(finished.directory).plan() if cell.name == "first/toy@4")
+    result = SweepStore(finished.directory).result(cell.id)
     assert result is not None
     run = dashboard.cells()[cell.name]
     history = dashboard.client.get_metric_history(run.info.run_id, "lens/output_error_by_layer")
@@ -171,7 +171,7 @@ def test_a_summary_note_holds_as_much_as_fits(rows: int, held: tuple[str, ...]) 
 
 
 def test_the_questions_are_the_data_set_of_a_run(finished: FinishedSweep, dashboard: Dashboard) -> None:
-    cell = next(cell for cell in Ledger(finished.directory).plan() if cell.name == "first/toy@4")
+    cell = next(cell for cell in SweepStore(finished.directory).plan() if cell.name == "first/toy@4")
     for name in ("first/toy@4", "none/toy@all", "exploding/toy@4"):
         (used,) = dashboard.cells()[name].inputs.dataset_inputs
         assert (used.dataset.name, used.dataset.digest) == ("toy", cell.task_digest[:16])

@@ -22,7 +22,7 @@ from tests.cli.commands import Commands, environment
 from tests.processes import wait_for
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tokenprune.errors import PrerequisiteError
-from tokenprune.sweep import Ledger, SweepOutcome, run_sweep
+from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
 from tokenprune.tracking.mlflow_tracker import replay
 from tokenprune.tracking.own_store import state_of
 
@@ -42,7 +42,7 @@ def cells_of(client: Any) -> Counter[str]:
 
 
 def each_once(directory: Path, client: Any) -> bool:
-    return cells_of(client) == Counter(cell.id for cell in Ledger(directory).plan())
+    return cells_of(client) == Counter(cell.id for cell in SweepStore(directory).plan())
 
 
 def tear(database: Path) -> None:
@@ -315,13 +315,13 @@ def test_a_shared_store_keeps_one_experiment_of_a_moved_sweep_and_another_of_a_c
 def test_a_cell_that_ended_in_another_way_gets_another_run(filled: Path) -> None:
     """Failed again with another reason, and done again with another answer; each is there once."""
     assert replay(filled).logged == 0
-    ledger = Ledger(filled)
-    states = {cell.id: (cell, ledger.state(cell.id)) for cell in ledger.plan()}
+    store = SweepStore(filled)
+    states = {cell.id: (cell, store.state(cell.id)) for cell in store.plan()}
     failed = next(cell for cell, state in states.values() if state == "failed")
     done = next(cell for cell, state in states.values() if state == "done")
-    error, result = ledger.error(failed.id) or {}, ledger.result(done.id) or {}
-    ledger.write_error(failed, {**error, "message": "another reason"})
-    ledger.write_result(done, {**result, "quality": {**result["quality"], "accuracy": 0.125}})
+    error, result = store.error(failed.id) or {}, store.result(done.id) or {}
+    store.write_error(failed, {**error, "message": "another reason"})
+    store.write_result(done, {**result, "quality": {**result["quality"], "accuracy": 0.125}})
     assert replay(filled).logged == 2
     client = client_of(filled)
     assert each_once(filled, client)

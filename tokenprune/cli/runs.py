@@ -18,7 +18,7 @@ from tokenprune.report.render.escaping import csv_text
 
 if TYPE_CHECKING:
     from tokenprune.sweep.store.result_store import CellState
-    from tokenprune.sweep.store.sweep_data import Finished, SweepData
+    from tokenprune.sweep.store.sweep_data import CellRecord, SweepData
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -55,13 +55,13 @@ def status(context: typer.Context, directory: Directory, as_json: AsJson = False
     output = session_of(context).output
     data = read_sweep(directory)
     counts = Counter(entry.state for entry in data.cells)
-    owner = data.ledger.owner()
+    owner = data.store.owner()
     without = [entry for entry in data.cells if entry.error is not None]
     again = [entry for entry in data.cells if entry.result is not None and _attempts(entry) > 1]
     if as_json:
         output.json(
             {
-                "directory": str(data.ledger.directory),
+                "directory": str(data.store.directory),
                 "sweep_id": data.header.sweep_id,
                 "name": data.header.name,
                 "owner": owner,
@@ -104,12 +104,12 @@ def retry(
     Example: tokenprune runs retry runs/default --refused
     """
     from tokenprune.cli.display import sweep_display
-    from tokenprune.sweep import Ledger, run_sweep
+    from tokenprune.sweep import SweepStore, run_sweep
     from tokenprune.sweep.config.schema import parse_config
     from tokenprune.sweep.config.yaml_source import Source
 
     session = session_of(context)
-    header = Ledger(directory).header()
+    header = SweepStore(directory).header()
     data = {**header.config, **tracker_change(tracker, no_tracker)}
     config = parse_config(Source(str(directory / "sweep.json"), data), session.host)
     options = executor_options(executor_option or [], workers)
@@ -136,22 +136,22 @@ def replay(context: typer.Context, directory: Directory, as_json: AsJson = False
 
     Example: MLFLOW_TRACKING_URI=http://server:5000 tokenprune runs replay runs/default
     """
-    from tokenprune.sweep import Ledger
+    from tokenprune.sweep import SweepStore
     from tokenprune.sweep.runner import TRACKING_FILE
     from tokenprune.sweep.store.atomic_io import read_json
     from tokenprune.tracking.mlflow_tracker import replay as fill
 
     output = session_of(context).output
-    ledger = Ledger(directory)
-    ledger.header()  # a directory without a sweep must not get a lock file
-    with ledger.lock():
-        filled = fill(ledger.directory)
+    store = SweepStore(directory)
+    store.header()  # a directory without a sweep must not get a lock file
+    with store.lock():
+        filled = fill(store.directory)
     if filled.repaired:
         output.warning(filled.repaired)
-    facts = read_json(ledger.directory / TRACKING_FILE) or {}
+    facts = read_json(store.directory / TRACKING_FILE) or {}
     if as_json:
         place = {name: facts.get(name, "") for name in ("uri", "experiment_id", "experiment")}
-        output.json({"directory": str(ledger.directory), "logged": filled.logged, **place})
+        output.json({"directory": str(store.directory), "logged": filled.logged, **place})
     else:
         output.say(
             f"{filled.logged} cells logged now, in experiment `{facts.get('experiment', '')}` of {facts.get('uri', '')}"
@@ -182,7 +182,7 @@ def export(
             raise ConfigError(
                 "--json and --out exclude each other", hint="`--format jsonl --out FILE` writes JSON lines"
             )
-        output.json({"directory": str(data.ledger.directory), "rows": rows})
+        output.json({"directory": str(data.store.directory), "rows": rows})
         return
     text = _csv(rows) if form is Format.CSV else "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
     if out is None:
@@ -195,7 +195,7 @@ def export(
     output.say(f"{len(rows)} rows in {out}")
 
 
-def _attempts(entry: Finished) -> int:
+def _attempts(entry: CellRecord) -> int:
     return int((entry.result or entry.error or {}).get("attempts", 1))
 
 
@@ -203,23 +203,23 @@ def _how(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in ("attempts", "batch_size") if name in facts}
 
 
-def _reason(entry: Finished) -> str:
+def _reason(entry: CellRecord) -> str:
     lines = str((entry.error or {}).get("message", "")).splitlines()
     return f"{(entry.error or {}).get('type', 'error')}: {lines[0] if lines else ''}"
 
 
-def _smaller(entry: Finished) -> str:
+def _smaller(entry: CellRecord) -> str:
     size = (entry.result or {}).get("batch_size", entry.cell.batch_size)
     return f"out of memory, {size} samples a batch" if size != entry.cell.batch_size else "its worker died"
 
 
-def _without_result(entry: Finished) -> dict[str, Any]:
+def _without_result(entry: CellRecord) -> dict[str, Any]:
     error = entry.error or {}
     facts = {name: error.get(name, "") for name in ("type", "message", "hint")}
     return {"id": entry.cell.id, "name": entry.cell.name, "outcome": entry.state, **facts, **_how(error)}
 
 
-def _cell_row(entry: Finished) -> dict[str, Any]:
+def _cell_row(entry: CellRecord) -> dict[str, Any]:
     from tokenprune.tracking.facts import environment_of, metrics_of, params_of
 
     metrics = metrics_of(entry.result) if entry.result is not None else {}

@@ -180,16 +180,16 @@ def _comma_list(option: str, text: str) -> list[str]:
 
 
 def _show_plan(session: Session, config: SweepConfig, directory: Path, as_json: bool, *, rerun: bool) -> None:
-    from tokenprune.sweep import Ledger, plan_cells
+    from tokenprune.sweep import SweepStore, plan_cells
     from tokenprune.sweep.plan.plan_diff import survey
 
-    ledger = Ledger(directory)
+    store = SweepStore(directory)
     cells = plan_cells(config, session.host)
-    found = survey(ledger, cells, rerun=rerun)
+    found = survey(store, cells, rerun=rerun)
     if as_json:
         planned = [{**cell.to_json(), "state": found.states[cell.id]} for cell in cells]
         changes = list(found.changes)
-        session.output.json({"directory": str(ledger.directory), "cells": planned, "changes": changes})
+        session.output.json({"directory": str(store.directory), "cells": planned, "changes": changes})
         return
     rows = [[cell.name, cell.model, str(cell.samples), found.states[cell.id]] for cell in cells]
     session.output.show(table(["cell", "model", "samples", "state"], rows, numbers=["samples"]))

@@ -18,8 +18,8 @@ from tokenprune.report.stats.statistics import Interval
 from tokenprune.studies.bisection import Trial
 from tokenprune.sweep.config.schema import BudgetEntry, SweepConfig
 from tokenprune.sweep.plan.cells import plan_cells
-from tokenprune.sweep.store.result_store import Header, Ledger
-from tokenprune.sweep.store.sweep_data import Finished, SweepData
+from tokenprune.sweep.store.result_store import Header, SweepStore
+from tokenprune.sweep.store.sweep_data import CellRecord, SweepData
 from tokenprune.sweep.worker.cell_runner import CellRunner
 
 
@@ -28,7 +28,7 @@ class Trials:
 
     Args:
         config: A sweep of one model, one task and one pruner; its budgets are replaced.
-        ledger: The directory, locked by the caller.
+        store: The directory, locked by the caller.
         steps: Steps from no token to all of them: step `k` keeps the ratio `k / steps`.
 
     Raises:
@@ -36,7 +36,7 @@ class Trials:
         PrerequisiteError: The model or the data set is not on this machine.
     """
 
-    def __init__(self, config: SweepConfig, ledger: Ledger, host: Host, steps: int) -> None:
+    def __init__(self, config: SweepConfig, store: SweepStore, host: Host, steps: int) -> None:
         self.steps = steps
         self.runs = 0
         """Cells that were run now, the unpruned one among them."""
@@ -44,11 +44,11 @@ class Trials:
         self._config = config.model_copy(update={"budgets": budgets})
         reference, *cells = plan_cells(self._config, host)
         self._reference, self._cells = reference, dict(enumerate(cells, start=1))
-        self._ledger = ledger
-        self._runner = CellRunner(ledger, Bench(host, config.device[0]))
+        self._store = store
+        self._runner = CellRunner(store, Bench(host, config.device[0]))
         # runs at other ratios, of a search with another precision, stay in the plan
         subject = _without_budget(self._cells[1])
-        earlier = [cell for cell in (ledger.plan() if ledger.exists() else ()) if _without_budget(cell) == subject]
+        earlier = [cell for cell in (store.plan() if store.exists() else ()) if _without_budget(cell) == subject]
         self._asked: dict[str, Cell] = {cell.id: cell for cell in (self._reference, *earlier)}
         self._header: Header | None = None
         self._scores: dict[int, Scores] = {}
@@ -113,19 +113,19 @@ class Trials:
             )
         return base
 
-    def _finish(self, cell: Cell) -> Finished:
+    def _finish(self, cell: Cell) -> CellRecord:
         """The cell with its result, run where the directory does not hold it; what failed before is tried again."""
         self._asked[cell.id] = cell
-        self._header = self._ledger.open_sweep(self._config.to_json(), self._asked.values())
-        state = self._ledger.state(cell.id)
-        if state in ("pending", "failed") or self._ledger.damaged(cell):
+        self._header = self._store.open_sweep(self._config.to_json(), self._asked.values())
+        state = self._store.state(cell.id)
+        if state in ("pending", "failed") or self._store.damaged(cell):
             self.runs += 1
             state = self._runner.run(cell).outcome
-        return Finished(cell, state, self._ledger.result(cell.id), self._ledger.error(cell.id))
+        return CellRecord(cell, state, self._store.result(cell.id), self._store.error(cell.id))
 
-    def _data(self, entry: Finished) -> SweepData:
+    def _data(self, entry: CellRecord) -> SweepData:
         assert self._header is not None  # noqa: S101 - set before any cell is looked at
-        return SweepData(self._ledger, self._header, (entry,))
+        return SweepData(self._store, self._header, (entry,))
 
 
 @contextlib.contextmanager
@@ -137,11 +137,11 @@ def open_trials(config: SweepConfig, directory: Path, host: Host, steps: int) ->
             search of something else: its plan would be lost.
         StorageError: It cannot be written.
     """
-    ledger = Ledger(directory)
-    with ledger.lock():
-        if ledger.exists():
-            _check_subject(config, ledger.header().config, directory)
-        yield Trials(config, ledger, host, steps)
+    store = SweepStore(directory)
+    with store.lock():
+        if store.exists():
+            _check_subject(config, store.header().config, directory)
+        yield Trials(config, store, host, steps)
 
 
 _OF_THE_RUN = frozenset({"budgets", "device"})
@@ -178,5 +178,5 @@ def _without_budget(cell: Cell) -> Cell:
     return replace(cell, budget_ratio=None, budget_tokens=None)
 
 
-def _reason(entry: Finished) -> str:
+def _reason(entry: CellRecord) -> str:
     return str(entry.error.get("message", "")) if entry.error else ""

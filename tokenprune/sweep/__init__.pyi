@@ -5,4 +5,4 @@ from .config.schema import with_changes as with_changes
 from .plan.cells import plan_cells as plan_cells
 from .runner import SweepOutcome as SweepOutcome
 from .runner import run_sweep as run_sweep
-from .store.result_store import Ledger as Ledger
+from .store.result_store import SweepStore as SweepStore

@@ -35,7 +35,7 @@ from tokenprune.sweep.messages import Answered, Began, Ended, Progress, Report
 from tokenprune.sweep.plan.cells import plan_cells
 from tokenprune.sweep.plan.plan_diff import Survey, survey
 from tokenprune.sweep.store.atomic_io import StorageError, read_json, write_json
-from tokenprune.sweep.store.result_store import Header, Ledger
+from tokenprune.sweep.store.result_store import Header, SweepStore
 from tokenprune.sweep.tracker_thread import Listeners
 
 TRACKING_FILE = "tracking.json"
@@ -152,7 +152,7 @@ def run_sweep(
         track: Call the life-cycle hooks of the config's trackers, and write the report.
 
     Raises:
-        LeaseLostError: Another process has taken the directory over.
+        TakenOverError: Another process has taken the directory over.
         ConfigError: Another process runs a sweep there, the directory is of another version, or an option of the
             executor is not known.
         UnknownNameError: A name is not installed.
@@ -167,21 +167,21 @@ def run_sweep(
     # a mistake in the file or the options makes no directory
     make = _executor(name, host, options)
     cells = plan_cells(config, host)
-    ledger = Ledger(directory)
-    with ledger.lock():
-        found = survey(ledger, cells, rerun=rerun)
+    store = SweepStore(directory)
+    with store.lock():
+        found = survey(store, cells, rerun=rerun)
         todo = [cell for cell in cells if found.states[cell.id] in redo]
         # nor does a missing extra, or an option out of range, change anything in it
-        made = make(ledger, config, host) if todo else None
-        header = ledger.open_sweep(config.to_json(), cells)
+        made = make(store, config, host) if todo else None
+        header = store.open_sweep(config.to_json(), cells)
         for cell in found.asked_again:
-            ledger.begin_cell(cell)
+            store.begin_cell(cell)
         for cell in found.measured_again:
-            ledger.forget_cost(cell)
+            store.forget_cost(cell)
         if todo:
-            _mark_behind(ledger.directory, trackers)
+            _mark_behind(store.directory, trackers)
         listeners = Listeners(host, trackers) if track else None
-        return _Run(ledger, header, cells, found, display, listeners).go(made, todo)
+        return _Run(store, header, cells, found, display, listeners).go(made, todo)
 
 
 def _trackers(config: SweepConfig, host: Host) -> tuple[str, ...]:
@@ -198,7 +198,7 @@ def _mark_behind(directory: Path, trackers: Collection[str]) -> None:
         write_json(directory / TRACKING_FILE, {**facts, BEHIND: True})
 
 
-def _executor(name: str, host: Host, options: Mapping[str, Any]) -> Callable[[Ledger, SweepConfig, Host], Executor]:
+def _executor(name: str, host: Host, options: Mapping[str, Any]) -> Callable[[SweepStore, SweepConfig, Host], Executor]:
     """The executor's class with its options, checked before anything starts."""
     make = load_target(host.executors.get(name).target)
     for option, value in options.items():
@@ -211,14 +211,14 @@ class _Run:
 
     def __init__(
         self,
-        ledger: Ledger,
+        store: SweepStore,
         header: Header,
         cells: tuple[Cell, ...],
         found: Survey,
         display: Display | None,
         listeners: Listeners | None,
     ) -> None:
-        self._ledger = ledger
+        self._store = store
         self._header = header
         self._cells = {cell.id: cell for cell in cells}
         self._display = display
@@ -243,7 +243,7 @@ class _Run:
         count = Counter(self._states.values())
         status: SweepStatus = "failures" if count["failed"] else "complete"
         ended = SweepEnded(
-            directory=self._ledger.directory,
+            directory=self._store.directory,
             sweep_id=self._header.sweep_id,
             status=status if stopped is None else "interrupted",
             done=count["done"],
@@ -259,7 +259,7 @@ class _Run:
         if stopped is not None and not isinstance(stopped, KeyboardInterrupt):
             raise stopped
         return SweepOutcome(
-            directory=self._ledger.directory,
+            directory=self._store.directory,
             sweep_id=self._header.sweep_id,
             status=ended.status,
             done=ended.done,
@@ -277,7 +277,7 @@ class _Run:
 
     def _start(self) -> SweepStarted:
         return SweepStarted(
-            directory=self._ledger.directory,
+            directory=self._store.directory,
             sweep_id=self._header.sweep_id,
             name=self._header.name,
             config=self._header.config,
@@ -297,10 +297,10 @@ class _Run:
     def _take(self, cell: Cell, report: Report) -> None:
         """Tell what an executor reported."""
         if isinstance(report, Began):
-            self._ledger.check_lease()  # without it every worker dies at its first write
+            self._store.check_token()  # without it every worker dies at its first write
             self._emit(
                 CellStarted(
-                    self._ledger.directory,
+                    self._store.directory,
                     self._header.sweep_id,
                     cell,
                     report.worker,
@@ -311,7 +311,7 @@ class _Run:
                 )
             )
         elif isinstance(report, Answered):
-            self._show(CellAnswered(self._ledger.directory, self._header.sweep_id, cell))
+            self._show(CellAnswered(self._store.directory, self._header.sweep_id, cell))
         elif isinstance(report, Progress):
             self._advance(cell, report)
         else:
@@ -320,7 +320,7 @@ class _Run:
     def _advance(self, cell: Cell, report: Progress) -> None:
         self._show(
             CellProgress(
-                self._ledger.directory,
+                self._store.directory,
                 self._header.sweep_id,
                 cell,
                 report.worker,
@@ -340,10 +340,10 @@ class _Run:
     def _end(self, cell: Cell, report: Ended) -> None:
         """Take a finished cell from disk: what is not there does not count, whatever the worker says."""
         # it may have been written on another machine, whose files show up here a little later
-        look = self._ledger.result if report.outcome == "done" else self._ledger.error
-        self._ledger.awaited(cell.id, lambda: look(cell.id))
-        result = self._ledger.result(cell.id)
-        error = None if result is not None else self._ledger.error(cell.id)
+        look = self._store.result if report.outcome == "done" else self._store.error
+        self._store.awaited(cell.id, lambda: look(cell.id))
+        result = self._store.result(cell.id)
+        error = None if result is not None else self._store.error(cell.id)
         if result is None and error is None:
             error = {
                 "outcome": "failed",
@@ -352,9 +352,9 @@ class _Run:
                 "hint": "",
                 "traceback": "",
             }
-            self._ledger.write_error(cell, error)
+            self._store.write_error(cell, error)
         self._open.discard(cell.id)
-        place = (self._ledger.directory, self._header.sweep_id, cell)
+        place = (self._store.directory, self._header.sweep_id, cell)
         count = (self._finished(), len(self._cells))
         if result is not None:
             self._states[cell.id] = "done"
@@ -368,7 +368,7 @@ class _Run:
     def _collect(self) -> None:
         """Take from disk what workers completed while the sweep was being stopped."""
         for cell in self._cells.values():
-            if cell.id in self._open and self._ledger.result(cell.id) is not None:
+            if cell.id in self._open and self._store.result(cell.id) is not None:
                 self._end(cell, Ended(cell.id, "done"))
 
     def _finished(self) -> int:
@@ -382,7 +382,7 @@ class _Run:
 
     def _tracking(self) -> dict[str, Any]:
         """What the tracker of this invocation wrote; what one that is switched off wrote earlier is not of it."""
-        facts = read_json(self._ledger.directory / TRACKING_FILE) or {}
+        facts = read_json(self._store.directory / TRACKING_FILE) or {}
         return facts if self._listeners is not None and facts.get("tracker") in self._listeners.trackers else {}
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from PIL import Image
 
 from tokenprune.report.figures.overlays import png_bytes, stored_overlay
-from tokenprune.sweep.store.result_store import Ledger
-from tokenprune.sweep.store.sweep_data import Finished
+from tokenprune.sweep.store.result_store import SweepStore
+from tokenprune.sweep.store.sweep_data import CellRecord
 from tokenprune.tracking.facts import (
     PICTURES,
     PREFIX,
@@ -52,15 +52,15 @@ class Runs:
     Args:
         client: An `MlflowClient`.
         place: The experiment.
-        ledger: The sweep directory.
+        store: The sweep directory.
         sweep_id: The sweep's id.
         look: How the runs are shown.
     """
 
-    def __init__(self, client: Any, place: Place, ledger: Ledger, sweep_id: str, look: Look) -> None:
+    def __init__(self, client: Any, place: Place, store: SweepStore, sweep_id: str, look: Look) -> None:
         self.client = client
         self.place = place
-        self._ledger = ledger
+        self._store = store
         self._sweep_id = sweep_id
         self._look = look
 
@@ -78,7 +78,7 @@ class Runs:
             if not token:
                 return runs
 
-    def keep_one(self, runs: Sequence[Any], entry: Finished) -> bool:
+    def keep_one(self, runs: Sequence[Any], entry: CellRecord) -> bool:
         """Delete all of a cell's runs but one that is complete and says what the directory says.
 
         The one that stays gets the tags that another plan gives it.
@@ -97,17 +97,17 @@ class Runs:
                 self.client.delete_run(run.info.run_id)
         return kept
 
-    def log_cell(self, entry: Finished) -> None:
+    def log_cell(self, entry: CellRecord) -> None:
         """Log one finished cell; a run that already holds it is kept, an older one is replaced."""
         if not self.keep_one(self.find("cell", entry.cell.id), entry):
             self.create_cell(entry)
 
-    def create_cell(self, entry: Finished) -> None:
+    def create_cell(self, entry: CellRecord) -> None:
         """Log one finished cell that has no run."""
         cell = entry.cell
         facts = entry.result or entry.error or {}
         started = _milliseconds(facts.get("started") or facts.get("ended"))
-        rows = self._ledger.samples(cell.id) if entry.result else []
+        rows = self._store.samples(cell.id) if entry.result else []
         tags = {**tags_of(cell, self._sweep_id, entry.state, facts), **self._look.tags(cell)}
         if rows:
             tags["mlflow.loggedArtifacts"] = json.dumps([{"path": TABLE_FILE, "type": "table"}])
@@ -144,22 +144,22 @@ class Runs:
             self.client.log_batch(run_id, metrics=points[:_METRICS], params=entries[:_PARAMS])
             entries, points = entries[_PARAMS:], points[_METRICS:]
 
-    def _log_data_set(self, run_id: str, entry: Finished) -> None:
+    def _log_data_set(self, run_id: str, entry: CellRecord) -> None:
         """Say which questions were asked: shown in the column *Dataset*, and what runs can be filtered by."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         used = InputTag("mlflow.data.context", "evaluation")
         self.client.log_inputs(run_id, datasets=[DatasetInput(Dataset(**data_set_of(entry.cell)), [used])])
 
-    def _log_files(self, run_id: str, entry: Finished, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _log_files(self, run_id: str, entry: CellRecord, rows: Sequence[Mapping[str, Any]]) -> None:
         """The cell's own file, its sample table and its pictures, all in one upload."""
         with tempfile.TemporaryDirectory() as folder:
-            source = self._ledger.cell_directory(entry.cell.id)
+            source = self._store.cell_directory(entry.cell.id)
             shutil.copyfile(source / ("result.json" if entry.result else "error.json"), Path(folder) / "cell.json")
             if rows:
                 (Path(folder) / TABLE_FILE).write_text(json.dumps(sample_table(rows)), encoding="utf-8")
-            for number, sample in enumerate(self._ledger.overlays(entry.cell.id)):
-                picture = png_bytes(stored_overlay(self._ledger.directory, sample))
+            for number, sample in enumerate(self._store.overlays(entry.cell.id)):
+                picture = png_bytes(stored_overlay(self._store.directory, sample))
                 (Path(folder) / f"kept-{number}.png").write_bytes(picture)
                 if number == 0:  # the same one of every run, for the chart that sets them side by side
                     with Image.open(io.BytesIO(picture)) as shown:
@@ -175,7 +175,7 @@ def client_class() -> Callable[..., Any]:
     return MlflowClient  # type: ignore[no-any-return]
 
 
-def _settled(run: Any, entry: Finished) -> bool:
+def _settled(run: Any, entry: CellRecord) -> bool:
     """True where a run is complete and was made of what the directory says."""
     made_of = run.data.tags.get(f"{PREFIX}.facts")
     return run.info.status in ("FINISHED", "FAILED") and made_of == fingerprint(entry.result or entry.error or {})

@@ -15,7 +15,7 @@ from tokenprune.report.figures.colours import sweep_colours
 from tokenprune.report.render.page import FOLDER, PAGE
 from tokenprune.sweep.runner import TRACKING_FILE
 from tokenprune.sweep.store.atomic_io import read_json, write_json
-from tokenprune.sweep.store.result_store import Ledger
+from tokenprune.sweep.store.result_store import SweepStore
 from tokenprune.sweep.store.sweep_data import SweepData, read_sweep
 from tokenprune.tracking.facts import PREFIX, Look, legal, metrics_of
 from tokenprune.tracking.mlflow_runs import Place, Runs, client_class
@@ -49,7 +49,7 @@ class MlflowStore:
 
     def __init__(self, data: SweepData) -> None:
         self._data = data
-        self._directory = data.ledger.directory
+        self._directory = data.store.directory
         self._report = self._directory / FOLDER
         make_client = client_class()
         given = os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -61,7 +61,7 @@ class MlflowStore:
         """What was wrong with the directory's own store; `reconcile` fills the new one."""
         self._client = make_client(tracking_uri=uri)
         self.place = self._experiment(uri, own=not given)
-        self._runs = Runs(self._client, self.place, data.ledger, data.header.sweep_id, self._look)
+        self._runs = Runs(self._client, self.place, data.store, data.header.sweep_id, self._look)
 
     def announce(self, summary_run: str = "") -> None:
         """Bring the preset views up to date, and write where the runs are into the sweep directory.
@@ -255,5 +255,5 @@ def cell_runs(directory: Path, sweep_id: str) -> Runs | None:
         return None
     place = Place(facts["uri"], facts["experiment_id"], facts["experiment"], facts["own"])
     return Runs(
-        client_class()(tracking_uri=place.uri), place, Ledger(directory), sweep_id, Look.from_json(facts["look"])
+        client_class()(tracking_uri=place.uri), place, SweepStore(directory), sweep_id, Look.from_json(facts["look"])
     )

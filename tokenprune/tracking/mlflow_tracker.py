@@ -30,7 +30,7 @@ from tokenprune.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from tokenprune.events import CellEnded, CellFailed, SweepEnded, SweepStarted
-    from tokenprune.sweep.store.sweep_data import Finished
+    from tokenprune.sweep.store.sweep_data import CellRecord
 
 TOKENPRUNE_TRACKER = "mlflow"
 
@@ -75,17 +75,17 @@ def on_sweep_start(event: SweepStarted) -> None:
 @hookimpl
 def on_cell_end(event: CellEnded) -> None:
     """Log the cell's run."""
-    from tokenprune.sweep.store.sweep_data import Finished
+    from tokenprune.sweep.store.sweep_data import CellRecord
 
-    _log(event.directory, event.sweep_id, Finished(event.cell, "done", event.result, None))
+    _log(event.directory, event.sweep_id, CellRecord(event.cell, "done", event.result, None))
 
 
 @hookimpl
 def on_cell_error(event: CellFailed) -> None:
     """Log a run with status FAILED and the error."""
-    from tokenprune.sweep.store.sweep_data import Finished
+    from tokenprune.sweep.store.sweep_data import CellRecord
 
-    _log(event.directory, event.sweep_id, Finished(event.cell, event.outcome, None, event.error))
+    _log(event.directory, event.sweep_id, CellRecord(event.cell, event.outcome, None, event.error))
 
 
 @hookimpl
@@ -137,7 +137,7 @@ def replay(directory: str | Path) -> Replayed:
         return Replayed(len(logged), store.repaired)
 
 
-def _log(directory: Path, sweep_id: str, entry: Finished) -> None:
+def _log(directory: Path, sweep_id: str, entry: CellRecord) -> None:
     from tokenprune.tracking.mlflow_store import cell_runs
 
     with _health(directory):

@@ -20,7 +20,7 @@ from typing import Any
 from tokenprune.errors import PrerequisiteError
 from tokenprune.sweep.runner import BEHIND, TRACKING_FILE
 from tokenprune.sweep.store.atomic_io import read_json
-from tokenprune.sweep.store.result_store import Ledger
+from tokenprune.sweep.store.result_store import SweepStore
 from tokenprune.tracking.own_store import DATABASE, State, own_uri, state_of
 
 PORT = 5000
@@ -70,25 +70,25 @@ def find_dashboard(directory: str | Path) -> Dashboard:
         ConfigError: The directory holds no sweep.
         PrerequisiteError: It holds a sweep without a store, or the store is lost or does not open.
     """
-    ledger = Ledger(directory)
-    ledger.header()
-    facts: Mapping[str, Any] | None = read_json(ledger.directory / TRACKING_FILE)
-    replay = f"`tokenprune runs replay {shlex.quote(str(ledger.directory))}`"
+    store = SweepStore(directory)
+    store.header()
+    facts: Mapping[str, Any] | None = read_json(store.directory / TRACKING_FILE)
+    replay = f"`tokenprune runs replay {shlex.quote(str(store.directory))}`"
     fill = f"{replay} makes one from the directory's files"
     if facts is None:
-        raise PrerequisiteError(f"the sweep in {ledger.directory} has no MLflow store", hint=fill)
+        raise PrerequisiteError(f"the sweep in {store.directory} has no MLflow store", hint=fill)
     if "look" not in facts:
         # an earlier version wrote it, whose runs lack the tags that the views look for
-        raise PrerequisiteError(f"the MLflow store of {ledger.directory} is of an earlier version", hint=fill)
+        raise PrerequisiteError(f"the MLflow store of {store.directory} is of an earlier version", hint=fill)
     uri, own = str(facts["uri"]), bool(facts["own"])
-    state = state_of(ledger.directory / DATABASE) if own else "sound"
+    state = state_of(store.directory / DATABASE) if own else "sound"
     if state in _FAULTS:
         hint = f"{replay} brings it up to date" if state == "outdated" else fill
-        raise PrerequisiteError(f"the MLflow store of {ledger.directory} {_FAULTS[state]}", hint=hint)
-    here = own_uri(ledger.directory)
+        raise PrerequisiteError(f"the MLflow store of {store.directory} {_FAULTS[state]}", hint=hint)
+    here = own_uri(store.directory)
     links = {entry["name"]: entry["address"] for entry in facts["links"]}
     behind = bool(facts.get(BEHIND))
-    return Dashboard(ledger.directory, here if own else uri, links, moved=own and uri != here, behind=behind)
+    return Dashboard(store.directory, here if own else uri, links, moved=own and uri != here, behind=behind)
 
 
 def main_links(links: Mapping[str, str], base: str) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from tokenprune.report.stats.hard import DOWNSAMPLE
 from tokenprune.report.stats.paired import CONTROL
 from tokenprune.report.stats.scores import Scores, read_scores
 from tokenprune.report.text import counted
-from tokenprune.sweep.store.sweep_data import Finished, SweepData
+from tokenprune.sweep.store.sweep_data import CellRecord, SweepData
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Arm:
     """
 
     budget: str
-    unpruned: Sequence[Finished]
-    groups: Mapping[str, Sequence[Finished]]
+    unpruned: Sequence[CellRecord]
+    groups: Mapping[str, Sequence[CellRecord]]
     base: Scores | None
     scores: Mapping[str, Scores]
     baselines: Mapping[str, tuple[str, Scores]]
@@ -53,9 +53,9 @@ def subjects_of(data: SweepData) -> Iterator[tuple[str, str, list[Arm]]]:
 
 
 def _arm(
-    data: SweepData, budget: str, unpruned: Sequence[Finished], pruned: Sequence[Finished], base: Scores | None
+    data: SweepData, budget: str, unpruned: Sequence[CellRecord], pruned: Sequence[CellRecord], base: Scores | None
 ) -> Arm:
-    groups: dict[str, list[Finished]] = {}
+    groups: dict[str, list[CellRecord]] = {}
     for entry in pruned:
         groups.setdefault(entry.cell.label, []).append(entry)
     read = {label: read_scores(data, entries, base) for label, entries in groups.items()}
@@ -87,10 +87,10 @@ def baseline_notes(arm: Arm) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _task_options(entry: Finished) -> str:
+def _task_options(entry: CellRecord) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(entry.cell.task_options.items()))
 
 
-def _task_name(entry: Finished) -> str:
+def _task_name(entry: CellRecord) -> str:
     options = _task_options(entry)
     return f"{entry.cell.task} ({options})" if options else entry.cell.task

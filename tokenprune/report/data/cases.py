@@ -11,7 +11,7 @@ import numpy as np
 
 from tokenprune.report.data.arms import Arm, subjects_of
 from tokenprune.report.stats.scores import RIGHT
-from tokenprune.sweep.store.sweep_data import Finished, SweepData
+from tokenprune.sweep.store.sweep_data import CellRecord, SweepData
 
 PAGE_CASES = 12_000
 """Lost questions that one page lists in all; with more, each cell shows an evenly spaced part of its own."""
@@ -116,7 +116,7 @@ def spread(cases: Sequence[tuple[int, str]], limit: int) -> list[tuple[int, str]
     return [cases[int(place)] for place in np.linspace(0, len(cases) - 1, limit)]
 
 
-def _cases(data: SweepData, model: str, task: str, unpruned: Finished, arms: Sequence[Arm]) -> Cases:
+def _cases(data: SweepData, model: str, task: str, unpruned: CellRecord, arms: Sequence[Arm]) -> Cases:
     base = data.samples(unpruned.cell)
     right = {place for place, row in enumerate(base) if float(row["score"]) >= RIGHT}
     cells = [
@@ -134,7 +134,7 @@ def _cases(data: SweepData, model: str, task: str, unpruned: Finished, arms: Seq
     return Cases(model, task, questions, len(right), tuple(cells))
 
 
-def _lost(data: SweepData, entry: Finished, right: set[int]) -> Lost:
+def _lost(data: SweepData, entry: CellRecord, right: set[int]) -> Lost:
     rows = data.samples(entry.cell)
     lost = [(place, row) for place, row in enumerate(rows) if place in right and float(row["score"]) < RIGHT]
     seed = f" seed {entry.cell.seed}" if entry.cell.seed else ""

@@ -10,7 +10,7 @@ from typing import Literal
 from tokenprune.evaluation.environment import facts_of
 from tokenprune.report.data.notes import Note, Section
 from tokenprune.report.text import NOTHING, counted
-from tokenprune.sweep.store.sweep_data import Finished
+from tokenprune.sweep.store.sweep_data import CellRecord
 
 What = Literal["answers", "cost"]
 """A cell's questions and its cost may have been run with different things."""
@@ -47,7 +47,7 @@ class Shared:
         return f"{self.name} ({_words(self.differs) if self.name != UNKNOWN else 'not recorded'})"
 
 
-def environments_of(entries: Iterable[Finished]) -> tuple[Shared, ...]:
+def environments_of(entries: Iterable[CellRecord]) -> tuple[Shared, ...]:
     """The environments of a sweep's results, in the order of the plan; those that differ in no fact are one."""
     found = [(entry.cell.id, what, facts) for entry in entries for what, facts in _blocks(entry)]
     names = dict.fromkeys(name for _, _, facts in found for name in facts)
@@ -70,7 +70,7 @@ def environments_of(entries: Iterable[Finished]) -> tuple[Shared, ...]:
     )
 
 
-def environment_notes(environments: Sequence[Shared], groups: Mapping[str, Sequence[Finished]]) -> tuple[str, ...]:
+def environment_notes(environments: Sequence[Shared], groups: Mapping[str, Sequence[CellRecord]]) -> tuple[str, ...]:
     """What is to be said of the rows of one table: which were run in which environment, if not all in one.
 
     Args:
@@ -134,7 +134,7 @@ def environment_sentence(environments: Sequence[Shared]) -> str:
     )
 
 
-def _blocks(entry: Finished) -> Iterator[tuple[What, dict[str, str]]]:
+def _blocks(entry: CellRecord) -> Iterator[tuple[What, dict[str, str]]]:
     result = entry.result
     if result is None:
         return

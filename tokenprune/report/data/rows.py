@@ -15,7 +15,7 @@ from tokenprune.report.stats.paired import CONTROL, Comparison
 from tokenprune.report.stats.scores import Scores
 from tokenprune.report.stats.stability import Stability
 from tokenprune.report.stats.statistics import Interval
-from tokenprune.sweep.store.sweep_data import Finished
+from tokenprune.sweep.store.sweep_data import CellRecord
 
 Contrasts = dict[tuple[str, ...], Comparison]
 """Comparisons of one pruner by (name of the baseline,) or (name of the baseline, family)."""
@@ -134,7 +134,7 @@ class Table:
 
 def row_of(
     label: str,
-    entries: Sequence[Finished],
+    entries: Sequence[CellRecord],
     scores: Scores | None,
     base: Scores | None,
     hard: NDArray[np.bool_] | None,

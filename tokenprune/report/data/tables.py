@@ -52,7 +52,7 @@ def leaderboard(source: str | Path | SweepData) -> Leaderboard:
         made = tuple(_table(model, task, arm, environments) for arm in arms)
         tables += made
         summaries.append(summarise(model, task, made))
-    return Leaderboard(data.header.name, str(data.ledger.directory), tuple(tables), tuple(summaries), environments)
+    return Leaderboard(data.header.name, str(data.store.directory), tuple(tables), tuple(summaries), environments)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tokenprune.report.data.arms import subjects_of
 from tokenprune.sweep.store.atomic_io import OutsideError, inside
-from tokenprune.sweep.store.sweep_data import Finished, SweepData
+from tokenprune.sweep.store.sweep_data import CellRecord, SweepData
 
 MAX_SIDE = 448
 """Larger pictures are scaled down: the page shows where tokens lie, it is no archive of the data set."""
@@ -38,7 +38,7 @@ def kept_tokens(data: SweepData) -> dict[str, Any]:
         samples: dict[int, dict[str, Any]] = {}
         cells = []
         for entry in entries:
-            stored = data.ledger.overlays(entry.cell.id) if entry.state == "done" else []
+            stored = data.store.overlays(entry.cell.id) if entry.state == "done" else []
             if stored:
                 cells.append(_cell(entry, stored))
             for sample in stored:
@@ -47,7 +47,7 @@ def kept_tokens(data: SweepData) -> dict[str, Any]:
                 samples.setdefault(sample["index"], {**facts, "pictures": names})
                 for name in names:
                     if name not in pictures:
-                        pictures[name] = _picture(data.ledger.directory, name)
+                        pictures[name] = _picture(data.store.directory, name)
         shown = [sample for _, sample in sorted(samples.items()) if all(map(pictures.get, sample["pictures"]))]
         if shown:
             subjects.append({"model": model, "task": task, "samples": shown, "cells": cells})
@@ -77,7 +77,7 @@ def data_url(path: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _cell(entry: Finished, stored: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _cell(entry: CellRecord, stored: Sequence[dict[str, Any]]) -> dict[str, Any]:
     seed = f" seed {entry.cell.seed}" if entry.cell.seed else ""
     return {
         "label": f"{entry.cell.label}{seed}",

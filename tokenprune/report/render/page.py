@@ -81,7 +81,7 @@ def write_report(directory: str | Path, board: Leaderboard | None = None) -> Pat
     data = read_sweep(directory)
     board = board or leaderboard(data)
     pairs = pair_tables(data)
-    folder = data.ledger.directory / FOLDER
+    folder = data.store.directory / FOLDER
     make_folder(folder)
     write_text(folder / "leaderboard.md", markdown_report(board))
     write_json(folder / "leaderboard.json", board.to_json())

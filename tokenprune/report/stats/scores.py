@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tokenprune.errors import ConfigError
 from tokenprune.report.stats.statistics import Interval, paired_difference, paired_ratio, score_interval, sign_flip_p
-from tokenprune.sweep.store.sweep_data import Finished, SweepData
+from tokenprune.sweep.store.sweep_data import CellRecord, SweepData
 
 RIGHT = 0.5
 """An answer with at least this score counts as right where a figure needs right or wrong."""
@@ -92,7 +92,7 @@ class Scores:
         return sign_flip_p(self.values - other.values, self.pictures)
 
 
-def read_scores(data: SweepData, entries: Sequence[Finished], questions: Scores | None) -> Scores | None:
+def read_scores(data: SweepData, entries: Sequence[CellRecord], questions: Scores | None) -> Scores | None:
     """Scores of the cells of one pruner at one budget, or `None` where there is nothing to score.
 
     A failed cell answers every question wrong: it stays in the mean over the seeds. Refused and pending cells were
@@ -128,7 +128,7 @@ def read_scores(data: SweepData, entries: Sequence[Finished], questions: Scores 
     return replace(found, by_seed=np.stack(rows), seeds=tuple(seeds), answered=np.stack(answered))
 
 
-def _of_cell(data: SweepData, entry: Finished) -> Scores:
+def _of_cell(data: SweepData, entry: CellRecord) -> Scores:
     rows = data.samples(entry.cell)
     if len(rows) != entry.cell.samples:
         raise ConfigError(

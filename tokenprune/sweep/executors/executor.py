@@ -29,7 +29,7 @@ class Executor(Protocol):
 
 @hookimpl
 def register_executors(register: Callable[[ExecutorSpec], None]) -> None:
-    """The executors that ship; a target takes `(ledger, config, host)`, and its options as keywords."""
+    """The executors that ship; a target takes `(store, config, host)`, and its options as keywords."""
     register(
         ExecutorSpec(
             name="local",

@@ -1,8 +1,8 @@
 """Orders and reports as lines of files on a shared file system, for workers that no pipe reaches.
 
-    mail/<lease>/pulse                     changes as long as the sender lives
-    mail/<lease>/<worker>/inbox.jsonl      one order per line
-    mail/<lease>/<worker>/outbox.jsonl     one report per line
+    mail/<token>/pulse                     changes as long as the sender lives
+    mail/<token>/<worker>/inbox.jsonl      one order per line
+    mail/<token>/<worker>/outbox.jsonl     one report per line
 
 Every file has one writer, exists before anybody reads it, and is opened anew for every look, as network file systems
 want it. No clock is compared with another machine's.

@@ -22,7 +22,7 @@ from tokenprune.sweep.config.schema import SweepConfig
 from tokenprune.sweep.executors.scheduler import Dispatcher
 from tokenprune.sweep.messages import Died, Message, Order, Report, message_of
 from tokenprune.sweep.store.atomic_io import make_folder, open_log
-from tokenprune.sweep.store.result_store import Ledger
+from tokenprune.sweep.store.result_store import SweepStore
 
 LOG_TAIL = 2000
 """Characters of a dead worker's log that go into its cell's error."""
@@ -44,7 +44,7 @@ class LocalPool:
     it. Workers load plugins from the installed entry points, like any other process.
 
     Args:
-        ledger: The sweep directory.
+        store: The sweep directory.
         config: The sweep; its devices, with all GPUs for `auto`, get a worker each.
         host: Not used: workers load plugins themselves.
         workers: How many, in place of one per device; they take the devices in turns.
@@ -54,7 +54,7 @@ class LocalPool:
         PrerequisiteError: This is Windows, whose pipes cannot be waited for together.
     """
 
-    def __init__(self, ledger: Ledger, config: SweepConfig, host: Host, *, workers: int | str = "") -> None:
+    def __init__(self, store: SweepStore, config: SweepConfig, host: Host, *, workers: int | str = "") -> None:
         del host  # a worker makes its own: plugins do not travel between processes
         if not _POSIX:
             raise PrerequisiteError(
@@ -67,15 +67,15 @@ class LocalPool:
                 hint="leave it out for one per device",
             )
         check_devices(config.device)
-        self._ledger = ledger
+        self._store = store
         self._config = config
         self._workers = int(workers) if workers != "" else None
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
         """Run the cells; see `tokenprune.sweep.executors.executor.Executor`."""
         devices = worker_devices(self._config.device, self._workers)
-        crew = ProcessCrew(self._ledger, devices, self._config.overlays)
-        return Dispatcher(self._ledger, crew, self._config.share).run(cells)
+        crew = ProcessCrew(self._store, devices, self._config.overlays)
+        return Dispatcher(self._store, crew, self._config.share).run(cells)
 
 
 def worker_devices(listed: Sequence[str], workers: int | None = None) -> tuple[str, ...]:
@@ -113,8 +113,8 @@ class _Worker:
 class ProcessCrew:
     """Processes that read orders on standard input and answer on standard output; those on the CPU share cores."""
 
-    def __init__(self, ledger: Ledger, devices: Sequence[str], overlays: int) -> None:
-        self._ledger = ledger
+    def __init__(self, store: SweepStore, devices: Sequence[str], overlays: int) -> None:
+        self._store = store
         self._devices = {f"{place}:{device}": device for place, device in enumerate(devices)}
         self._overlays = overlays
         self._workers: dict[str, _Worker] = {}
@@ -131,15 +131,15 @@ class ProcessCrew:
     def hire(self, slot: str) -> str:
         """Start a process."""
         device = self._devices[slot]
-        log = self._ledger.directory / "logs" / f"worker-{slot.replace(':', '-')}.log"
+        log = self._store.directory / "logs" / f"worker-{slot.replace(':', '-')}.log"
         make_folder(log.parent)
-        lock = self._ledger.lock_descriptor
+        lock = self._store.lock_descriptor
         with open_log(log) as stream:
             start = stream.tell()
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tokenprune.sweep.worker.worker_main"),
-                    *(self._ledger.directory, device, str(self._overlays), self._ledger.token),
+                    *(self._store.directory, device, str(self._overlays), self._store.token),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -22,7 +22,7 @@ from tokenprune.plugins import Host
 from tokenprune.sweep.config.schema import SweepConfig
 from tokenprune.sweep.executors.scheduler import Dispatcher
 from tokenprune.sweep.messages import Died, Message, Order, Ready, Report, Took, message_of
-from tokenprune.sweep.store.result_store import Ledger
+from tokenprune.sweep.store.result_store import SweepStore
 from tokenprune.sweep.worker.worker_main import Worker
 
 LISTEN_S = 1.0
@@ -39,7 +39,7 @@ class RayExecutor:
     """Actors on a Ray cluster, or on a Ray of this machine.
 
     Args:
-        ledger: The sweep directory.
+        store: The sweep directory.
         config: The sweep. A `device` of `cpu` means actors without a GPU, as many as it is listed.
         host: Not used: workers load plugins themselves.
         address: Address of the cluster (`auto`, `10.0.0.1:6379`, `ray://...`); without one that of `RAY_ADDRESS`, else
@@ -52,10 +52,10 @@ class RayExecutor:
     """
 
     def __init__(
-        self, ledger: Ledger, config: SweepConfig, host: Host, *, address: str = "", actors: int | str = ""
+        self, store: SweepStore, config: SweepConfig, host: Host, *, address: str = "", actors: int | str = ""
     ) -> None:
         del host
-        self._ledger = ledger
+        self._store = store
         self._config = config
         self._address = address or os.environ.get("RAY_ADDRESS", "")
         self._actors = _count(actors)
@@ -63,8 +63,8 @@ class RayExecutor:
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
         """Run the cells; see `tokenprune.sweep.executors.executor.Executor`."""
-        crew = RayCrew(self._ray, self._ledger, self._config, self._address, self._actors)
-        return Dispatcher(self._ledger, crew, self._config.share).run(cells)
+        crew = RayCrew(self._ray, self._store, self._config, self._address, self._actors)
+        return Dispatcher(self._store, crew, self._config.share).run(cells)
 
 
 class Actor:
@@ -109,9 +109,9 @@ class _Hired:
 class RayCrew:
     """Actors, one per slot."""
 
-    def __init__(self, ray: Any, ledger: Ledger, config: SweepConfig, address: str, actors: int | None) -> None:
+    def __init__(self, ray: Any, store: SweepStore, config: SweepConfig, address: str, actors: int | None) -> None:
         self._ray = ray
-        self._ledger = ledger
+        self._store = store
         self._config = config
         self._address = address
         self._actors = actors
@@ -142,10 +142,10 @@ class RayCrew:
         self._number += 1
         name = f"{slot}#{self._number}"
         place = (
-            str(self._ledger.directory),
+            str(self._store.directory),
             "auto" if self._gpus else "cpu",
             self._config.overlays,
-            self._ledger.token,
+            self._store.token,
         )
         options = {"num_cpus": 1, "num_gpus": int(self._gpus), "max_restarts": 0, "max_task_retries": 0}
         options["max_concurrency"] = 2  # a cell, and the question how far it is

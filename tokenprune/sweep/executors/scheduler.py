@@ -40,7 +40,7 @@ from tokenprune.sweep.messages import (
     Took,
 )
 from tokenprune.sweep.store.atomic_io import StorageError
-from tokenprune.sweep.store.result_store import Ledger
+from tokenprune.sweep.store.result_store import SweepStore
 
 MAX_ATTEMPTS = 3
 """Workers that a cell may take along before it is set aside."""
@@ -68,13 +68,13 @@ class Dispatcher:
     """Runs cells with a crew; see `tokenprune.sweep.executors.executor.Executor`.
 
     Args:
-        ledger: The sweep directory.
+        store: The sweep directory.
         crew: The workers.
         share: Cells that one worker may be given at once, to share work among them.
     """
 
-    def __init__(self, ledger: Ledger, crew: Crew, share: int = 1) -> None:
-        self._ledger = ledger
+    def __init__(self, store: SweepStore, crew: Crew, share: int = 1) -> None:
+        self._store = store
         self._crew = crew
         self._share = share
         self._hands: dict[str, _Hand] = {}
@@ -91,7 +91,7 @@ class Dispatcher:
             StorageError: A worker cannot write to the sweep directory.
         """
         self._waiting = {cell.id: cell for cell in cells}
-        self._queue = [Order(cell, part=next_part(self._ledger, cell)) for cell in cells]
+        self._queue = [Order(cell, part=next_part(self._store, cell)) for cell in cells]
         self._unanswered = {order.cell.id for order in self._queue if order.part == "answers"}
         try:
             self._stillbirths = dict.fromkeys(self._crew.slots(), 0)
@@ -197,12 +197,12 @@ class Dispatcher:
             self._note_stillbirth(hand.slot, death)
         if order is None or not hand.began:
             return
-        done = [cell for cell in order.cells if self._ledger.state(cell.id) == "done"]
+        done = [cell for cell in order.cells if self._store.state(cell.id) == "done"]
         for cell in done:  # it died between the last write and saying so
             yield self._ended(cell, "done")
         left = [each for each in order.singles() if each.cell not in done]
         if order.part == "answers":
-            asked = [each.cell for each in left if next_part(self._ledger, each.cell) == "cost"]
+            asked = [each.cell for each in left if next_part(self._store, each.cell) == "cost"]
             yield from self._measure(asked)
             left = [each for each in left if each.cell not in asked]
         if left and death.blameless and order.moves < MAX_MOVES:
@@ -221,11 +221,11 @@ class Dispatcher:
             again = replace(order, attempt=order.attempt + 1, batch_size=batch_size, suspect=True)
             # other cells wait for a reference; anything else may be what killed the worker, and comes last
             self._queue.insert(0 if order.cell.reference is None else len(self._queue), again)
-        elif order.part == "cost" and (answers := self._ledger.answers(order.cell.id)) is not None:
-            self._ledger.write_result(order.cell, {**answers, "cost": _unmeasured(order, death)})
+        elif order.part == "cost" and (answers := self._store.answers(order.cell.id)) is not None:
+            self._store.write_result(order.cell, {**answers, "cost": _unmeasured(order, death)})
             yield self._ended(order.cell, "done")
         else:
-            self._ledger.write_error(order.cell, _set_aside(order, death))
+            self._store.write_error(order.cell, _set_aside(order, death))
             yield self._ended(order.cell, "failed")
 
     def _note_stillbirth(self, slot: str, death: Died) -> None:
@@ -238,13 +238,13 @@ class Dispatcher:
             raise PrerequisiteError(
                 f"no worker can be started: the last one died with {death.cause}"
                 + "".join(f" ({line})" for line in last),
-                hint=f"what the workers printed is in `{self._ledger.directory / 'logs'}`",
+                hint=f"what the workers printed is in `{self._store.directory / 'logs'}`",
             )
 
 
-def next_part(ledger: Ledger, cell: Cell) -> Part:
+def next_part(store: SweepStore, cell: Cell) -> Part:
     """What of a cell is to be run next: its questions, or its measurement where they were asked."""
-    return "cost" if cell.efficiency and ledger.answers(cell.id) is not None else "answers"
+    return "cost" if cell.efficiency and store.answers(cell.id) is not None else "answers"
 
 
 def company(cell: Cell) -> tuple[object, ...]:

@@ -25,7 +25,7 @@ from tokenprune.sweep.config.schema import SweepConfig
 from tokenprune.sweep.executors.file_channel import INBOX, OUTBOX, PULSE, STOP, Lines, Pulse, make_box, post
 from tokenprune.sweep.executors.scheduler import Dispatcher
 from tokenprune.sweep.messages import Died, Message, Order, Report, message_of
-from tokenprune.sweep.store.result_store import Ledger
+from tokenprune.sweep.store.result_store import SweepStore
 
 POLL_S = 0.2
 GRACE_S = 10.0
@@ -41,7 +41,7 @@ class SlurmExecutor:
     """Jobs of a Slurm cluster, submitted by submitit.
 
     Args:
-        ledger: The sweep directory, on a file system that all nodes share.
+        store: The sweep directory, on a file system that all nodes share.
         config: The sweep.
         host: Not used: workers load plugins themselves.
         jobs: How many at most; without it as many as the sweep lists devices.
@@ -61,7 +61,7 @@ class SlurmExecutor:
 
     def __init__(
         self,
-        ledger: Ledger,
+        store: SweepStore,
         config: SweepConfig,
         host: Host,
         *,
@@ -78,7 +78,7 @@ class SlurmExecutor:
         del host
         if cluster not in CLUSTERS:
             raise ConfigError(f"`cluster` must be one of {', '.join(CLUSTERS)}, got `{cluster}`", hint="leave it out")
-        self._ledger = ledger
+        self._store = store
         self._config = config
         self._jobs = _number("jobs", jobs, 1) if jobs != "" else len(config.device)
         numbers = {
@@ -89,13 +89,13 @@ class SlurmExecutor:
         }
         names = {"slurm_partition": partition, "slurm_account": account, "slurm_qos": qos}
         settings = {**numbers, **{key: value for key, value in names.items() if value}}
-        self._submitter = _submitter(ledger.directory / "logs" / "slurm", cluster, settings)
+        self._submitter = _submitter(store.directory / "logs" / "slurm", cluster, settings)
         self._threads = cluster == "debug"
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
         """Run the cells; see `tokenprune.sweep.executors.executor.Executor`."""
-        crew = JobCrew(self._submitter, self._ledger, self._config, self._jobs, threads=self._threads)
-        return Dispatcher(self._ledger, crew, self._config.share).run(cells)
+        crew = JobCrew(self._submitter, self._store, self._config, self._jobs, threads=self._threads)
+        return Dispatcher(self._store, crew, self._config.share).run(cells)
 
 
 def serve_mailbox(box: str, directory: str, device: str, overlays: int, token: str) -> None:
@@ -133,13 +133,13 @@ class _Hired:
 class JobCrew:
     """Jobs, one per slot."""
 
-    def __init__(self, submitter: Any, ledger: Ledger, config: SweepConfig, jobs: int, *, threads: bool) -> None:
+    def __init__(self, submitter: Any, store: SweepStore, config: SweepConfig, jobs: int, *, threads: bool) -> None:
         self._submitter = submitter
-        self._ledger = ledger
+        self._store = store
         self._config = config
         self._count = jobs
         self._threads = threads
-        self._mail = ledger.directory / "mail" / ledger.token
+        self._mail = store.directory / "mail" / store.token
         self._pulse = Pulse(self._mail / PULSE)
         self._hired: dict[str, _Hired] = {}
         self._number = 0
@@ -159,7 +159,7 @@ class JobCrew:
         box = self._mail / f"{slot}-{self._number}"
         make_box(box)
         self._pulse.beat()
-        place = (str(self._ledger.directory), self._device(slot), self._config.overlays, self._ledger.token)
+        place = (str(self._store.directory), self._device(slot), self._config.overlays, self._store.token)
         with _module_path():
             job = self._submitter.submit(serve_mailbox, str(box), *place)
         name = f"{slot}#{job.job_id}"

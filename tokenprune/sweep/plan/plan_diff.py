@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenprune.cell import Cell
 from tokenprune.evaluation.environment import Installed, versions_here, versions_in
-from tokenprune.sweep.store.result_store import CellState, Ledger
+from tokenprune.sweep.store.result_store import CellState, SweepStore
 
 _SAME_CELL = ("model", "task", "label", "budget_ratio", "budget_tokens", "seed")
 """What a person calls the same cell; everything else that its id covers may have changed."""
@@ -40,39 +40,39 @@ class Survey:
     changes: tuple[str, ...]
 
 
-def survey(ledger: Ledger, cells: Sequence[Cell], *, rerun: bool = False) -> Survey:
+def survey(store: SweepStore, cells: Sequence[Cell], *, rerun: bool = False) -> Survey:
     """Look what a directory holds of a plan; nothing is written, and the plan before it must still be there.
 
     Args:
-        ledger: The sweep directory.
+        store: The sweep directory.
         cells: The plan.
         rerun: Take up again what was run with other versions than those that are installed here.
     """
-    damaged = [cell for cell in cells if ledger.damaged(cell)]
+    damaged = [cell for cell in cells if store.damaged(cell)]
     found = [cell for cell in cells if cell not in damaged]
-    otherwise = [cell for cell in found if ledger.measured_otherwise(cell)]
-    older, older_costs = _of_other_versions(ledger, found)
+    otherwise = [cell for cell in found if store.measured_otherwise(cell)]
+    older, older_costs = _of_other_versions(store, found)
     asked = {cell.id for cell in damaged}
     measured = {cell.id for cell in otherwise}
     if rerun:
         asked |= set(older)
         # what was compared with an unpruned cell that is asked again is compared with the new one
-        asked |= {cell.id for cell in found if cell.reference in older and ledger.settled(cell.id) is not None}
+        asked |= {cell.id for cell in found if cell.reference in older and store.settled(cell.id) is not None}
         measured |= set(older_costs)
     measured -= asked
     again = asked | measured
-    states: dict[str, CellState] = {cell.id: "pending" if cell.id in again else ledger.state(cell.id) for cell in cells}
+    states: dict[str, CellState] = {cell.id: "pending" if cell.id in again else store.state(cell.id) for cell in cells}
     return Survey(
         states,
         tuple(cell for cell in cells if cell.id in asked),
         tuple(cell for cell in cells if cell.id in measured),
         (
-            *explain_changes(ledger.planned_rows(), cells),
+            *explain_changes(store.planned_rows(), cells),
             *_explain_damage(damaged),
             *_explain_measurements(otherwise),
             *_explain_versions("run", older.values(), rerun=rerun),
             *_explain_versions("measured", older_costs.values(), rerun=rerun),
-            *_explain_begun(ledger, [cell for cell in cells if states[cell.id] == "pending"]),
+            *_explain_begun(store, [cell for cell in cells if states[cell.id] == "pending"]),
         ),
     )
 
@@ -104,13 +104,13 @@ def explain_changes(before: Iterable[Mapping[str, Any]], cells: Sequence[Cell]) 
     )
 
 
-def _of_other_versions(ledger: Ledger, cells: Iterable[Cell]) -> tuple[dict[str, str], dict[str, str]]:
+def _of_other_versions(store: SweepStore, cells: Iterable[Cell]) -> tuple[dict[str, str], dict[str, str]]:
     """What differs, by the id of the cell: of its answers, and of its cost where that alone was measured elsewhere."""
     installed = Installed()
     answers: dict[str, str] = {}
     costs: dict[str, str] = {}
     for cell in cells:
-        found = ledger.settled(cell.id)
+        found = store.settled(cell.id)
         if found is None:
             continue
         cost = found.get("cost") or {}
@@ -148,10 +148,10 @@ def _explain_versions(done: str, differences: Iterable[str], *, rerun: bool) -> 
         )
 
 
-def _explain_begun(ledger: Ledger, cells: Iterable[Cell]) -> Iterator[str]:
+def _explain_begun(store: SweepStore, cells: Iterable[Cell]) -> Iterator[str]:
     """What becomes of cells that were stopped while they were asked."""
     installed = Installed()
-    found = [(cell, begun) for cell in cells if (begun := ledger.partial(cell.id)) is not None and begun.batches]
+    found = [(cell, begun) for cell in cells if (begun := store.partial(cell.id)) is not None and begun.batches]
     differing = [(begun, _versions_differ(begun.origin.get("environment"), installed)) for _, begun in found]
     same = [(cell, begun) for (cell, begun), (_, difference) in zip(found, differing, strict=True) if not difference]
     if same:

@@ -28,7 +28,7 @@ import filelock
 from tokenprune.errors import ConfigError, TokenPruneError
 from tokenprune.sweep.store.atomic_io import StorageError, make_folder, storage_error, write_text
 
-LOCK_FILE, OWNER_LOCK_FILE, OWNER_FILE, LEASE_FILE = "lock", "owner.lock", "owner", "lease"
+LOCK_FILE, OWNER_LOCK_FILE, OWNER_FILE, TOKEN_FILE = "lock", "owner.lock", "owner", "lease"
 
 ORPHANS_S = 30.0
 """Seconds to wait for the workers of a process that was killed: they notice within moments."""
@@ -38,12 +38,12 @@ _PROBES, _PROBE_S = 3, 0.02
 """How often, and after how many seconds, a look at a lock is repeated: another look holds it for a moment, too."""
 
 
-class LeaseLostError(TokenPruneError):
+class TakenOverError(TokenPruneError):
     """Another invocation has taken the sweep directory over; this worker must not write any more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class WriteRight:
     """The right to write to a sweep directory.
 
     Args:
@@ -56,7 +56,7 @@ class Lease:
 
 
 @contextmanager
-def hold(directory: Path) -> Iterator[Lease]:
+def hold(directory: Path) -> Iterator[WriteRight]:
     """Take a sweep directory; made where it is not there.
 
     Raises:
@@ -80,22 +80,22 @@ def hold(directory: Path) -> Iterator[Lease]:
             time.sleep(_POLL_S)
         write_text(directory / OWNER_FILE, f"pid {os.getpid()} on {platform.node()}\n")
         token = uuid.uuid4().hex
-        write_text(directory / LEASE_FILE, token + "\n")
-        yield Lease(token, lock)
+        write_text(directory / TOKEN_FILE, token + "\n")
+        yield WriteRight(token, lock)
 
 
 def check(directory: Path, token: str) -> None:
     """Make sure that a lease is still valid.
 
     Raises:
-        LeaseLostError: Another invocation has taken the directory.
+        TakenOverError: Another invocation has taken the directory.
     """
     try:
-        current = (directory / LEASE_FILE).read_text(encoding="utf-8").strip()
+        current = (directory / TOKEN_FILE).read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         current = ""
     if current != token:
-        raise LeaseLostError(f"another process has taken over the sweep in `{directory}`")
+        raise TakenOverError(f"another process has taken over the sweep in `{directory}`")
 
 
 def owner(directory: Path) -> str:

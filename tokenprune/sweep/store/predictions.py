@@ -152,7 +152,7 @@ class Partial:
 
         Raises:
             StorageError: The disk does not take it.
-            LeaseLostError: Another invocation has taken the directory over.
+            TakenOverError: Another invocation has taken the directory over.
         """
         self._guard()
         try:

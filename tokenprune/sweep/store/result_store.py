@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tokenprune.cell import Cell
 from tokenprune.errors import ConfigError
-from tokenprune.sweep.store import lock as lease
+from tokenprune.sweep.store import lock
 from tokenprune.sweep.store.atomic_io import (
     StorageError,
     inside,
@@ -51,8 +51,8 @@ __all__ = [
     "SCHEMA",
     "CellState",
     "Header",
-    "Ledger",
     "StorageError",
+    "SweepStore",
     "read_jsonl",
     "write_bytes",
     "write_json",
@@ -83,7 +83,7 @@ class Header:
     config: Mapping[str, Any]
 
 
-class Ledger:
+class SweepStore:
     """Reads and writes one sweep directory.
 
     Args:
@@ -109,7 +109,7 @@ class Ledger:
             ConfigError: Another process runs a sweep here.
             StorageError: The directory cannot be written.
         """
-        with lease.hold(self.directory) as held:
+        with lock.hold(self.directory) as held:
             self.token, self.lock_descriptor = held.token, held.descriptor
             try:
                 yield
@@ -118,7 +118,7 @@ class Ledger:
 
     def owner(self) -> str:
         """Who runs a sweep here now (`pid 12 on node`), or an empty text."""
-        return lease.owner(self.directory)
+        return lock.owner(self.directory)
 
     def open_sweep(self, config: Mapping[str, Any], cells: Iterable[Cell], name: str = "") -> Header:
         """Begin a sweep or continue it: the id stays, the config and the plan become the given ones."""
@@ -273,10 +273,10 @@ class Ledger:
         """Make the cell's folder and forget an earlier attempt; returns the folder.
 
         Raises:
-            LeaseLostError: Another invocation has taken the directory over.
+            TakenOverError: Another invocation has taken the directory over.
             StorageError: The disk does not take it.
         """
-        self.check_lease()
+        self.check_token()
         folder = self.cell_directory(cell.id)
         make_folder(folder)
         for name in ("result.json", "answers.json", "error.json"):
@@ -296,20 +296,20 @@ class Ledger:
     def write_answers(self, cell: Cell, answers: Mapping[str, Any]) -> None:
         """Keep what the questions gave until the cost is measured."""
         folder = self.cell_directory(cell.id)
-        write_json(folder / "answers.json", _stamped(cell, answers), self.check_lease)
+        write_json(folder / "answers.json", _stamped(cell, answers), self.check_token)
         _remove(folder / PARTIAL_FILE)
 
     def write_samples(self, cell: Cell, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep what every question gave; before the answers or the result, like all that these build on."""
-        write_jsonl(self.cell_directory(cell.id) / "samples.jsonl", rows, self.check_lease)
+        write_jsonl(self.cell_directory(cell.id) / "samples.jsonl", rows, self.check_token)
 
     def write_first_token(self, cell: Cell, first: FirstToken) -> None:
         """Keep the first-token distributions of an unpruned cell."""
-        write_bytes(self.cell_directory(cell.id) / "first_token.npz", first.to_bytes(), self.check_lease)
+        write_bytes(self.cell_directory(cell.id) / "first_token.npz", first.to_bytes(), self.check_token)
 
     def write_overlays(self, cell: Cell, overlays: Mapping[str, Any]) -> None:
         """Keep what stayed of the first few samples."""
-        write_json(self.cell_directory(cell.id) / "overlays.json", overlays, self.check_lease)
+        write_json(self.cell_directory(cell.id) / "overlays.json", overlays, self.check_token)
 
     def measured_otherwise(self, cell: Cell) -> bool:
         """Whether a cell has a result whose cost was not measured as the plan says now."""
@@ -326,16 +326,16 @@ class Ledger:
     def write_result(self, cell: Cell, result: Mapping[str, Any]) -> None:
         """Complete a cell: this file is written last."""
         folder = self.cell_directory(cell.id)
-        write_json(folder / "result.json", _stamped(cell, result), self.check_lease)
+        write_json(folder / "result.json", _stamped(cell, result), self.check_token)
         _remove(folder / "answers.json")
         _remove(folder / PARTIAL_FILE)
 
     def write_error(self, cell: Cell, error: Mapping[str, Any]) -> None:
         """Record why a cell has no result."""
-        self.check_lease()
+        self.check_token()
         folder = self.cell_directory(cell.id)
         make_folder(folder)
-        write_json(folder / "error.json", _stamped(cell, error), self.check_lease)
+        write_json(folder / "error.json", _stamped(cell, error), self.check_token)
 
     def partial(self, cell_id: str) -> Begun | None:
         """The answers that a cell has so far, or `None`."""
@@ -343,32 +343,32 @@ class Ledger:
 
     def open_partial(self, cell: Cell, begun: Begun) -> Partial:
         """A file for the answers of a cell that is asked; what it held before and is not in `begun` is forgotten."""
-        return Partial(self.cell_directory(cell.id) / PARTIAL_FILE, begun, self.check_lease)
+        return Partial(self.cell_directory(cell.id) / PARTIAL_FILE, begun, self.check_token)
 
     def forget_partial(self, cell: Cell) -> None:
         """Remove the answers that a cell has so far."""
-        self.check_lease()
+        self.check_token()
         _remove(self.cell_directory(cell.id) / PARTIAL_FILE)
 
-    def check_lease(self) -> None:
+    def check_token(self) -> None:
         """Make sure that this process may still write here; every write does so last, before it shows.
 
         Raises:
-            LeaseLostError: Another invocation has taken the directory over.
+            TakenOverError: Another invocation has taken the directory over.
             StorageError: Nobody can tell, because the lease is gone.
         """
         if not self.token:
             return
         try:
-            lease.check(self.directory, self.token)
-        except lease.LeaseLostError as error:
-            path = self.directory / lease.LEASE_FILE
+            lock.check(self.directory, self.token)
+        except lock.TakenOverError as error:
+            path = self.directory / lock.TOKEN_FILE
             if not path.is_file():
                 raise StorageError(
                     f"`{path}` is gone, so nobody can tell who may write there",
                     hint="somebody removed it; run the same command again: every finished cell is kept",
                 ) from error
-            raise lease.LeaseLostError(error.message, hint="wait for it, or use another directory") from None
+            raise lock.TakenOverError(error.message, hint="wait for it, or use another directory") from None
 
 
 def _stamped(cell: Cell, facts: Mapping[str, Any]) -> dict[str, Any]:

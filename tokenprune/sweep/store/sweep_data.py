@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tokenprune.cell import Cell
-from tokenprune.sweep.store.result_store import CellState, Header, Ledger
+from tokenprune.sweep.store.result_store import CellState, Header, SweepStore
 
 
 @dataclass(frozen=True)
-class Finished:
+class CellRecord:
     """One cell with what is known about it; `result` or `error` is there once it ended."""
 
     cell: Cell
@@ -25,13 +25,13 @@ class Finished:
 class SweepData:
     """Everything that reports read."""
 
-    ledger: Ledger
+    store: SweepStore
     header: Header
-    cells: tuple[Finished, ...]
+    cells: tuple[CellRecord, ...]
 
     def samples(self, cell: Cell) -> list[dict[str, Any]]:
         """The cell's sample rows."""
-        return self.ledger.samples(cell.id)
+        return self.store.samples(cell.id)
 
 
 def read_sweep(directory: str | Path) -> SweepData:
@@ -40,12 +40,12 @@ def read_sweep(directory: str | Path) -> SweepData:
     Raises:
         ConfigError: It is not one, or it is of another version.
     """
-    ledger = Ledger(directory)
-    header = ledger.header()
+    store = SweepStore(directory)
+    header = store.header()
     cells = []
-    for cell in ledger.plan():
-        state = ledger.state(cell.id)
-        result = ledger.result(cell.id) if state == "done" else None
-        error = ledger.error(cell.id) if state in ("failed", "refused") else None
-        cells.append(Finished(cell, state, result, error))
-    return SweepData(ledger, header, tuple(cells))
+    for cell in store.plan():
+        state = store.state(cell.id)
+        result = store.result(cell.id) if state == "done" else None
+        error = store.error(cell.id) if state in ("failed", "refused") else None
+        cells.append(CellRecord(cell, state, result, error))
+    return SweepData(store, header, tuple(cells))

@@ -19,19 +19,19 @@ from tokenprune.evaluation.machine.devices import device_error, lost_device
 from tokenprune.evaluation.model_cache import Bench
 from tokenprune.sweep.messages import Ended
 from tokenprune.sweep.store.atomic_io import StorageError
-from tokenprune.sweep.store.lock import LeaseLostError
-from tokenprune.sweep.store.result_store import Ledger
+from tokenprune.sweep.store.lock import TakenOverError
+from tokenprune.sweep.store.result_store import SweepStore
 
 _log = logging.getLogger(__name__)
 
 
-def measure_cell(ledger: Ledger, bench: Bench, cell: Cell, attempt: int = 1) -> Ended:
+def measure_cell(store: SweepStore, bench: Bench, cell: Cell, attempt: int = 1) -> Ended:
     """Measure the first sample of a cell that ran, and complete the cell.
 
     A measurement that fails is a cost with an `error` and a `hint`; the answers stand.
 
     Args:
-        ledger: The sweep directory.
+        store: The sweep directory.
         bench: Models, tasks and batches.
         cell: A cell that was answered.
         attempt: Which attempt this is.
@@ -39,23 +39,23 @@ def measure_cell(ledger: Ledger, bench: Bench, cell: Cell, attempt: int = 1) -> 
     Raises:
         ConfigError: The cell has no answers.
         StorageError: The disk takes no more.
-        LeaseLostError: Another invocation has taken the directory over.
+        TakenOverError: Another invocation has taken the directory over.
     """
-    ledger.check_lease()  # a measurement is long, and its device may be somebody else's by now
-    answers = ledger.awaited(cell.id, lambda: ledger.answers(cell.id))
+    store.check_token()  # a measurement is long, and its device may be somebody else's by now
+    answers = store.awaited(cell.id, lambda: store.answers(cell.id))
     if answers is None:
         raise ConfigError(f"cell `{cell.name}` has no answers to add a cost to", hint="run the sweep again")
     clock = time.perf_counter()
-    cost = _cost(ledger, bench, cell)
+    cost = _cost(store, bench, cell)
     seconds = answers["seconds"] + time.perf_counter() - clock
     attempts = max(attempt, answers.get("attempts", 1))
-    ledger.write_result(cell, {**answers, "cost": cost, "seconds": seconds, "attempts": attempts})
+    store.write_result(cell, {**answers, "cost": cost, "seconds": seconds, "attempts": attempts})
     return Ended(cell.id, "done")
 
 
-def _cost(ledger: Ledger, bench: Bench, cell: Cell) -> Mapping[str, Any]:
+def _cost(store: SweepStore, bench: Bench, cell: Cell) -> Mapping[str, Any]:
     try:
-        index = next(row["index"] for row in ledger.samples(cell.id) if not row["error"])
+        index = next(row["index"] for row in store.samples(cell.id) if not row["error"])
         loaded, task = bench.model(cell), bench.task(cell)
         pruner = bench.pruner(cell)
         sample = bench.prepare(loaded, task, [index]).inputs
@@ -64,7 +64,7 @@ def _cost(ledger: Ledger, bench: Bench, cell: Cell) -> Mapping[str, Any]:
         # of its own: answers stay where a cost is measured again, perhaps with another torch on another machine
         environment = replace(bench.environment(cell), threads=cost.get("threads", torch.get_num_threads()))
         return {**cost, "environment": environment.to_json()}
-    except (StorageError, LeaseLostError):
+    except (StorageError, TakenOverError):
         raise
     except Exception as error:
         if lost_device(error):

@@ -33,9 +33,9 @@ from tokenprune.metrics.lens import lens_errors
 from tokenprune.metrics.quality import compare, summarise
 from tokenprune.sweep.messages import Answered, Ended, Order
 from tokenprune.sweep.store.atomic_io import StorageError, is_full, storage_error
-from tokenprune.sweep.store.lock import LeaseLostError
+from tokenprune.sweep.store.lock import TakenOverError
 from tokenprune.sweep.store.predictions import Begun, Origin, Partial
-from tokenprune.sweep.store.result_store import Ledger
+from tokenprune.sweep.store.result_store import SweepStore
 from tokenprune.sweep.worker.cell_cost import measure_cell
 from tokenprune.sweep.worker.overlay_pictures import save_overlays
 
@@ -91,13 +91,13 @@ class CellRunner:
     """Runs cells of one sweep in one process.
 
     Args:
-        ledger: The sweep directory.
+        store: The sweep directory.
         bench: Models, tasks and batches.
         overlays: Samples per cell whose kept tokens are stored for pictures.
     """
 
-    def __init__(self, ledger: Ledger, bench: Bench, *, overlays: int = 0) -> None:
-        self.ledger = ledger
+    def __init__(self, store: SweepStore, bench: Bench, *, overlays: int = 0) -> None:
+        self.store = store
         self.bench = bench
         self.overlays = overlays
 
@@ -108,7 +108,7 @@ class CellRunner:
 
     def measure(self, cell: Cell, attempt: int = 1) -> Ended:
         """Measure the cost of a cell that was answered, and complete it; see `tokenprune.sweep.worker.cell_cost`."""
-        return measure_cell(self.ledger, self.bench, cell, attempt)
+        return measure_cell(self.store, self.bench, cell, attempt)
 
     def run_together(self, orders: Sequence[Order], progress: Progress | None = None) -> Iterator[Answered | Ended]:
         """Ask the questions of cells of one `company`, batch by batch; yields as they are through.
@@ -125,12 +125,12 @@ class CellRunner:
 
         Raises:
             StorageError: The disk takes no more: no matter of a cell.
-            LeaseLostError: Another invocation has taken the directory over.
+            TakenOverError: Another invocation has taken the directory over.
         """
         jobs = [_Job(order, datetime.now(UTC)) for order in orders]
         try:
             for job in jobs:
-                self.ledger.begin_cell(job.order.cell)
+                self.store.begin_cell(job.order.cell)
                 self._step(job, self._open, len(jobs))
             for number in range(self._batches(jobs)):
                 self._ask_all([job for job in jobs if job.runs and not _has(job, number)], number, len(jobs), progress)
@@ -167,13 +167,13 @@ class CellRunner:
         clock = time.perf_counter()
         try:
             step(job)
-        except (StorageError, LeaseLostError):
+        except (StorageError, TakenOverError):
             raise
         except Exception as error:  # the boundary of a cell: a broken one is a recorded failure
             if lost_device(error):
                 raise device_error(self.bench.device, error) from error
             if isinstance(error, OSError) and is_full(error):
-                raise storage_error(error, self.ledger.cell_directory(job.order.cell.id)) from error
+                raise storage_error(error, self.store.cell_directory(job.order.cell.id)) from error
             if ran_out_of_memory(error) and (beside > 1 or job.order.smaller() is not None):
                 job.starved, job.asking = True, None  # nothing is kept of the error: its traceback holds the memory
             else:
@@ -195,8 +195,8 @@ class CellRunner:
         _log.error("%s %s: %s", job.order.cell.name, error["outcome"], error["message"])
         where = {"environment": job.environment.to_json()} if job.environment is not None else {}
         if job.partial is not None and not job.asked:  # what is wrong may be wrong with the answers so far, too
-            self.ledger.forget_partial(job.order.cell)
-        self.ledger.write_error(job.order.cell, {**error, **where, **_how(job.order)})
+            self.store.forget_partial(job.order.cell)
+        self.store.write_error(job.order.cell, {**error, **where, **_how(job.order)})
         return Ended(job.order.cell.id, error["outcome"])
 
     # --- one cell -------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class CellRunner:
     def _take_over(self, job: _Job, origin: Origin) -> None:
         """Go on where an earlier worker was stopped, and open the file for what is still to be asked."""
         cell, answers = job.order.cell, _opened(job).answers
-        begun = self.ledger.partial(cell.id)
+        begun = self.store.partial(cell.id)
         taken: list[Mapping[str, Any]] = []
         if begun is not None:
             smaller = job.order.smaller()
@@ -251,7 +251,7 @@ class CellRunner:
             job.resumed = len(answers.rows)
             _log.warning("%s goes on after %d of %d questions", cell.name, job.resumed, cell.samples)
         started = job.started.isoformat(timespec="seconds")
-        job.partial = self.ledger.open_partial(cell, Begun(origin.to_json(), started, job.order.attempt, tuple(taken)))
+        job.partial = self.store.open_partial(cell, Begun(origin.to_json(), started, job.order.attempt, tuple(taken)))
         job.written = len(answers.rows)
 
     def _ask(self, job: _Job, number: int, memo: PrefillMemo | None) -> None:
@@ -274,10 +274,10 @@ class CellRunner:
         against = self._compare(cell, answers, asking.reference)
         lens = self._lens(cell, answers) if cell.lens else None
         if cell.reference is None:
-            self.ledger.write_first_token(cell, answers.first_token())
-        self.ledger.write_samples(cell, answers.rows)
+            self.store.write_first_token(cell, answers.first_token())
+        self.store.write_samples(cell, answers.rows)
         if self.overlays:
-            self.ledger.write_overlays(cell, self._overlays(cell, answers))
+            self.store.write_overlays(cell, self._overlays(cell, answers))
         result = {
             "quality": summarise(answers.rows),
             "against_none": against,
@@ -291,7 +291,7 @@ class CellRunner:
             "worker": {"pid": os.getpid(), "device": self.bench.device},
             "family": self.bench.model(cell).family,
         }
-        write = self.ledger.write_answers if cell.efficiency else self.ledger.write_result
+        write = self.store.write_answers if cell.efficiency else self.store.write_result
         write(cell, {**result, **_how(job.order)})
 
     def _reference(self, cell: Cell) -> FirstToken | None:
@@ -299,16 +299,16 @@ class CellRunner:
         if cell.reference is None:
             return None
         known = functools.partial(self._known, cell.reference)
-        if not (self.ledger.awaited(cell.reference, known) or {}).get("quality"):
+        if not (self.store.awaited(cell.reference, known) or {}).get("quality"):
             raise TokenPruneError(
                 f"the unpruned cell `{cell.reference}` has no result, so there is nothing to compare with",
                 hint="mend what made it fail, then continue with failed cells retried",
             )
-        return self.ledger.first_token(cell.reference)
+        return self.store.first_token(cell.reference)
 
     def _known(self, cell_id: str) -> Mapping[str, Any] | None:
         """What an unpruned cell came to: its result, or its answers, or its error."""
-        return self.ledger.settled(cell_id) or self.ledger.error(cell_id)
+        return self.store.settled(cell_id) or self.store.error(cell_id)
 
     def _compare(self, cell: Cell, answers: Answers, reference: FirstToken | None) -> dict[str, float | None] | None:
         if cell.reference is None or reference is None:
@@ -318,7 +318,7 @@ class CellRunner:
             row["kl"] = float(value) if np.isfinite(value) else None
         known = [row["kl"] for row in answers.rows if row["kl"] is not None]
         return {
-            **compare(answers.rows, self.ledger.samples(cell.reference)),
+            **compare(answers.rows, self.store.samples(cell.reference)),
             "kl": sum(known) / len(known) if known else None,
         }
 
@@ -334,7 +334,7 @@ class CellRunner:
         batch = self.bench.prepare(self.bench.model(cell), self.bench.task(cell), sorted(drawn))
         samples = dict(zip(batch.indices, batch.samples, strict=True))
         grids = dict(zip(batch.indices, self.bench.grids(cell, batch), strict=True))
-        return save_overlays(self.ledger.directory, cell, samples, grids, drawn, answers.rows)
+        return save_overlays(self.store.directory, cell, samples, grids, drawn, answers.rows)
 
 
 def describe_error(error: BaseException, outcome: Outcome) -> dict[str, Any]:

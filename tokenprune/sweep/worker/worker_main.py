@@ -29,7 +29,7 @@ class Worker:
         directory: The sweep directory, as this machine sees it.
         device: Torch device, or `auto`.
         overlays: Samples per cell whose kept tokens are stored.
-        token: The lease under which this worker may write.
+        token: The token under which this worker may write.
     """
 
     def __init__(self, directory: str | Path, device: str, overlays: int, token: str) -> None:
@@ -37,12 +37,12 @@ class Worker:
         from tokenprune.evaluation.machine.devices import try_device
         from tokenprune.evaluation.model_cache import Bench
         from tokenprune.plugins import load_host
-        from tokenprune.sweep.store.result_store import Ledger
+        from tokenprune.sweep.store.result_store import SweepStore
         from tokenprune.sweep.worker.cell_runner import CellRunner
 
         self._bench = Bench(load_host(), device)
         try_device(self._bench.device)
-        self._runner = CellRunner(Ledger(directory, token=token), self._bench, overlays=overlays)
+        self._runner = CellRunner(SweepStore(directory, token=token), self._bench, overlays=overlays)
 
     def serve(self, order: Order, say: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
         """Run the cells of an order to their ends and say how it went.

@@ -7,27 +7,27 @@ import pytest
 
 from tests.sweep.test_identity import CELL
 from tokenprune.errors import ConfigError
-from tokenprune.sweep.store.result_store import Ledger, read_jsonl, write_json, write_jsonl
+from tokenprune.sweep.store.result_store import SweepStore, read_jsonl, write_json, write_jsonl
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    made = Ledger(tmp_path / "sweep")
+def store(tmp_path: Path) -> SweepStore:
+    made = SweepStore(tmp_path / "sweep")
     made.open_sweep({"models": ["scenes"]}, [CELL])
     return made
 
 
-def test_life_of_a_cell(ledger: Ledger) -> None:
-    assert ledger.state(CELL.id) == "pending"
-    ledger.write_error(CELL, {"outcome": "failed", "message": "boom"})
-    assert ledger.state(CELL.id) == "failed"
-    ledger.write_error(CELL, {"outcome": "refused", "message": "no"})
-    assert ledger.state(CELL.id) == "refused"
-    ledger.begin_cell(CELL)
-    assert ledger.state(CELL.id) == "pending"
-    ledger.write_result(CELL, {"quality": {}})
-    assert ledger.state(CELL.id) == "done"
-    assert ledger.plan() == (CELL,)
+def test_life_of_a_cell(store: SweepStore) -> None:
+    assert store.state(CELL.id) == "pending"
+    store.write_error(CELL, {"outcome": "failed", "message": "boom"})
+    assert store.state(CELL.id) == "failed"
+    store.write_error(CELL, {"outcome": "refused", "message": "no"})
+    assert store.state(CELL.id) == "refused"
+    store.begin_cell(CELL)
+    assert store.state(CELL.id) == "pending"
+    store.write_result(CELL, {"quality": {}})
+    assert store.state(CELL.id) == "done"
+    assert store.plan() == (CELL,)
 
 
 @pytest.mark.parametrize(
@@ -44,16 +44,16 @@ def test_life_of_a_cell(ledger: Ledger) -> None:
         "\x00" * 64,
     ],
 )
-def test_a_torn_result_counts_as_none(ledger: Ledger, content: str) -> None:
-    folder = ledger.begin_cell(CELL)
+def test_a_torn_result_counts_as_none(store: SweepStore, content: str) -> None:
+    folder = store.begin_cell(CELL)
     (folder / "result.json").write_text(content.replace("ID", CELL.id), encoding="utf-8")
-    assert ledger.state(CELL.id) == "pending"
+    assert store.state(CELL.id) == "pending"
 
 
-def test_a_crash_before_the_rename_leaves_no_result(ledger: Ledger) -> None:
-    folder = ledger.begin_cell(CELL)
+def test_a_crash_before_the_rename_leaves_no_result(store: SweepStore) -> None:
+    folder = store.begin_cell(CELL)
     (folder / ".result.json.1.tmp").write_text('{"schema": 1', encoding="utf-8")
-    assert ledger.state(CELL.id) == "pending"
+    assert store.state(CELL.id) == "pending"
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
@@ -81,53 +81,53 @@ def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_said(tmp_path: Path) 
         read_jsonl(path)
 
 
-def test_the_sweep_keeps_its_id_and_takes_the_new_plan(ledger: Ledger) -> None:
-    first = ledger.header()
-    ledger.open_sweep({"models": ["other"]}, [])
-    again = ledger.header()
+def test_the_sweep_keeps_its_id_and_takes_the_new_plan(store: SweepStore) -> None:
+    first = store.header()
+    store.open_sweep({"models": ["other"]}, [])
+    again = store.header()
     assert (again.sweep_id, again.created) == (first.sweep_id, first.created)
-    assert (again.config, ledger.plan()) == ({"models": ["other"]}, ())
+    assert (again.config, store.plan()) == ({"models": ["other"]}, ())
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}', '{"schema": 1, "config": []}'])
-def test_a_damaged_sweep_file_is_said_so(ledger: Ledger, content: str) -> None:
-    (ledger.directory / "sweep.json").write_text(content, encoding="utf-8")
+def test_a_damaged_sweep_file_is_said_so(store: SweepStore, content: str) -> None:
+    (store.directory / "sweep.json").write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match="damaged or of another version"):
-        ledger.header()
+        store.header()
 
 
 @pytest.mark.parametrize("content", ['{"id": ', "[]", "1", "null", '{"model": 1}'])
-def test_a_damaged_plan_is_said_so(ledger: Ledger, content: str) -> None:
-    (ledger.directory / "plan.jsonl").write_text(content, encoding="utf-8")
+def test_a_damaged_plan_is_said_so(store: SweepStore, content: str) -> None:
+    (store.directory / "plan.jsonl").write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"plan\.jsonl` is damaged|not a cell of this version") as caught:
-        ledger.plan()
+        store.plan()
     assert caught.value.hint
 
 
 def test_not_a_sweep_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a sweep directory"):
-        Ledger(tmp_path).header()
+        SweepStore(tmp_path).header()
 
 
 def _try_lock(directory: str, answers: multiprocessing.Queue[str]) -> None:
     try:
-        with Ledger(directory).lock():
+        with SweepStore(directory).lock():
             answers.put("locked")
     except ConfigError as error:
         answers.put(error.message)
 
 
-def test_a_second_process_is_refused(ledger: Ledger) -> None:
+def test_a_second_process_is_refused(store: SweepStore) -> None:
     context = multiprocessing.get_context("spawn")
     answers: multiprocessing.Queue[str] = context.Queue()
 
     def ask() -> str:
-        process = context.Process(target=_try_lock, args=(str(ledger.directory), answers))
+        process = context.Process(target=_try_lock, args=(str(store.directory), answers))
         process.start()
         answer = answers.get(timeout=60)
         process.join()
         return answer
 
-    with ledger.lock():
+    with store.lock():
         assert "another process (pid" in ask()
     assert ask() == "locked"
