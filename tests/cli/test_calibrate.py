@@ -88,7 +88,7 @@ def test_other_options_are_taken_and_written(run: Commands, toy: None, tiny_mode
         (["fitprune", "--budget", "lots"], "not a budget: 'lots'"),
         (["fitprune", "--budget", "1", "--account", "average"], "its floor is"),
         (["fitprune", "--account", "all"], "invalid value for '--account'"),
-        (["fitprune", "--option", "tables"], "not an option: `tables`"),
+        (["fitprune", "--option", "tables"], "--option must be `NAME=VALUE`, got `tables`"),
         (["fitprune", "--option", "tabels={}"], "unknown option of pruner `fitprune` `tabels`"),
         (["vtw", "--option", "eta=-1"], "option `eta` of `vtw` must be > 0"),
         (["fitprune", "--out", "nowhere/tables.yaml"], "cannot write `nowhere/tables.yaml`"),

@@ -17,7 +17,8 @@ from tests.sweep.test_identity import CELL
 from tokenprune.cell import Cell
 from tokenprune.cli.board import Board
 from tokenprune.cli.display import JsonLines, Lines, sweep_display
-from tokenprune.cli.output import Output, ProgressForm
+from tokenprune.cli.options import ProgressForm
+from tokenprune.cli.output import Output
 from tokenprune.cli.tally import ANSWERS_SHARE, Tally
 from tokenprune.events import (
     CellAnswered,

@@ -141,7 +141,7 @@ def test_show_tells_the_point_that_options_choose(run: Commands) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("magnitude", "--set wants `name=value`, got `magnitude`"),
+        ("magnitude", "--set must be `NAME=VALUE`, got `magnitude`"),
         ("magnitude=clss", "unknown magnitude `clss`"),
         ("magnitud=cls", "unknown option of pruner `composed` `magnitud`"),
         ("pivots=many", "option `pivots` of pruner `composed` must be a int, got 'many'"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenprune.cli.report import fitting
+from tokenprune.cli.leaderboard import fitting
 
 HEADER = ["#", "pruner", "accuracy %", "vs none", "vs random", "layer average", "prefill ms"]
 ROWS = [["1", "iwp-exact", "81.2", "-3.0 [-6.0, -1.0]", "+9.0 [+4.0, +13.0]*", "26", "11.2"]]

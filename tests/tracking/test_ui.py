@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.commands import Commands, environment
 from tests.sweep.fixtures import FinishedSweep
-from tokenprune.cli.ui import dashboard_lines
+from tokenprune.cli.links import dashboard_lines
 from tokenprune.sweep.runner import TRACKING_FILE
 from tokenprune.sweep.store.atomic_io import read_json, write_json
 

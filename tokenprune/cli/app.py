@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
 from tokenprune import __version__
-from tokenprune.cli import (
+from tokenprune.cli.commands import (
     budget,
     calibrate,
     check,
@@ -23,14 +23,35 @@ from tokenprune.cli import (
     plugins,
     report,
     runs,
+    show,
     sweep,
     ui,
 )
-from tokenprune.cli.output import Output, Session
+from tokenprune.cli.output import Invocation, Output
 from tokenprune.errors import ExitCode, TokenPruneError
 from tokenprune.plugins import DEFAULT_PLUGINS, DISABLE_VARIABLE, Host, PluginReport, load_host
 
 PROGRAM = "tokenprune"
+
+_PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
+    "Compare": {
+        "sweep": sweep.sweep,
+        "report": report.report,
+        "ui": ui.ui,
+        "budget": budget.budget,
+        "explain": explain.explain,
+        "lens": lens.lens,
+        "calibrate": calibrate.calibrate,
+    },
+    "Look around": {
+        "check": check.check,
+        "list": listing.list_parts,
+        "show": show.show,
+        "families": families.families,
+        "plugins": plugins.plugins,
+        "doctor": doctor.doctor,
+    },
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=list(words),
             prog_name=PROGRAM,
             standalone_mode=False,  # errors are told here, in one style
-            obj=Session(host, output, words),
+            obj=Invocation(host, output, words),
         )
     except TokenPruneError as error:
         output.error(error.message, error.hint)
@@ -91,20 +112,10 @@ def build_app(host: Host) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback(invoke_without_command=True)(_top)
-    app.command("sweep", rich_help_panel="Compare")(sweep.sweep)
     app.add_typer(runs.app, name="runs", rich_help_panel="Compare")
-    app.command("report", rich_help_panel="Compare")(report.report)
-    app.command("ui", rich_help_panel="Compare")(ui.ui)
-    app.command("budget", rich_help_panel="Compare")(budget.budget)
-    app.command("explain", rich_help_panel="Compare")(explain.explain)
-    app.command("lens", rich_help_panel="Compare")(lens.lens)
-    app.command("calibrate", rich_help_panel="Compare")(calibrate.calibrate)
-    app.command("check", rich_help_panel="Look around")(check.check)
-    app.command("list", rich_help_panel="Look around")(listing.list_parts)
-    app.command("show", rich_help_panel="Look around")(listing.show)
-    app.command("families", rich_help_panel="Look around")(families.families)
-    app.command("plugins", rich_help_panel="Look around")(plugins.plugins)
-    app.command("doctor", rich_help_panel="Look around")(doctor.doctor)
+    for panel, commands in _PANELS.items():
+        for name, command in commands.items():
+            app.command(name, rich_help_panel=panel)(command)
     host.add_commands(app)
     return app
 
@@ -114,18 +125,18 @@ def _top(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Compare training-free visual-token pruners for vision-language models."""
-    session = context.find_object(Session)
-    if session is None:
+    invocation = context.find_object(Invocation)
+    if invocation is None:
         return
     if version:
-        session.output.text(__version__)
+        invocation.output.text(__version__)
         raise typer.Exit(ExitCode.OK)
     if context.invoked_subcommand is None:
-        session.output.text(context.get_help())
+        invocation.output.text(context.get_help())
         raise typer.Exit(ExitCode.OK)
     if context.invoked_subcommand not in ("plugins", "doctor"):  # they show failures themselves
-        for failure in session.host.failures():
-            session.output.warning(_failure_line(failure), _failure_hint(failure))
+        for failure in invocation.host.failures():
+            invocation.output.warning(_failure_line(failure), _failure_hint(failure))
 
 
 def _failure_line(failure: PluginReport) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.live import Live
 
 from tokenprune.cli.board import Board
-from tokenprune.cli.output import Output, ProgressForm
+from tokenprune.cli.options import ProgressForm
+from tokenprune.cli.output import Output
 from tokenprune.cli.tally import Tally, figures, reason
 from tokenprune.events import (
     CellAnswered,

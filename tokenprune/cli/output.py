@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import typer
@@ -70,18 +69,8 @@ class Output:
             self.talk.print(Text.assemble("\n", ("hint:", "bold cyan"), " ", printable(hint)), soft_wrap=True)
 
 
-class ProgressForm(StrEnum):
-    """What is said on stderr while a sweep runs."""
-
-    AUTO = "auto"
-    LIVE = "live"
-    LINES = "lines"
-    JSON = "json"
-    NONE = "none"
-
-
 @dataclass(frozen=True, slots=True)
-class Session:
+class Invocation:
     """What every command is handed: the plugins, the sink, and the words that the user typed."""
 
     host: Host
@@ -89,12 +78,12 @@ class Session:
     arguments: tuple[str, ...] = ()
 
 
-def session_of(context: typer.Context) -> Session:
-    """The session that `main` put into the context."""
-    session = context.find_object(Session)
-    if session is None:
-        raise RuntimeError("commands run under `tokenprune.cli.app.main`, which hands them their session")
-    return session
+def invocation_of(context: typer.Context) -> Invocation:
+    """The invocation that `main` put into the context."""
+    invocation = context.find_object(Invocation)
+    if invocation is None:
+        raise RuntimeError("commands run under `tokenprune.cli.app.main`, which hands them their invocation")
+    return invocation
 
 
 #: Spaces between two columns of `table`.

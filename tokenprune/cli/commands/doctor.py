@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tokenprune import __version__
-from tokenprune.cli.output import Session, session_of, table
+from tokenprune.cli.output import Invocation, invocation_of, table
 from tokenprune.errors import ExitCode
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "mlflow", "pluggy", "typer", "rich")
@@ -42,16 +42,16 @@ def doctor(
 
     Example: tokenprune doctor --model llava-hf/llava-1.5-7b-hf
     """
-    session = session_of(context)
+    invocation = invocation_of(context)
     if model is not None:
-        findings = _one_model(model, session)
+        findings = _one_model(model, invocation)
     else:
-        findings = [*_versions(), *_internals(), *_devices(), *_models(session), *_plugins(session), _store()]
+        findings = [*_versions(), *_internals(), *_devices(), *_models(invocation), *_plugins(invocation), _store()]
     if as_json:
-        session.output.json({"findings": [dataclasses.asdict(finding) for finding in findings]})
+        invocation.output.json({"findings": [dataclasses.asdict(finding) for finding in findings]})
     else:
         rows = [[finding.subject, finding.verdict, finding.text] for finding in findings]
-        session.output.show(table(["subject", "verdict", "what was found"], rows))
+        invocation.output.show(table(["subject", "verdict", "what was found"], rows))
     if any(finding.verdict == "bad" for finding in findings):
         raise typer.Exit(ExitCode.VERDICT)
 
@@ -118,12 +118,12 @@ def _devices() -> list[Finding]:
     return findings
 
 
-def _models(session: Session) -> list[Finding]:
+def _models(invocation: Invocation) -> list[Finding]:
     from tokenprune.checkpoints.loading import model_path
 
     findings = []
-    for spec in session.host.models:
-        path = Path(model_path(spec.name, session.host))
+    for spec in invocation.host.models:
+        path = Path(model_path(spec.name, invocation.host))
         weights = sorted(path.glob("*.safetensors"))
         if weights:
             size = sum(file.stat().st_size for file in weights) / 2**20
@@ -135,11 +135,11 @@ def _models(session: Session) -> list[Finding]:
     return findings
 
 
-def _one_model(name: str, session: Session) -> list[Finding]:
+def _one_model(name: str, invocation: Invocation) -> list[Finding]:
     """What can be pruned in a model, and what is missing; only its config is read."""
     from tokenprune.checkpoints.examine import examine
 
-    found = examine(name, session.host)
+    found = examine(name, invocation.host)
     findings = [Finding("model", "ok", f"{found.model}, model type `{found.model_type}`")]
     if found.family is not None:
         findings.append(Finding("family", "ok", f"{found.family}, described by {found.owner}"))
@@ -171,7 +171,7 @@ def _one_model(name: str, session: Session) -> list[Finding]:
     ]
 
 
-def _plugins(session: Session) -> list[Finding]:
+def _plugins(invocation: Invocation) -> list[Finding]:
     verdicts: dict[str, Verdict] = {"loaded": "ok", "blocked": "note", "partial": "bad", "failed": "bad"}
     return [
         Finding(
@@ -180,7 +180,7 @@ def _plugins(session: Session) -> list[Finding]:
             f"{report.outcome} from {report.distribution} {report.version}".strip()
             + (f": {report.reason}" if report.reason else ""),
         )
-        for report in session.host.reports
+        for report in invocation.host.reports
     ]
 
 

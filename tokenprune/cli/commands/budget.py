@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.calibrate import Account, parse_options
-from tokenprune.cli.output import Output, session_of, table
+from tokenprune.cli.options import Account, PrunerOptions, key_values
+from tokenprune.cli.output import Output, invocation_of, table
 from tokenprune.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ def budget(
     precision: Annotated[
         float, typer.Option(help="Percentage points between neighbouring ratios.", min=0.1, max=50.0)
     ] = 1.0,
-    option: Annotated[
-        list[str] | None, typer.Option(help="An option of the pruner, `KEY=VALUE`; may be repeated.")
-    ] = None,
+    option: PrunerOptions = None,
     seed: Annotated[int | None, typer.Option(help="Seed of a pruner that draws at random.  [default: 0]")] = None,
     account: Annotated[Account, typer.Option(help="What the ratio counts.")] = Account.KEPT,
     batch_size: Annotated[int, typer.Option(help="Questions per batch.", min=1)] = 16,
@@ -47,11 +45,11 @@ def budget(
 
     Example: tokenprune budget fastv --option layer=1 --limit 70 --retention 99,95
     """
-    session = session_of(context)
+    invocation = invocation_of(context)
     targets = _targets(retention)
-    spec = session.host.pruners.get(name)  # wrong names are told before anything is loaded
-    options = spec.validate(parse_options(option or []))
-    session.host.tasks.get(task)
+    spec = invocation.host.pruners.get(name)  # wrong names are told before anything is loaded
+    options = spec.validate(key_values("--option", option, example="layer=2"))
+    invocation.host.tasks.get(task)
     from tokenprune.cell import REFERENCE
     from tokenprune.report.text import counted
     from tokenprune.studies.bisection import bisect
@@ -79,17 +77,17 @@ def budget(
         "efficiency": False,
         "overlays": 0,
     }
-    config = parse_config(Source("command line", data), session.host)
+    config = parse_config(Source("command line", data), invocation.host)
     directory = out or Path("runs") / f"budget-{name}"
     steps = max(2, round(100.0 / precision))
-    with open_trials(config, directory, session.host, steps) as trials:
+    with open_trials(config, directory, invocation.host, steps) as trials:
 
         def run(step: int) -> Trial:
             trial = trials(step)
-            session.output.say(f"{_ratio(step, steps)}: {_said(trial)}")
+            invocation.output.say(f"{_ratio(step, steps)}: {_said(trial)}")
             return trial
 
-        session.output.say(f"unpruned accuracy: {100.0 * trials.unpruned.mean:.1f} %")
+        invocation.output.say(f"unpruned accuracy: {100.0 * trials.unpruned.mean:.1f} %")
         search = bisect(run, targets, steps)
         if as_json:
             place = {
@@ -100,13 +98,13 @@ def budget(
                 "task": task,
                 "account": account.value,
             }
-            session.output.json({"budget": {**place, **_json(search, trials), "directory": str(directory)}})
+            invocation.output.json({"budget": {**place, **_json(search, trials), "directory": str(directory)}})
         else:
             title = config.pruners[0].title
-            session.output.show(f"{title} on {model}, {task}: {counted(trials.questions, 'question')}")
-            _show(session.output, search, trials)
+            invocation.output.show(f"{title} on {model}, {task}: {counted(trials.questions, 'question')}")
+            _show(invocation.output, search, trials)
     if any(trial.outcome == "failed" for trial in search.trials):
-        session.output.error(
+        invocation.output.error(
             "a run failed and counts as wrong answers",
             f"`tokenprune report {directory}` shows why; the same command tries it again",
         )

@@ -7,11 +7,12 @@ import signal
 import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tokenprune.cli.output import Output, session_of
+from tokenprune.cli.links import link_lines
+from tokenprune.cli.output import Output, invocation_of
 from tokenprune.errors import PrerequisiteError
 
 
@@ -33,7 +34,7 @@ def ui(
     """
     from tokenprune.tracking.server import choose_port, find_dashboard, serving
 
-    output = session_of(context).output
+    output = invocation_of(context).output
     dashboard = find_dashboard(directory)
     if dashboard.behind:
         output.warning(
@@ -62,28 +63,6 @@ def ui(
     raise PrerequisiteError(f"the MLflow server ended with code {code}", hint=f"see {log}")
 
 
-def dashboard_lines(tracking: Mapping[str, Any], directory: Path) -> list[str]:
-    """What a sweep says at its end about its runs: how to open them, and where each view is.
-
-    Args:
-        tracking: What the tracker wrote about the sweep; empty where there is none.
-        directory: The sweep directory.
-    """
-    from tokenprune.tracking.server import HOST, PORT, main_links
-
-    uri = str(tracking.get("uri", ""))
-    if not uri:
-        return []
-    served = uri.startswith(("http://", "https://"))
-    links = {entry["name"]: entry["address"] for entry in tracking["links"]}
-    lines = [f"dashboard: {uri}"] if served else []
-    if tracking.get("own"):
-        lines = [f"dashboard: tokenprune ui {shlex.quote(str(directory))}"]
-    elif not served:
-        lines = [f"dashboard: mlflow ui --workers 1 --backend-store-uri {shlex.quote(uri)}"]
-    return [*lines, *_lines(main_links(links, uri if served else f"http://{HOST}:{PORT}"))]
-
-
 def _show(output: Output, links: Mapping[str, str], base: str, *, browser: bool, as_json: bool) -> None:
     from tokenprune.tracking.server import main_links
 
@@ -92,12 +71,7 @@ def _show(output: Output, links: Mapping[str, str], base: str, *, browser: bool,
         output.json({"dashboard": base, "links": {name: f"{base}/{address}" for name, address in links.items()}})
     else:
         output.say(f"dashboard: {base}")
-        for line in _lines(found):
+        for line in link_lines(found):
             output.text(line)
     if browser:
         webbrowser.open(found[0][1] if found else base)
-
-
-def _lines(found: list[tuple[str, str]]) -> list[str]:
-    width = max((len(name) for name, _ in found), default=0)
-    return [f"  {name:<{width}}  {address}" for name, address in found]

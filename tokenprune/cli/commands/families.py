@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenprune.cli.output import session_of, table
+from tokenprune.cli.output import invocation_of, table
 from tokenprune.registry import FamilySpec
 
 
@@ -18,17 +18,17 @@ def families(
 
     Example: tokenprune families --json
     """
-    session = session_of(context)
-    known = session.host.families
+    invocation = invocation_of(context)
+    known = invocation.host.families
     if as_json:
-        session.output.json({"families": [_entry(spec) for spec in known]})
+        invocation.output.json({"families": [_entry(spec) for spec in known]})
         return
     rows = [[spec.name, ", ".join(spec.sites) or "none", "yes" if spec.video else "no", spec.summary] for spec in known]
-    session.output.show(table(["family", "sites", "video", "what it is"], rows))
+    invocation.output.show(table(["family", "sites", "video", "what it is"], rows))
     whole = [(spec, next(iter(spec.refused.values()))) for spec in known if spec.refused and not spec.sites]
     if whole:
-        session.output.text("")
-        session.output.show(table(["cannot be pruned", "why"], [[spec.name, reason] for spec, reason in whole]))
+        invocation.output.text("")
+        invocation.output.show(table(["cannot be pruned", "why"], [[spec.name, reason] for spec, reason in whole]))
 
 
 def _entry(spec: FamilySpec) -> dict[str, Any]:

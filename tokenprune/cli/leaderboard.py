@@ -1,16 +1,12 @@
-"""`tokenprune report`: the tables of a sweep directory, finished or not."""
+"""The tables of a sweep on a terminal: the columns that fit, and the notes about them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from tokenprune.cli.output import GAP, Output, session_of, table
-from tokenprune.errors import ConfigError
+from tokenprune.cli.output import GAP, Output, table
 
 if TYPE_CHECKING:
     from tokenprune.report.data.notes import Note, Section
@@ -18,48 +14,6 @@ if TYPE_CHECKING:
 
 #: Columns of the other tables, among those of the leaderboard: what a narrow terminal loses first has a large number.
 _IMPORTANCE = {"difference": 2, "p": 3, "questions": 4}
-
-
-def report(
-    context: typer.Context,
-    directory: Annotated[Path, typer.Argument(help="Sweep directory.")],
-    families: Annotated[bool, typer.Option("--families", help="Also every task family, with intervals.")] = False,
-    pairs: Annotated[bool, typer.Option("--pairs", help="Also every pair of pruners.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, with every column.")] = False,
-    html: Annotated[
-        bool, typer.Option("--html", help="Write the folder `report` of the sweep again: HTML page, plots, tables.")
-    ] = False,
-) -> None:
-    """Print the leaderboard of a sweep, what its budgets say together, and what failed in it.
-
-    Intervals are 95 % ones, those of differences paired; `*` marks those that are significant after Holm's correction.
-
-    Example: tokenprune report runs/default --markdown
-    """
-    from tokenprune.report import leaderboard, markdown_report, pair_tables, write_report
-    from tokenprune.report.render.markdown import markdown_section
-    from tokenprune.report.render.sections import pair_section
-    from tokenprune.sweep.store.sweep_data import read_sweep
-
-    output = session_of(context).output
-    if as_json and markdown:
-        raise ConfigError("--json and --markdown exclude each other", hint="choose one")
-    data = read_sweep(directory)
-    board = leaderboard(data)
-    paired = pair_tables(data) if pairs else ()
-    if as_json:
-        more = {"pairs": [asdict(found) for found in paired]} if pairs else {}
-        output.json({"leaderboard": board.to_json(), **more})
-    elif markdown:
-        parts = [markdown_report(board).rstrip(), *(markdown_section(pair_section(found)) for found in paired)]
-        output.text("\n\n".join(parts))
-    else:
-        show_leaderboard(output, board, families=families)
-        for section in map(pair_section, paired):
-            show_section(output, section)
-    if html:
-        output.say(f"report: {write_report(directory)}")
 
 
 def leaderboard_json(directory: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tokenprune.cli.output import session_of, table
+from tokenprune.cli.output import invocation_of, table
 from tokenprune.plugins import DEFAULT_PLUGINS
 
 
@@ -24,10 +24,10 @@ def plugins(
 
     Example: tokenprune plugins --verbose
     """
-    session = session_of(context)
-    reports = session.host.reports
+    invocation = invocation_of(context)
+    reports = invocation.host.reports
     if as_json:
-        session.output.json({"plugins": [dataclasses.asdict(report) for report in reports]})
+        invocation.output.json({"plugins": [dataclasses.asdict(report) for report in reports]})
         return
     shown = [
         report for report in reports if verbose or report.name not in DEFAULT_PLUGINS or report.outcome != "loaded"
@@ -41,8 +41,8 @@ def plugins(
         ]
         for report in shown
     ]
-    session.output.show(table(["plugin", "distribution", "outcome", "hooks, or what is wrong"], rows))
+    invocation.output.show(table(["plugin", "distribution", "outcome", "hooks, or what is wrong"], rows))
     if verbose:
         for report in shown:
             if report.details:
-                session.output.text(f"{report.name}:\n{report.details}")
+                invocation.output.text(f"{report.name}:\n{report.details}")

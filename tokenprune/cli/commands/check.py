@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenprune.budget import Budget
-from tokenprune.cli.calibrate import parse_options
-from tokenprune.cli.output import Session, session_of
+from tokenprune.cli.options import PrunerOptions, key_values
+from tokenprune.cli.output import Invocation, invocation_of
 from tokenprune.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class CheckGroup(StrEnum):
 def check(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A pruner's name.")],
-    option: Annotated[list[str] | None, typer.Option("--option", "--options", help="An option, `KEY=VALUE`.")] = None,
+    option: PrunerOptions = None,
     group: Annotated[list[CheckGroup] | None, typer.Option(help="Only these laws; may be repeated.")] = None,
     model: Annotated[str, typer.Option(help="Model: short name, directory or hub name.")] = "scenes",
     budget: Annotated[
@@ -43,35 +43,35 @@ def check(
 
     Example: tokenprune check iwp --group choice --budget 25%
     """
-    session = session_of(context)
-    spec = session.host.pruners.get(name)
-    options = spec.validate(parse_options(option or []))
+    invocation = invocation_of(context)
+    spec = invocation.host.pruners.get(name)
+    options = spec.validate(key_values("--option", option, example="layer=2"))
     budgets = tuple(Budget.parse(text) for text in budget or ())
     groups = tuple(chosen.value for chosen in group or ())
     if not groups or "model" in groups:
-        _check_model(session, model)
-    results = _looked(session, name, options, model, budgets, thorough, groups)
+        _check_model(invocation, model)
+    results = _looked(invocation, name, options, model, budgets, thorough, groups)
     failed = sum(result.status == "failed" for result in results)
     if as_json:
         entries = [dataclasses.asdict(result) for result in results]
-        session.output.json({"pruner": name, "options": options, "failed": failed, "checks": entries})
+        invocation.output.json({"pruner": name, "options": options, "failed": failed, "checks": entries})
     else:
         for result in results:
-            session.output.text(result.line())
-        session.output.say(f"{failed} of {len(results)} failed" if failed else f"{len(results)} laws, none broken")
+            invocation.output.text(result.line())
+        invocation.output.say(f"{failed} of {len(results)} failed" if failed else f"{len(results)} laws, none broken")
     if failed:
         raise typer.Exit(ExitCode.VERDICT)
 
 
-def _check_model(session: Session, model: str) -> None:
+def _check_model(invocation: Invocation, model: str) -> None:
     """Refuse a wrong name before anything runs."""
     from tokenprune.checkpoints.loading import model_path
 
-    model_path(model, session.host)
+    model_path(model, invocation.host)
 
 
 def _looked(
-    session: Session,
+    invocation: Invocation,
     name: str,
     options: dict[str, Any],
     model: str,
@@ -87,6 +87,6 @@ def _looked(
         model=model,
         budgets=tuple(budgets),
         thorough=thorough or bool(budgets),
-        host=session.host,
+        host=invocation.host,
     )
     return [law.look(subject) for law in checks(*groups)]

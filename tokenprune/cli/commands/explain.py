@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenprune.budget import Budget
-from tokenprune.cli.output import Session, session_of, table
+from tokenprune.cli.output import Invocation, invocation_of, table
 from tokenprune.errors import BudgetError, ConfigError, IncompatibleError
 
 if TYPE_CHECKING:
@@ -69,56 +69,67 @@ def explain(
 
     Example: tokenprune explain --image cat.png --question "what color is the circle ?" --pruners random,iwp
     """
-    session = session_of(context)
+    invocation = invocation_of(context)
     names = [name.strip() for name in pruners.split(",") if name.strip()]
     if not names:
         raise ConfigError("--pruners is empty", hint="for example `--pruners random,iwp`")
     for name in names:
-        session.host.pruners.get(name)
+        invocation.host.pruners.get(name)
     wanted = Budget.parse(budget)
     from tokenprune.tasks.pictures import read_picture
 
-    picture = read_picture(image, session.output.warning)
-    grids, found = _ask(session, picture, question, names, wanted, model, device)
+    picture = read_picture(image, invocation.output.warning)
+    grids, found = _ask(invocation, picture, question, names, wanted, model, device)
     _draw(picture, grids, found, out)
     if as_json:
         answers = [{key: value for key, value in asdict(kept).items() if key != "labels"} for kept in found]
         asked = {"question": question, "budget": wanted.label(), "picture": str(out), "grids": grids}
-        session.output.json({**asked, "pruners": answers})
+        invocation.output.json({**asked, "pruners": answers})
         return
     rows = [
         [kept.pruner, kept.site, str(kept.tokens), f"{kept.layer_average:.1f}", kept.refused or kept.answer]
         for kept in found
     ]
     columns = ["pruner", "site", "tokens", "layer average", "answer"]
-    session.output.show(table(columns, rows, numbers=["tokens", "layer average"]))
-    session.output.say(f"picture: {out}")
+    invocation.output.show(table(columns, rows, numbers=["tokens", "layer average"]))
+    invocation.output.say(f"picture: {out}")
 
 
 def _ask(
-    session: Session, picture: Image.Image, question: str, names: Sequence[str], budget: Budget, model: str, device: str
+    invocation: Invocation,
+    picture: Image.Image,
+    question: str,
+    names: Sequence[str],
+    budget: Budget,
+    model: str,
+    device: str,
 ) -> tuple[list[Grid], list[Kept]]:
     from tokenprune.checkpoints import load_model
     from tokenprune.checkpoints.loading import parts_of
     from tokenprune.evaluation.model_cache import Bench
     from tokenprune.tasks.base import Sample
 
-    loaded = load_model(model, device=device, host=session.host)
-    bench = Bench(session.host, device)
+    loaded = load_model(model, device=device, host=invocation.host)
+    bench = Bench(invocation.host, device)
     inputs = bench.encode(loaded, [Sample("explain", (picture,), question, answer="", family="")])
-    parts = parts_of(loaded.model, session.host)
+    parts = parts_of(loaded.model, invocation.host)
     grids = [visual.grid or (1, visual.tokens) for visual in parts.visuals(inputs) if visual.tokens]
-    return grids, [_ask_one(session, loaded, inputs, name, budget, grids) for name in names]
+    return grids, [_ask_one(invocation, loaded, inputs, name, budget, grids) for name in names]
 
 
 def _ask_one(
-    session: Session, loaded: LoadedModel, inputs: dict[str, Any], name: str, budget: Budget, grids: Sequence[Grid]
+    invocation: Invocation,
+    loaded: LoadedModel,
+    inputs: dict[str, Any],
+    name: str,
+    budget: Budget,
+    grids: Sequence[Grid],
 ) -> Kept:
     from tokenprune.engine import pruned
     from tokenprune.metrics.lens import kept_tokens
 
     try:
-        chosen = session.host.pruners.get(name).build()
+        chosen = invocation.host.pruners.get(name).build()
         with pruned(loaded.model, chosen, budget, joint=loaded.joint) as run:
             made = loaded.model.generate(**inputs, do_sample=False, max_new_tokens=_ANSWER_TOKENS)
     except (BudgetError, IncompatibleError) as error:

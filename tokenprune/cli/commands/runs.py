@@ -11,8 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.output import ProgressForm, session_of, table
-from tokenprune.cli.sweep import NO_TRACKERS, RERUN, TRACKER, executor_options, finish, interruptible, tracker_change
+from tokenprune.cli.options import (
+    AsJson,
+    ExecutorName,
+    ExecutorOptions,
+    NoTracker,
+    Progress,
+    ProgressForm,
+    Quiet,
+    Rerun,
+    SweepDirectory,
+    Trackers,
+    Workers,
+    executor_options,
+    tracker_change,
+)
+from tokenprune.cli.output import invocation_of, table
+from tokenprune.cli.sweep_run import run_and_show
 from tokenprune.errors import ConfigError
 from tokenprune.report.render.escaping import csv_text
 
@@ -26,8 +41,6 @@ app = typer.Typer(
 )
 
 _STATES: tuple[CellState, ...] = ("done", "failed", "refused", "pending")
-Directory = Annotated[Path, typer.Argument(help="Sweep directory.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Format(StrEnum):
@@ -41,18 +54,18 @@ class Format(StrEnum):
 def runs(context: typer.Context) -> None:
     """Look at a sweep directory, retry what failed, fill MLflow from it, export its figures."""
     if context.invoked_subcommand is None:
-        session_of(context).output.text(context.get_help())
+        invocation_of(context).output.text(context.get_help())
 
 
 @app.command()
-def status(context: typer.Context, directory: Directory, as_json: AsJson = False) -> None:
+def status(context: typer.Context, directory: SweepDirectory, as_json: AsJson = False) -> None:
     """Say how far a sweep is, who runs it, and which cells have no result and why.
 
     Example: tokenprune runs status runs/default
     """
     from tokenprune.sweep.store.sweep_data import read_sweep
 
-    output = session_of(context).output
+    output = invocation_of(context).output
     data = read_sweep(directory)
     counts = Counter(entry.state for entry in data.cells)
     owner = data.store.owner()
@@ -85,51 +98,47 @@ def status(context: typer.Context, directory: Directory, as_json: AsJson = False
 @app.command()
 def retry(
     context: typer.Context,
-    directory: Directory,
+    directory: SweepDirectory,
     refused: Annotated[bool, typer.Option("--refused", help="Also what its pruner refused.")] = False,
-    executor: Annotated[str, typer.Option(help="How cells are run, in place of the sweep's own executor.")] = "",
-    executor_option: Annotated[
-        list[str] | None, typer.Option(help="`NAME=VALUE` for the executor; repeatable.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes of this machine.", min=1)] = None,
-    tracker: Annotated[list[str] | None, TRACKER] = None,
-    no_tracker: Annotated[bool, NO_TRACKERS] = False,
-    rerun: Annotated[bool, RERUN] = False,
+    executor: ExecutorName = "",
+    executor_option: ExecutorOptions = None,
+    workers: Workers = None,
+    tracker: Trackers = None,
+    no_tracker: NoTracker = False,
+    rerun: Rerun = False,
     as_json: AsJson = False,
-    progress: Annotated[ProgressForm, typer.Option(help="How progress is told, on stderr.")] = ProgressForm.AUTO,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    progress: Progress = ProgressForm.AUTO,
+    quiet: Quiet = False,
 ) -> None:
     """Run what failed and what is still pending, with the sweep file that the directory holds.
 
     Example: tokenprune runs retry runs/default --refused
     """
-    from tokenprune.cli.display import sweep_display
-    from tokenprune.sweep import SweepStore, run_sweep
+    from tokenprune.sweep import SweepStore
     from tokenprune.sweep.config.schema import parse_config
     from tokenprune.sweep.config.yaml_source import Source
 
-    session = session_of(context)
+    invocation = invocation_of(context)
     header = SweepStore(directory).header()
     data = {**header.config, **tracker_change(tracker, no_tracker)}
-    config = parse_config(Source(str(directory / "sweep.json"), data), session.host)
-    options = executor_options(executor_option or [], workers)
-    with interruptible(session), sweep_display(session.output, quiet=quiet, form=progress) as display:
-        outcome = run_sweep(
-            config,
-            directory=directory,
-            host=session.host,
-            display=display,
-            executor=executor or None,
-            executor_options=options,
-            retry_failed=True,
-            retry_refused=refused,
-            rerun=rerun,
-        )
-    finish(session, outcome, as_json)
+    config = parse_config(Source(str(directory / "sweep.json"), data), invocation.host)
+    run_and_show(
+        invocation,
+        config,
+        directory,
+        progress=progress,
+        quiet=quiet,
+        as_json=as_json,
+        executor=executor or None,
+        executor_options=executor_options(executor_option, workers),
+        retry_failed=True,
+        retry_refused=refused,
+        rerun=rerun,
+    )
 
 
 @app.command()
-def replay(context: typer.Context, directory: Directory, as_json: AsJson = False) -> None:
+def replay(context: typer.Context, directory: SweepDirectory, as_json: AsJson = False) -> None:
     """Fill an MLflow store with everything that a sweep directory holds; what is there already stays.
 
     The store is that of MLFLOW_TRACKING_URI, else `mlflow.db` in the directory.
@@ -141,7 +150,7 @@ def replay(context: typer.Context, directory: Directory, as_json: AsJson = False
     from tokenprune.sweep.store.atomic_io import read_json
     from tokenprune.tracking.mlflow_tracker import replay as fill
 
-    output = session_of(context).output
+    output = invocation_of(context).output
     store = SweepStore(directory)
     store.header()  # a directory without a sweep must not get a lock file
     with store.lock():
@@ -161,7 +170,7 @@ def replay(context: typer.Context, directory: Directory, as_json: AsJson = False
 @app.command()
 def export(
     context: typer.Context,
-    directory: Directory,
+    directory: SweepDirectory,
     out: Annotated[Path | None, typer.Option(help="File to write.  [default: standard output]")] = None,
     form: Annotated[Format, typer.Option("--format", help="One row per line.")] = Format.CSV,
     samples: Annotated[bool, typer.Option("--samples", help="One row per question instead of one per cell.")] = False,
@@ -174,7 +183,7 @@ def export(
     from tokenprune.sweep.store.atomic_io import storage_error
     from tokenprune.sweep.store.sweep_data import read_sweep
 
-    output = session_of(context).output
+    output = invocation_of(context).output
     data = read_sweep(directory)
     rows = _sample_rows(data) if samples else [_cell_row(entry) for entry in data.cells]
     if as_json:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.output import JSON_SCHEMA, Output, Session, session_of, table
+from tokenprune.cli.options import chosen_pruners, comma_list
+from tokenprune.cli.output import JSON_SCHEMA, Invocation, Output, invocation_of, table
 from tokenprune.errors import ConfigError, ExitCode
 from tokenprune.report.render.escaping import csv_text
 
@@ -55,26 +56,26 @@ def lens(
 
     Example: tokenprune lens --pruners random,divprune,fastv,iwp --limit 70
     """
-    session = session_of(context)
+    invocation = invocation_of(context)
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other", hint="choose one, or take both with --out")
     from tokenprune.studies.lens_study import LensSettings, study_lens
 
     changes = {
-        "budgets": _comma_list("--budgets", budgets) if budgets else None,
+        "budgets": comma_list("--budgets", budgets) if budgets else None,
         "models": [model] if model else None,
         "tasks": [task] if task else None,
         "limit": limit,
         "batch_size": batch_size,
         "device": [device] if device else None,
     }
-    chosen = _chosen(session, config, pruners, {key: value for key, value in changes.items() if value is not None})
+    chosen = _chosen(invocation, config, pruners, {key: value for key, value in changes.items() if value is not None})
     if out is not None:
         _make_folder(out)
-    output = session.output
+    output = invocation.output
     with output.talk.status("lens") if output.live else nullcontext() as status:
         say = None if status is None else (lambda text: status.update(f"lens: {text}"))
-        studies = list(study_lens(chosen, session.host, LensSettings(measured, layer), progress=say))
+        studies = list(study_lens(chosen, invocation.host, LensSettings(measured, layer), progress=say))
     if out is not None:
         _write(out, studies)
         output.say(f"written: {out}")
@@ -89,36 +90,21 @@ def lens(
         raise typer.Exit(ExitCode.FAILED_CELLS)
 
 
-def _chosen(session: Session, path: Path | None, pruners: str, changes: dict[str, Any]) -> SweepConfig:
+def _chosen(invocation: Invocation, path: Path | None, pruners: str, changes: dict[str, Any]) -> SweepConfig:
     """The sweep file, or all installed pruners, with what the options change."""
     from tokenprune.sweep.config.schema import load_config, parse_config, with_changes
     from tokenprune.sweep.config.yaml_source import Source
 
-    host = session.host
+    host = invocation.host
     if path is None:
         names = [name for name in host.pruners.names() if name not in _LEFT_OUT]
-        wanted = _comma_list("--pruners", pruners) if pruners else names
-        data = {"pruners": wanted, "budgets": _comma_list("--budgets", _BUDGETS), "limit": 70, "batch_size": 14}
+        wanted = comma_list("--pruners", pruners) if pruners else names
+        data = {"pruners": wanted, "budgets": comma_list("--budgets", _BUDGETS), "limit": 70, "batch_size": 14}
         return parse_config(Source("command line", {**data, **changes}), host)
     config = load_config(path, host)
     if pruners:
-        entries: list[Any] = []
-        for name in _comma_list("--pruners", pruners):
-            listed: list[Any] = [
-                entry.model_dump()
-                for entry in config.pruners
-                if name in (entry.title, entry.name, entry.title.partition("[")[0])
-            ]
-            entries += listed or [name]
-        changes = {**changes, "pruners": entries}
+        changes = {**changes, "pruners": chosen_pruners(config, pruners)}
     return with_changes(config, changes, host) if changes else config
-
-
-def _comma_list(option: str, text: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise ConfigError(f"{option} has an empty entry: `{text}`", hint=f"for example `{option} first,second`")
-    return parts
 
 
 def _show(output: Output, study: LensStudy) -> None:
