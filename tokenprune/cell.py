@@ -22,8 +22,8 @@ ID_LENGTH = 16
 
 Outcome = Literal["done", "failed", "refused"]
 
-Part = Literal["answers", "cost"]
-"""Which part of a cell is run: its questions are asked; then, alone on the device, its cost is measured."""
+Phase = Literal["answers", "cost"]
+"""Phases of a cell: `answers` evaluates its samples; then `cost` measures it, alone on the device."""
 
 
 @dataclass(frozen=True)

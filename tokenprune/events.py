@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenprune.cell import Cell, Part
+from tokenprune.cell import Cell, Phase
 
 FailedOutcome = Literal["failed", "refused"]
 SweepStatus = Literal["complete", "failures", "interrupted"]
@@ -38,84 +38,87 @@ class SweepStarted:
 
 
 @dataclass(frozen=True, slots=True)
-class CellStarted:
-    """A worker took a part of a cell, for the `attempt`-th time; `done` of `total` cells are finished.
-
-    The part `answers` comes first; `cost` where there is one to measure.
-    """
-
-    directory: Path
-    sweep_id: str
-    cell: Cell
-    worker: str
-    done: int
-    total: int
-    attempt: int = 1
-    part: Part = "answers"
-
-
-@dataclass(frozen=True, slots=True)
-class CellAnswered:
-    """All questions of a cell were asked; it ends when its cost was measured. Displays are told; trackers are not."""
-
-    directory: Path
-    sweep_id: str
-    cell: Cell
-
-
-@dataclass(frozen=True, slots=True)
-class CellProgress:
-    """How far a running cell is, about once a second. Displays are told; trackers are not.
+class CellEvent:
+    """Something happened to a cell. The worker or the executor makes the event; the sweep adds where and how far it is.
 
     Args:
+        cell: The cell.
         directory: The sweep directory.
         sweep_id: The sweep's id.
-        cell: The cell.
-        worker: Who runs it.
-        samples_done: Samples asked so far.
-        samples: Samples of the cell.
-        kept_tokens: Visual tokens that stay of a sample, the mean so far; `None` where that is not known.
-        samples_per_s: Samples of the worker per second, also of cells that it runs beside this one, or `None`.
-        memory_mib: What the worker holds of its device's memory, or `None`.
+        done: Cells of the plan that are finished.
+        total: Cells of the plan.
     """
 
-    directory: Path
-    sweep_id: str
     cell: Cell
-    worker: str
-    samples_done: int
-    samples: int
+    _: KW_ONLY
+    directory: Path = Path()
+    sweep_id: str = ""
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CellStarted(CellEvent):
+    """A worker begins a phase of a cell: `answers` first, then `cost` if it is to be measured.
+
+    Args:
+        worker: Name of the worker.
+        attempt: 1, or more if earlier workers died in this phase.
+        phase: Which phase.
+    """
+
+    worker: str = ""
+    attempt: int = 1
+    phase: Phase = "answers"
+
+    @property
+    def part(self) -> Phase:
+        """The phase, under the name that trackers of hook versions 1 and 2 read."""
+        return self.phase
+
+
+@dataclass(frozen=True, slots=True)
+class CellProgress(CellEvent):
+    """How far a running cell is, about once a second. Displays get it, trackers do not.
+
+    Args:
+        worker: Name of the worker.
+        samples_done: Samples evaluated so far.
+        samples: Samples of the cell.
+        kept_tokens: Mean number of visual tokens that stay of a sample so far; `None` if it is not known.
+        samples_per_s: Samples per second of the worker, with those of co-scheduled cells, or `None`.
+        memory_mib: Memory in MiB that the worker has allocated on its GPU, or else of the machine, or `None`.
+    """
+
+    worker: str = ""
+    samples_done: int = 0
+    samples: int = 0
     kept_tokens: float | None = None
     samples_per_s: float | None = None
     memory_mib: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class CellEnded:
-    """A cell is complete: `result` is what `result.json` holds."""
-
-    directory: Path
-    sweep_id: str
-    cell: Cell
-    result: Mapping[str, Any]
-    done: int
-    total: int
+class CellEvaluated(CellEvent):
+    """All samples of a cell are evaluated; its cost is still to be measured. Displays get it, trackers do not."""
 
 
 @dataclass(frozen=True, slots=True)
-class CellFailed:
+class CellEnded(CellEvent):
+    """A cell is complete: `result` is what `result.json` holds."""
+
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CellFailed(CellEvent):
     """A cell has no result: it `failed`, or its pruner `refused` it (impossible budget, unfit model).
 
     `error` is what `error.json` holds: `type`, `message`, `hint`, `traceback`.
     """
 
-    directory: Path
-    sweep_id: str
-    cell: Cell
     outcome: FailedOutcome
     error: Mapping[str, Any]
-    done: int
-    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,5 +142,5 @@ class SweepEnded:
 Tracked = SweepStarted | CellStarted | CellEnded | CellFailed | SweepEnded
 """What trackers are told: a hook each."""
 
-Event = Tracked | CellAnswered | CellProgress
+Event = Tracked | CellEvaluated | CellProgress
 """What displays are told."""

@@ -21,8 +21,8 @@ from tokenprune.cli.options import ProgressForm
 from tokenprune.cli.output import Output
 from tokenprune.cli.tally import ANSWERS_SHARE, Tally
 from tokenprune.events import (
-    CellAnswered,
     CellEnded,
+    CellEvaluated,
     CellFailed,
     CellProgress,
     CellStarted,
@@ -44,20 +44,20 @@ NONE, RANDOM, HALF = cell("none", None), cell("random", 0.25), cell("random", 0.
 
 def ended(which: Cell, accuracy: float, done: int) -> CellEnded:
     result = {"quality": {"accuracy": accuracy}, "tokens": {"layer_average": 64.0}, "seconds": 2.5}
-    return CellEnded(*PLACE, which, result, done, 3)
+    return CellEnded(which, result, done=done, total=3)
 
 
 EVENTS: list[Event] = [
     SweepStarted(*PLACE, "demo", {}, (NONE, RANDOM, HALF), {}),
-    CellStarted(*PLACE, NONE, "cpu#1", 0, 3),
+    CellStarted(NONE, "cpu#1", done=0, total=3),
     ended(NONE, 0.9, 1),
-    CellStarted(*PLACE, RANDOM, "cpu#1", 1, 3),
-    CellFailed(*PLACE, RANDOM, "failed", {"type": "OSError", "message": "disk full\nmore"}, 2, 3),
-    CellStarted(*PLACE, HALF, "cpu#1", 2, 3),
+    CellStarted(RANDOM, "cpu#1", done=1, total=3),
+    CellFailed(RANDOM, "failed", {"type": "OSError", "message": "disk full\nmore"}, done=2, total=3),
+    CellStarted(HALF, "cpu#1", done=2, total=3),
 ]
 
 
-PROGRESS = CellProgress(*PLACE, HALF, "cpu#1", 120, 512, 64.25, 8.125, 812.4)
+PROGRESS = CellProgress(HALF, "cpu#1", 120, 512, 64.25, 8.125, 812.4)
 
 
 def picture(board: Board, *, width: int = 80, height: int = 40) -> str:
@@ -94,7 +94,7 @@ def test_the_board_says_of_every_worker_its_cell_speed_tokens_and_memory() -> No
         board.take(event)
     assert worker_row(board, "cpu#1") == ["cpu#1", "random/scenes@50%", "begins"]
     board.take(PROGRESS)
-    board.take(CellStarted(*PLACE, RANDOM, "cuda:1#7", 2, 3, 2))
+    board.take(CellStarted(RANDOM, "cuda:1#7", 2, done=2, total=3))
     (heading,) = [line.split() for line in picture(board).splitlines() if line.startswith("worker")]
     assert heading == ["worker", "cell", "samples", "per", "s", "kept", "memory"]
     assert worker_row(board, "cpu#1") == [*("cpu#1", "random/scenes@50%", "120/512", "8.1", "64.2", "812", "MiB")]
@@ -112,12 +112,12 @@ def test_a_cell_that_was_asked_waits_for_its_measurement() -> None:
     for event in EVENTS:
         board.take(event)
     board.take(PROGRESS)
-    board.take(CellAnswered(*PLACE, HALF))
+    board.take(CellEvaluated(HALF))
     shown = picture(board)
     assert "cpu#1" not in shown  # it may ask other cells, or have nothing to do
     assert "1 done, 1 failed, 1 to be measured\n" in shown.replace(" \n", "\n").replace("  ", "")
     assert [line.split()[-1] for line in shown.splitlines() if line.startswith("random ")] == ["asked"]
-    board.take(CellStarted(*PLACE, HALF, "cpu#2", 2, 3, part="cost"))
+    board.take(CellStarted(HALF, "cpu#2", phase="cost", done=2, total=3))
     assert worker_row(board, "cpu#2") == ["cpu#2", "random/scenes@50%", "(cost)"]
     assert "1 done, 1 failed, 1 running" in picture(board)
     assert board.tally.seconds_left() is not None
@@ -129,12 +129,12 @@ def test_cells_that_a_worker_runs_together_are_one_row() -> None:
     board = Board()
     board.take(SweepStarted(*PLACE, "demo", {}, (NONE, RANDOM, HALF), {}))
     for one in (NONE, RANDOM, HALF):
-        board.take(CellStarted(*PLACE, one, "cpu#1", 0, 3))
+        board.take(CellStarted(one, "cpu#1", done=0, total=3))
     assert worker_row(board, "cpu#1") == ["cpu#1", "none/scenes@all", "+2", "begins"]
     board.take(PROGRESS)
     assert worker_row(board, "cpu#1")[:4] == ["cpu#1", "random/scenes@50%", "+2", "120/512"]
     assert "0 done, 3 running" in picture(board)
-    board.take(CellStarted(*PLACE, HALF, "cpu#2", 0, 3, 2))  # the worker died, another one takes a cell
+    board.take(CellStarted(HALF, "cpu#2", 2, done=0, total=3))  # the worker died, another one takes a cell
     assert worker_row(board, "cpu#1") == ["cpu#1", "none/scenes@all", "+1", "begins"]
     assert worker_row(board, "cpu#2") == ["cpu#2", "random/scenes@50%", "(attempt", "2)", "begins"]
 
@@ -150,10 +150,10 @@ def test_a_large_board_fits_80_columns_and_24_lines_and_keeps_the_workers() -> N
     board = Board()
     board.take(SweepStarted(*PLACE, "demo", {}, cells, {}))
     for number, running in enumerate(cells[-10:]):
-        board.take(CellStarted(*PLACE, running, f"cuda:{number}#1234567", 0, len(cells)))
+        board.take(CellStarted(running, f"cuda:{number}#1234567", done=0, total=len(cells)))
         board.take(replace(PROGRESS, cell=running, worker=f"cuda:{number}#1234567"))
     for failed in cells[:5]:
-        board.take(CellFailed(*PLACE, failed, "failed", {"type": "OSError", "message": "x" * 200}, 5, len(cells)))
+        board.take(CellFailed(failed, "failed", {"type": "OSError", "message": "x" * 200}, done=5, total=len(cells)))
     lines = picture(board, height=24).splitlines()
     assert max(len(line) for line in lines) <= 80
     assert len(lines) < 24
@@ -184,7 +184,7 @@ def test_the_board_is_drawn_in_one_thread_while_events_come_in_another() -> None
     drawer = threading.Thread(target=draw)
     drawer.start()
     for one in cells:
-        board.take(CellStarted(*PLACE, one, "cpu#1", 0, len(cells)))
+        board.take(CellStarted(one, "cpu#1", done=0, total=len(cells)))
     for one in cells:
         board.take(ended(one, 0.5, 1))
     stop.set()
@@ -221,26 +221,26 @@ def test_time_left_is_estimated_from_finished_cells(clock: list[float]) -> None:
     video = [cell("random", ratio, task="video") for ratio in (0.25, 0.5)]
     tally = Tally()
     tally.take(SweepStarted(*PLACE, "demo", {}, (NONE, RANDOM, HALF, *video), {}))
-    tally.take(CellStarted(*PLACE, NONE, "cpu#1", 0, 5))
+    tally.take(CellStarted(NONE, "cpu#1", done=0, total=5))
     clock[0] += 30
     assert (tally.seconds_left(), tally.time_left()) == (None, "estimating time left")
     tally.take(timed(NONE, 30.0))
     assert tally.seconds_left() == pytest.approx(4 * 30.0)
     assert tally.time_left() == "about 2:00 left"
-    tally.take(CellStarted(*PLACE, video[0], "cpu#1", 1, 5))
+    tally.take(CellStarted(video[0], "cpu#1", done=1, total=5))
     clock[0] += 90
     tally.take(timed(video[0], 90.0))
     assert tally.seconds_left() == pytest.approx(2 * 30.0 + 90.0)  # each task at its own pace
-    tally.take(CellStarted(*PLACE, video[1], "cpu#1", 2, 5))
+    tally.take(CellStarted(video[1], "cpu#1", done=2, total=5))
     clock[0] += 30
-    tally.take(CellProgress(*PLACE, video[1], "cpu#1", 1, 3))
+    tally.take(CellProgress(video[1], "cpu#1", 1, 3))
     behind = 90.0 * ANSWERS_SHARE / 3
     pace = 150.0 / (30.0 + 90.0 + behind)
     assert tally.seconds_left() == pytest.approx(pace * (2 * 30.0 + 90.0 - behind))
-    tally.take(CellFailed(*PLACE, RANDOM, "failed", {}, 3, 5))
+    tally.take(CellFailed(RANDOM, "failed", {}, done=3, total=5))
     assert tally.seconds_left() == pytest.approx(pace * (30.0 + 90.0 - behind))
-    tally.take(CellProgress(*PLACE, video[1], "cpu#1", 3, 3))
-    tally.take(CellFailed(*PLACE, HALF, "failed", {}, 4, 5))
+    tally.take(CellProgress(video[1], "cpu#1", 3, 3))
+    tally.take(CellFailed(HALF, "failed", {}, done=4, total=5))
     assert tally.seconds_left() > 5.0  # its samples are through, but it is not
 
 
@@ -281,8 +281,8 @@ def test_lines_say_what_runs_where_nothing_was_said_for_a_while(clock: list[floa
     sink, stream = output()
     lines = Lines(sink)
     lines.take(SweepStarted(*PLACE, "demo", {}, (NONE, RANDOM, HALF), {}))
-    lines.take(CellStarted(*PLACE, HALF, "cpu#1", 0, 3))
-    lines.take(CellStarted(*PLACE, RANDOM, "cuda:1#9", 0, 3))
+    lines.take(CellStarted(HALF, "cpu#1", done=0, total=3))
+    lines.take(CellStarted(RANDOM, "cuda:1#9", done=0, total=3))
     for _ in range(70):
         clock[0] += 1
         lines.take(PROGRESS)

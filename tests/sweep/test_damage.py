@@ -90,7 +90,7 @@ def test_answers_without_their_samples_are_not_measured(sweep: Run) -> None:
         empty(folder / "samples.jsonl")
     events: list[Any] = []
     assert sweep(display=events.append, **changes).done == 2
-    parts = [event.part for event in events if isinstance(event, CellStarted)]
+    parts = [event.phase for event in events if isinstance(event, CellStarted)]
     assert sorted(parts) == ["answers", "answers", "cost", "cost"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.sweep.test_identity import CELL
-from tokenprune.cell import Cell, Part
+from tokenprune.cell import Cell, Phase
 from tokenprune.errors import PrerequisiteError
 from tokenprune.sweep.executors.scheduler import MAX_ATTEMPTS, MAX_MOVES, MAX_STILLBIRTHS, Dispatcher
 from tokenprune.sweep.messages import (
@@ -376,6 +376,6 @@ def test_a_measurement_that_keeps_killing_leaves_the_answers(store: SweepStore) 
 
 
 @pytest.mark.parametrize("part", ["answers", "cost"])
-def test_an_order_travels_as_json(part: Part) -> None:
+def test_an_order_travels_as_json(part: Phase) -> None:
     order = Order(CELLS[1], attempt=2, batch_size=4, beside=tuple(CELLS[2:4]), part=part)
     assert Order.from_json(json.loads(json.dumps(order.to_json()))) == order

@@ -208,7 +208,7 @@ def test_a_cost_has_an_environment_of_its_own(sweep: Run, workshop: Workshop, mo
     events: list[Any] = []
     outcome = run_sweep(config, directory=directory, host=workshop.host, display=events.append, rerun=True, track=False)
     assert outcome.changes == (f"2 cells were measured with torch 9.9, here it is {old}: measured again",)
-    assert [event.part for event in events if isinstance(event, CellStarted)] == ["cost", "cost"]
+    assert [event.phase for event in events if isinstance(event, CellStarted)] == ["cost", "cost"]
 
 
 def test_costs_of_different_environments_are_not_compared_in_silence(finished: FinishedSweep, tmp_path: Path) -> None:

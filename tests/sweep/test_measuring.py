@@ -68,7 +68,7 @@ def test_another_way_to_measure_keeps_the_answers(
         events: list[Any] = []
         config = workshop.config(pruners=["first"], budgets=[4], efficiency={**QUICK, **efficiency})
         outcome = run_sweep(config, directory=directory, host=workshop.host, display=events.append)
-        return outcome, [event.part for event in events if isinstance(event, CellStarted)]
+        return outcome, [event.phase for event in events if isinstance(event, CellStarted)]
 
     first, parts = run()
     assert parts == ["answers", "cost", "answers", "cost"]

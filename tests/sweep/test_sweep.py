@@ -10,7 +10,7 @@ import pytest
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tests.sweep.tiny import TOKENS
 from tokenprune import hookimpl
-from tokenprune.events import CellAnswered, CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
+from tokenprune.events import CellEnded, CellEvaluated, CellFailed, CellStarted, SweepEnded, SweepStarted
 from tokenprune.plugins import load_host
 from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
 
@@ -31,8 +31,8 @@ def test_a_whole_sweep(finished: FinishedSweep) -> None:
     assert outcome.status == "failures"
     assert outcome.problems == ()
     kinds = Counter(type(event) for event in finished.events)
-    assert kinds == {SweepStarted: 1, CellStarted: 26, CellAnswered: 11, CellEnded: 11, CellFailed: 4, SweepEnded: 1}
-    parts = Counter(event.part for event in finished.events if isinstance(event, CellStarted))
+    assert kinds == {SweepStarted: 1, CellStarted: 26, CellEvaluated: 11, CellEnded: 11, CellFailed: 4, SweepEnded: 1}
+    parts = Counter(event.phase for event in finished.events if isinstance(event, CellStarted))
     assert parts == {"answers": 15, "cost": 11}
     assert [event.done for event in finished.events if isinstance(event, CellEnded | CellFailed)] == list(range(1, 16))
 

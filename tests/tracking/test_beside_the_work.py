@@ -162,7 +162,14 @@ def test_an_event_reads_one_cell_only(
     (directory / "mlflow.db").write_bytes(migrated_store.read_bytes())
     store = SweepStore(directory)
     cell = next(cell for cell in store.plan() if store.state(cell.id) == "done")
-    event = CellEnded(directory, store.header().sweep_id, cell, store.result(cell.id) or {}, 1, 15)
+    event = CellEnded(
+        cell,
+        store.result(cell.id) or {},
+        directory=directory,
+        sweep_id=store.header().sweep_id,
+        done=1,
+        total=15,
+    )
     open_store(directory).announce()
 
     def never(*arguments: Any) -> Any:

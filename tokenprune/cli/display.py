@@ -16,8 +16,8 @@ from tokenprune.cli.options import ProgressForm
 from tokenprune.cli.output import Output
 from tokenprune.cli.tally import Tally, figures, reason
 from tokenprune.events import (
-    CellAnswered,
     CellEnded,
+    CellEvaluated,
     CellFailed,
     CellProgress,
     CellStarted,
@@ -117,7 +117,7 @@ class JsonLines:
 _WORDS: Mapping[type, str] = {
     SweepStarted: "sweep_started",
     CellStarted: "cell_started",
-    CellAnswered: "cell_answered",
+    CellEvaluated: "cell_answered",
     CellProgress: "cell_progress",
     CellEnded: "cell_ended",
     CellFailed: "cell_failed",
@@ -133,7 +133,7 @@ def _facts(event: Event) -> dict[str, Any]:
     facts: dict[str, Any] = {"cell": event.cell.id, "name": event.cell.name}
     if isinstance(event, CellStarted):
         return {**facts, **_fields(event, "worker", "attempt", "part", "done", "total")}
-    if isinstance(event, CellAnswered):
+    if isinstance(event, CellEvaluated):
         return facts
     if isinstance(event, CellProgress):
         figures = ("samples_done", "samples", "kept_tokens", "samples_per_s", "memory_mib")

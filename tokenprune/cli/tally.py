@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tokenprune.events import (
-    CellAnswered,
     CellEnded,
+    CellEvaluated,
     CellFailed,
     CellProgress,
     CellStarted,
@@ -19,7 +19,7 @@ from tokenprune.events import (
 )
 
 if TYPE_CHECKING:
-    from tokenprune.cell import Cell, Part
+    from tokenprune.cell import Cell, Phase
 
 OUTCOMES = ("done", "failed", "refused")
 
@@ -34,7 +34,7 @@ class Running:
     cell: Cell
     worker: str
     attempt: int = 1
-    part: Part = "answers"
+    part: Phase = "answers"
 
     @property
     def title(self) -> str:
@@ -98,9 +98,9 @@ class Tally:
             self.outcomes = Counter(event.finished.values())
         elif isinstance(event, CellStarted):
             self.answered.discard(event.cell.id)
-            self.running[event.cell.id] = Running(event.cell, event.worker, event.attempt, event.part)
+            self.running[event.cell.id] = Running(event.cell, event.worker, event.attempt, event.phase)
             self.touched[event.cell.id] = self._events
-        elif isinstance(event, CellAnswered):
+        elif isinstance(event, CellEvaluated):
             self.running.pop(event.cell.id, None)
             self.answered.add(event.cell.id)
         elif isinstance(event, CellProgress):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from tokenprune.cell import Cell, Outcome, Part
+from tokenprune.cell import Cell, Outcome, Phase
 
 SMALLER = 4
 """How many times smaller the batches of an attempt after too little memory are."""
@@ -19,7 +19,7 @@ class Began:
     cell_id: str
     worker: str
     attempt: int = 1
-    part: Part = "answers"
+    part: Phase = "answers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Order:
     attempt: int = 1
     batch_size: int | None = None
     beside: tuple[Cell, ...] = ()
-    part: Part = "answers"
+    part: Phase = "answers"
     suspect: bool = False
     moves: int = 0
 

@@ -14,8 +14,8 @@ from typing import Any, cast
 from tokenprune.cell import Cell
 from tokenprune.errors import PrerequisiteError
 from tokenprune.events import (
-    CellAnswered,
     CellEnded,
+    CellEvaluated,
     CellFailed,
     CellProgress,
     CellStarted,
@@ -298,39 +298,23 @@ class _Run:
         """Tell what an executor reported."""
         if isinstance(report, Began):
             self._store.check_token()  # without it every worker dies at its first write
-            self._emit(
-                CellStarted(
-                    self._store.directory,
-                    self._header.sweep_id,
-                    cell,
-                    report.worker,
-                    self._finished(),
-                    len(self._cells),
-                    report.attempt,
-                    report.part,
-                )
-            )
+            self._emit(CellStarted(cell, report.worker, report.attempt, report.part, **self._where()))
         elif isinstance(report, Answered):
-            self._show(CellAnswered(self._store.directory, self._header.sweep_id, cell))
+            self._show(CellEvaluated(cell, **self._where()))
         elif isinstance(report, Progress):
-            self._advance(cell, report)
+            figures = (report.done, report.total, report.kept, report.samples_per_s, report.memory_mib)
+            self._show(CellProgress(cell, report.worker, *figures, **self._where()))
         else:
             self._end(cell, report)
 
-    def _advance(self, cell: Cell, report: Progress) -> None:
-        self._show(
-            CellProgress(
-                self._store.directory,
-                self._header.sweep_id,
-                cell,
-                report.worker,
-                report.done,
-                report.total,
-                report.kept,
-                report.samples_per_s,
-                report.memory_mib,
-            )
-        )
+    def _where(self) -> dict[str, Any]:
+        """What an event says of the sweep."""
+        return {
+            "directory": self._store.directory,
+            "sweep_id": self._header.sweep_id,
+            "done": len(self._cells) - len(self._open),
+            "total": len(self._cells),
+        }
 
     def _show(self, event: Event) -> None:
         """Tell the display alone: trackers record what happened, not what goes on."""
@@ -354,25 +338,20 @@ class _Run:
             }
             self._store.write_error(cell, error)
         self._open.discard(cell.id)
-        place = (self._store.directory, self._header.sweep_id, cell)
-        count = (self._finished(), len(self._cells))
         if result is not None:
             self._states[cell.id] = "done"
-            self._emit(CellEnded(*place, result, *count))
+            self._emit(CellEnded(cell, result, **self._where()))
         else:
             assert error is not None  # noqa: S101 - one of the two is there
             outcome: FailedOutcome = "refused" if error.get("outcome") == "refused" else "failed"
             self._states[cell.id] = outcome
-            self._emit(CellFailed(*place, outcome, error, *count))
+            self._emit(CellFailed(cell, outcome, error, **self._where()))
 
     def _collect(self) -> None:
         """Take from disk what workers completed while the sweep was being stopped."""
         for cell in self._cells.values():
             if cell.id in self._open and self._store.result(cell.id) is not None:
                 self._end(cell, Ended(cell.id, "done"))
-
-    def _finished(self) -> int:
-        return len(self._cells) - len(self._open)
 
     def _emit(self, event: Tracked) -> None:
         """Tell the display first (it is what the user sees), then the trackers."""

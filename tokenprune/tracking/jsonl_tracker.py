@@ -29,9 +29,9 @@ def on_sweep_start(event: SweepStarted) -> None:
 
 @hookimpl
 def on_cell_start(event: CellStarted) -> None:
-    """Note which worker took which part of which cell."""
+    """Note which worker took which phase of which cell."""
     facts = {"cell": event.cell.id, "name": event.cell.name, "worker": event.worker, "attempt": event.attempt}
-    _append(event.directory, "cell_start", part=event.part, **facts)
+    _append(event.directory, "cell_start", part=event.phase, **facts)
 
 
 @hookimpl

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from tokenprune.cell import Cell, Outcome, Part, canonical
+from tokenprune.cell import Cell, Outcome, Phase, canonical
 from tokenprune.errors import PrerequisiteError
 from tokenprune.sweep.executors.executor import ready
 from tokenprune.sweep.executors.worker_pool import Crew
@@ -242,7 +242,7 @@ class Dispatcher:
             )
 
 
-def next_part(store: SweepStore, cell: Cell) -> Part:
+def next_part(store: SweepStore, cell: Cell) -> Phase:
     """What of a cell is to be run next: its questions, or its measurement where they were asked."""
     return "cost" if cell.efficiency and store.answers(cell.id) is not None else "answers"
 
