@@ -10,16 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 
 from tests.cli.commands import Commands
 from tests.sweep.test_identity import CELL
 from tokenprune.cell import Cell
-from tokenprune.cli.board import Board
-from tokenprune.cli.display import JsonLines, Lines, sweep_display
+from tokenprune.cli.display import JsonLines, Lines, LiveDisplay, sweep_display
 from tokenprune.cli.options import ProgressForm
 from tokenprune.cli.output import Output
-from tokenprune.cli.tally import ANSWERS_SHARE, Tally
+from tokenprune.cli.sweep_progress import EVALUATION_SHARE, SweepProgress
 from tokenprune.events import (
     CellEnded,
     CellEvaluated,
@@ -60,14 +59,19 @@ EVENTS: list[Event] = [
 PROGRESS = CellProgress(HALF, "cpu#1", 120, 512, 64.25, 8.125, 812.4)
 
 
-def picture(board: Board, *, width: int = 80, height: int = 40) -> str:
-    console = Console(file=io.StringIO(), width=width, height=height)
-    console.print(board)
-    return console.file.getvalue()
+def live() -> LiveDisplay:
+    return LiveDisplay(Output(talk=Console(file=io.StringIO(), width=80, height=40)))
+
+
+def picture(board: LiveDisplay, *, width: int = 80, height: int = 40) -> str:
+    with board.console.capture() as captured:
+        board.console.size = ConsoleDimensions(width, height)
+        board.console.print(board)
+    return captured.get()
 
 
 def test_the_board_fills_in_pruners_by_budgets() -> None:
-    board = Board()
+    board = live()
     for event in EVENTS:
         board.take(event)
     shown = picture(board)
@@ -89,7 +93,7 @@ def test_the_board_fills_in_pruners_by_budgets() -> None:
 
 
 def test_the_board_says_of_every_worker_its_cell_speed_tokens_and_memory() -> None:
-    board = Board()
+    board = live()
     for event in EVENTS:
         board.take(event)
     assert worker_row(board, "cpu#1") == ["cpu#1", "random/scenes@50%", "begins"]
@@ -108,7 +112,7 @@ def test_the_board_says_of_every_worker_its_cell_speed_tokens_and_memory() -> No
 
 
 def test_a_cell_that_was_asked_waits_for_its_measurement() -> None:
-    board = Board()
+    board = live()
     for event in EVENTS:
         board.take(event)
     board.take(PROGRESS)
@@ -116,17 +120,17 @@ def test_a_cell_that_was_asked_waits_for_its_measurement() -> None:
     shown = picture(board)
     assert "cpu#1" not in shown  # it may ask other cells, or have nothing to do
     assert "1 done, 1 failed, 1 to be measured\n" in shown.replace(" \n", "\n").replace("  ", "")
-    assert [line.split()[-1] for line in shown.splitlines() if line.startswith("random ")] == ["asked"]
+    assert [line.split()[-1] for line in shown.splitlines() if line.startswith("random ")] == ["scored"]
     board.take(CellStarted(HALF, "cpu#2", phase="cost", done=2, total=3))
     assert worker_row(board, "cpu#2") == ["cpu#2", "random/scenes@50%", "(cost)"]
     assert "1 done, 1 failed, 1 running" in picture(board)
-    assert board.tally.seconds_left() is not None
+    assert board.state.seconds_left() is not None
     board.take(ended(HALF, 0.5, 3))
     assert "2 done, 1 failed" in picture(board)
 
 
 def test_cells_that_a_worker_runs_together_are_one_row() -> None:
-    board = Board()
+    board = live()
     board.take(SweepStarted(*PLACE, "demo", {}, (NONE, RANDOM, HALF), {}))
     for one in (NONE, RANDOM, HALF):
         board.take(CellStarted(one, "cpu#1", done=0, total=3))
@@ -139,7 +143,7 @@ def test_cells_that_a_worker_runs_together_are_one_row() -> None:
     assert worker_row(board, "cpu#2") == ["cpu#2", "random/scenes@50%", "(attempt", "2)", "begins"]
 
 
-def worker_row(board: Board, worker: str) -> list[str]:
+def worker_row(board: LiveDisplay, worker: str) -> list[str]:
     (row,) = [line.split() for line in picture(board).splitlines() if line.startswith(worker)]
     return row
 
@@ -147,7 +151,7 @@ def worker_row(board: Board, worker: str) -> list[str]:
 def test_a_large_board_fits_80_columns_and_24_lines_and_keeps_the_workers() -> None:
     labels = [f"a-pruner-with-quite-a-long-name-{number}" for number in range(30)]
     cells = tuple(cell(label, ratio / 100) for label in labels for ratio in range(5, 80, 5))
-    board = Board()
+    board = live()
     board.take(SweepStarted(*PLACE, "demo", {}, cells, {}))
     for number, running in enumerate(cells[-10:]):
         board.take(CellStarted(running, f"cuda:{number}#1234567", done=0, total=len(cells)))
@@ -169,7 +173,7 @@ def test_a_large_board_fits_80_columns_and_24_lines_and_keeps_the_workers() -> N
 
 def test_the_board_is_drawn_in_one_thread_while_events_come_in_another() -> None:
     cells = tuple(cell("random", ratio / 1000) for ratio in range(1, 300))
-    board = Board()
+    board = live()
     board.take(SweepStarted(*PLACE, "demo", {}, cells, {}))
     errors: list[Exception] = []
     stop = threading.Event()
@@ -193,7 +197,7 @@ def test_the_board_is_drawn_in_one_thread_while_events_come_in_another() -> None
 
 
 def test_the_board_tells_tasks_and_seeds_apart() -> None:
-    board = Board()
+    board = live()
     other = cell("random", 0.25, task="video", seed=1)
     board.take(SweepStarted(*PLACE, "demo", {}, (RANDOM, other), {RANDOM.id: "done"}))
     shown = picture(board)
@@ -209,7 +213,7 @@ def test_the_board_tells_tasks_and_seeds_apart() -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time that the displays see; change its only entry."""
     now = [1000.0]
-    monkeypatch.setattr("tokenprune.cli.tally.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tokenprune.cli.sweep_progress.time.monotonic", lambda: now[0])
     return now
 
 
@@ -219,42 +223,42 @@ def timed(which: Cell, seconds: float) -> CellEnded:
 
 def test_time_left_is_estimated_from_finished_cells(clock: list[float]) -> None:
     video = [cell("random", ratio, task="video") for ratio in (0.25, 0.5)]
-    tally = Tally()
-    tally.take(SweepStarted(*PLACE, "demo", {}, (NONE, RANDOM, HALF, *video), {}))
-    tally.take(CellStarted(NONE, "cpu#1", done=0, total=5))
+    progress = SweepProgress()
+    progress.take(SweepStarted(*PLACE, "demo", {}, (NONE, RANDOM, HALF, *video), {}))
+    progress.take(CellStarted(NONE, "cpu#1", done=0, total=5))
     clock[0] += 30
-    assert (tally.seconds_left(), tally.time_left()) == (None, "estimating time left")
-    tally.take(timed(NONE, 30.0))
-    assert tally.seconds_left() == pytest.approx(4 * 30.0)
-    assert tally.time_left() == "about 2:00 left"
-    tally.take(CellStarted(video[0], "cpu#1", done=1, total=5))
+    assert (progress.seconds_left(), progress.time_left()) == (None, "estimating time left")
+    progress.take(timed(NONE, 30.0))
+    assert progress.seconds_left() == pytest.approx(4 * 30.0)
+    assert progress.time_left() == "about 2:00 left"
+    progress.take(CellStarted(video[0], "cpu#1", done=1, total=5))
     clock[0] += 90
-    tally.take(timed(video[0], 90.0))
-    assert tally.seconds_left() == pytest.approx(2 * 30.0 + 90.0)  # each task at its own pace
-    tally.take(CellStarted(video[1], "cpu#1", done=2, total=5))
+    progress.take(timed(video[0], 90.0))
+    assert progress.seconds_left() == pytest.approx(2 * 30.0 + 90.0)  # each task at its own pace
+    progress.take(CellStarted(video[1], "cpu#1", done=2, total=5))
     clock[0] += 30
-    tally.take(CellProgress(video[1], "cpu#1", 1, 3))
-    behind = 90.0 * ANSWERS_SHARE / 3
+    progress.take(CellProgress(video[1], "cpu#1", 1, 3))
+    behind = 90.0 * EVALUATION_SHARE / 3
     pace = 150.0 / (30.0 + 90.0 + behind)
-    assert tally.seconds_left() == pytest.approx(pace * (2 * 30.0 + 90.0 - behind))
-    tally.take(CellFailed(RANDOM, "failed", {}, done=3, total=5))
-    assert tally.seconds_left() == pytest.approx(pace * (30.0 + 90.0 - behind))
-    tally.take(CellProgress(video[1], "cpu#1", 3, 3))
-    tally.take(CellFailed(HALF, "failed", {}, done=4, total=5))
-    assert tally.seconds_left() > 5.0  # its samples are through, but it is not
+    assert progress.seconds_left() == pytest.approx(pace * (2 * 30.0 + 90.0 - behind))
+    progress.take(CellFailed(RANDOM, "failed", {}, done=3, total=5))
+    assert progress.seconds_left() == pytest.approx(pace * (30.0 + 90.0 - behind))
+    progress.take(CellProgress(video[1], "cpu#1", 3, 3))
+    progress.take(CellFailed(HALF, "failed", {}, done=4, total=5))
+    assert progress.seconds_left() > 5.0  # its samples are through, but it is not
 
 
 def test_time_left_of_several_workers_and_after_a_restart(clock: list[float]) -> None:
-    tally = Tally()
+    progress = SweepProgress()
     cells = tuple(cell("random", ratio / 100) for ratio in range(1, 21))
-    tally.take(SweepStarted(*PLACE, "demo", {}, cells, {one.id: "done" for one in cells[:8]}))
-    assert tally.time_left() == "estimating time left"
+    progress.take(SweepStarted(*PLACE, "demo", {}, cells, {one.id: "done" for one in cells[:8]}))
+    assert progress.time_left() == "estimating time left"
     clock[0] += 40
     for one in cells[8:12]:  # four workers, 40 s each, at the same time
-        tally.take(timed(one, 40.0))
-    assert tally.seconds_left() == pytest.approx(80.0)
+        progress.take(timed(one, 40.0))
+    assert progress.seconds_left() == pytest.approx(80.0)
     clock[0] += 10_000
-    assert tally.time_left() == f"about {20_080 // 3600}:{20_080 % 3600 // 60:02d}:{20_080 % 60:02d} left"
+    assert progress.time_left() == f"about {20_080 // 3600}:{20_080 % 3600 // 60:02d}:{20_080 % 60:02d} left"
 
 
 # --- lines ----------------------------------------------------------------------------------------------------------
@@ -335,7 +339,7 @@ def test_the_display_fits_where_stderr_goes(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("CI", raising=False)
     terminal = Output(talk=Console(file=io.StringIO(), force_terminal=True, force_interactive=True, width=80))
     with sweep_display(terminal, quiet=False) as display:
-        assert isinstance(display.__self__, Board)
+        assert isinstance(display.__self__, LiveDisplay)
     monkeypatch.setenv("CI", "true")
     with sweep_display(terminal, quiet=False) as display:
         assert isinstance(display.__self__, Lines)
@@ -346,7 +350,7 @@ def test_the_display_fits_where_stderr_goes(monkeypatch: pytest.MonkeyPatch) -> 
     [
         (ProgressForm.LINES, Lines),
         (ProgressForm.JSON, JsonLines),
-        (ProgressForm.LIVE, Board),
+        (ProgressForm.LIVE, LiveDisplay),
         (ProgressForm.NONE, None),
     ],
 )

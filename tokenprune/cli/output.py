@@ -86,6 +86,12 @@ def invocation_of(context: typer.Context) -> Invocation:
     return invocation
 
 
+def error_line(error: Mapping[str, Any]) -> str:
+    """Type and first line of the message of an error, as a cell's `error.json` holds it."""
+    lines = str(error.get("message", "")).splitlines()
+    return f"{error.get('type', 'error')}: {lines[0] if lines else ''}"
+
+
 #: Spaces between two columns of `table`.
 GAP = 2
 

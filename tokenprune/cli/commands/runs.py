@@ -26,7 +26,7 @@ from tokenprune.cli.options import (
     executor_options,
     tracker_change,
 )
-from tokenprune.cli.output import invocation_of, table
+from tokenprune.cli.output import error_line, invocation_of, table
 from tokenprune.cli.sweep_run import run_and_show
 from tokenprune.errors import ConfigError
 from tokenprune.report.render.escaping import csv_text
@@ -89,7 +89,7 @@ def status(context: typer.Context, directory: SweepDirectory, as_json: AsJson = 
         return
     output.show(", ".join(f"{counts[state]} {state}" for state in _STATES) + f" of {len(data.cells)} cells")
     output.show(f"{owner} runs it now" if owner else "nobody runs it now")
-    rows = [[entry.cell.name, entry.state, str(_attempts(entry)), _reason(entry)] for entry in without]
+    rows = [[entry.cell.name, entry.state, str(_attempts(entry)), error_line(entry.error or {})] for entry in without]
     rows += [[entry.cell.name, "done", str(_attempts(entry)), _smaller(entry)] for entry in again]
     if rows:
         output.show(table(["cell", "state", "attempts", "why"], rows, numbers=["attempts"], names=["state"]))
@@ -212,11 +212,6 @@ def _how(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in ("attempts", "batch_size") if name in facts}
 
 
-def _reason(entry: CellRecord) -> str:
-    lines = str((entry.error or {}).get("message", "")).splitlines()
-    return f"{(entry.error or {}).get('type', 'error')}: {lines[0] if lines else ''}"
-
-
 def _smaller(entry: CellRecord) -> str:
     size = (entry.result or {}).get("batch_size", entry.cell.batch_size)
     return f"out of memory, {size} samples a batch" if size != entry.cell.batch_size else "its worker died"
@@ -232,7 +227,7 @@ def _cell_row(entry: CellRecord) -> dict[str, Any]:
     from tokenprune.tracking.facts import environment_of, metrics_of, params_of
 
     metrics = metrics_of(entry.result) if entry.result is not None else {}
-    error = _reason(entry) if entry.error is not None else ""
+    error = error_line(entry.error) if entry.error is not None else ""
     facts = entry.result or entry.error or {}
     ran = {f"env.{name}": value for name, value in environment_of(facts).items()}
     return {"id": entry.cell.id, "state": entry.state, **params_of(entry.cell), **metrics, **ran, "error": error}
