@@ -50,6 +50,7 @@ def test_the_file_holds_what_was_printed_and_pastes_into_a_sweep_file(tables: tu
         assert TOKENS - sum(table) <= left
 
 
+@pytest.mark.thorough
 def test_each_budget_gets_the_table_that_meets_its_account(run: Commands, toy: None, tiny_model: Path) -> None:
     def found(*more: str) -> list[int]:
         out = tiny_model.parent / "found.yaml"
@@ -142,6 +143,7 @@ def test_a_sweep_file_reads_tables_beside_it(sweep: Path, tables: tuple[Path, st
     assert "from" not in str(resolved["pruners"])  # a copy of the resolved file needs no other file
 
 
+@pytest.mark.thorough
 def test_what_the_entry_says_itself_comes_first(sweep: Path) -> None:
     sweep.write_text(
         "pruners: [{name: fitprune, from: calibrated/tables.yaml, label: mine, options: {mass_correction: true}}]\n"

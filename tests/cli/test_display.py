@@ -360,6 +360,7 @@ def test_the_display_that_was_asked_for(form: ProgressForm, kind: type | None) -
         assert display is None if kind is None else isinstance(display.__self__, kind)
 
 
+@pytest.mark.thorough
 def test_stdout_is_one_document_and_stderr_json_lines(
     run: Commands, toy: None, sweep_file: Path, directory: Path
 ) -> None:

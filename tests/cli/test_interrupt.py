@@ -20,7 +20,7 @@ from tests.processes import DEADLINE_S, alive, heeding, wait_for
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        pytest.param(("--executor", "inline"), signal.SIGINT, id="inline"),
+        pytest.param(("--executor", "inline"), signal.SIGINT, id="inline", marks=pytest.mark.thorough),
         pytest.param(("--executor", "local", "--workers", "2"), signal.SIGINT, id="local", marks=pytest.mark.thorough),
         pytest.param(
             ("--executor", "local", "--workers", "2"),

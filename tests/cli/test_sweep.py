@@ -23,6 +23,7 @@ def test_a_failed_cell_gives_code_three_a_reason_and_the_command_that_tries_agai
     assert "refusing: refused: no budget pleases me" in ran.out
 
 
+@pytest.mark.thorough
 def test_one_line_is_said_for_each_finished_cell_when_nobody_looks_at_a_terminal(swept: tuple[Path, Ran]) -> None:
     lines = [line for line in swept[1].err.splitlines() if re.match(r"\[ *\d+/", line)]
     assert [line.split()[0] for line in lines] == [f"[{number}/{CELLS}]" for number in range(1, CELLS + 1)]
@@ -67,6 +68,7 @@ def test_every_metric_is_explained_in_the_page_about_the_dashboard(swept: tuple[
     assert {name for name in explained if name not in page} == set()
 
 
+@pytest.mark.thorough
 def test_the_same_command_again_runs_nothing_and_says_the_same(swept: tuple[Path, Ran], sweep_file: Path) -> None:
     directory, before = swept
     again = inside("sweep", sweep_file, "--out", directory, "--json")
@@ -184,6 +186,7 @@ def test_report_json_and_markdown_hold_every_row(run: Commands, toy: None, swept
     assert all(f"| {row['label']} |" in markdown for row in table["rows"])
 
 
+@pytest.mark.thorough
 def test_report_writes_the_page_again(run: Commands, toy: None, swept: tuple[Path, Ran]) -> None:
     directory, _ = swept
     page = directory / "report" / "report.html"

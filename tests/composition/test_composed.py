@@ -137,6 +137,7 @@ def test_every_part_has_a_place_at_which_it_works() -> None:
     assert {parts["site"] for parts in LEGAL} == {"encoder", "input", "layer:2"}
 
 
+@pytest.mark.thorough
 @given(
     parts=st.sampled_from(LEGAL),
     groups=st.sampled_from(sorted(PARTS["groups"])),
@@ -170,6 +171,7 @@ def test_what_is_not_refused_chooses_legally_and_alike_for_a_unit_alone(
         assert alone.units[0].anchors.tolist() == together.units[1].anchors.tolist()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("site", ["encoder", "input", "layer:2"])
 def test_needs_are_exact(site: str) -> None:
     """What is declared is enough, and nothing of it is superfluous."""

@@ -50,6 +50,7 @@ def test_it_is_listed_and_shown(
     assert (report["outcome"], report["version"]) == ("loaded", "0.1.0")
 
 
+@pytest.mark.thorough
 def test_it_is_swept_and_tracked(
     installed: Path,
     directory: Path,

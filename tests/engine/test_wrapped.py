@@ -125,6 +125,7 @@ def calls_of(model: nn.Module) -> list[tuple[Any, ...]]:
     return [tuple(vars(module).get(name) for name in names) for module in model.modules()]
 
 
+@pytest.mark.thorough
 def test_a_compiled_model_runs_compiled_before_and_after(expected: list[Tensor]) -> None:
     runs = []
 

@@ -61,6 +61,7 @@ def said(code: str, *arguments: str | Path) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.thorough
 def test_every_module_is_imported_without_what_only_linux_has() -> None:
     assert said(IMPORTS) == "0"
 

@@ -51,6 +51,7 @@ def decide(pruner: Pruner, view: RecordedView, state: dict[str, Any] | None = No
 # --- ToMe -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 30), st.sampled_from(["constant", "decreasing"]))
 def test_tome_counts_end_at_the_budget_and_never_more_than_halve(
@@ -506,6 +507,7 @@ def test_a_calibration_stops_deleting_where_the_budget_is_met(calibrator: OnMode
             assert met
 
 
+@pytest.mark.thorough
 def test_tables_of_several_budgets_are_kept_side_by_side(calibrator: OnModel) -> None:
     first = build("fitprune").calibrate(calibrator, Budget(tokens=8))
     both = build("fitprune", **first).calibrate(calibrator, Budget(ratio=0.25))

@@ -112,6 +112,7 @@ def test_comparing() -> None:
     assert close("x", torch.ones(2), torch.ones(3)) == ["x: shape (2,), not (3,)"]
 
 
+@pytest.mark.thorough
 def test_the_module_can_be_run() -> None:
     folder = str(COPIED)
     run = subprocess.run(

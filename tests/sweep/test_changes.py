@@ -85,6 +85,7 @@ def test_another_way_to_tell_cells_apart() -> None:
     )
 
 
+@pytest.mark.thorough
 def test_a_changed_model_gives_new_cells_and_says_why(workshop: Workshop, tmp_path: Path) -> None:
     model = Path(shutil.copytree(workshop.model, tmp_path / "model"))
     config = workshop.config(models=[str(model)], pruners=["first"], budgets=[4])

@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {"budgets": [4], "efficiency": False, "lens": False, "ov
 PRUNERS = [{"name": "first", "options": {"pause": 0.8}, "label": "first"}, "random", "exploding"]
 
 ON_THIS_MACHINE = [
-    pytest.param("ray", {"actors": "2"}, id="ray", marks=pytest.mark.thorough),
+    pytest.param("ray", {"actors": "2"}, id="ray"),
     pytest.param("slurm", {"cluster": "local", "jobs": "2"}, id="slurm-local", marks=pytest.mark.thorough),
     pytest.param("slurm", {"cluster": "debug"}, id="slurm-debug"),
 ]
@@ -48,7 +48,7 @@ def inline(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Swee
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("executor", "options"),
-    [pytest.param("local", {"workers": "2"}, id="local"), *ON_THIS_MACHINE],
+    [pytest.param("local", {"workers": "2"}, id="local", marks=pytest.mark.thorough), *ON_THIS_MACHINE],
 )
 def test_the_same_as_here(
     workshop: Workshop, inline: SweepOutcome, tmp_path: Path, executor: str, options: dict[str, str]

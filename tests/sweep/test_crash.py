@@ -254,6 +254,7 @@ class BackwardClock(datetime):
         return cls.moment if tz is not None else cls.moment.replace(tzinfo=None)
 
 
+@pytest.mark.thorough
 def test_a_clock_that_runs_backwards(workshop: Workshop, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (
         "sweep.worker.cell_runner",

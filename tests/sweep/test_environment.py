@@ -188,6 +188,7 @@ def test_a_rerun_takes_up_what_differs_and_what_was_compared_with_it(
     assert again().skipped == 2
 
 
+@pytest.mark.thorough
 def test_a_cost_has_an_environment_of_its_own(sweep: Run, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers stay where a cost is measured again, with other versions: each says its own."""
     from tokenprune.sweep import run_sweep

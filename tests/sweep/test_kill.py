@@ -42,6 +42,7 @@ def workers(directory: Path) -> list[str]:
     return [event["worker"] for event in found if event["event"] == "cell_start"]
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_kill_and_continue(command: list[str], directory: Path, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient

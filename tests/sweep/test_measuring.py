@@ -59,6 +59,7 @@ def test_a_first_sample_that_fails_is_wrong_and_the_next_one_is_measured(sweep: 
     assert results(outcome.directory)["first/toy@4"]["against_none"]["kl"] > 0
 
 
+@pytest.mark.thorough
 def test_another_way_to_measure_keeps_the_answers(
     workshop: Workshop, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def test_status_tells_of_smaller_batches(run: Commands, copy: Path) -> None:
     assert (entry["id"], entry["attempts"], entry["batch_size"]) == (cell.id, 2, 1)
 
 
+@pytest.mark.thorough
 def test_retry_uses_the_directorys_own_file(
     run: Commands, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +87,7 @@ def test_retry_uses_the_directorys_own_file(
     assert again["skipped"] == 2
 
 
+@pytest.mark.thorough
 def test_replay_fills_another_store(
     run: Commands, copy: Path, migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

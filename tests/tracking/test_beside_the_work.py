@@ -185,6 +185,7 @@ def test_an_event_reads_one_cell_only(
     assert run.data.metrics["quality/accuracy"] == event.result["quality"]["accuracy"]
 
 
+@pytest.mark.thorough
 def test_a_store_that_fails_once_gets_the_rest_at_the_end(
     workshop: Workshop, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +210,7 @@ def test_a_store_that_fails_once_gets_the_rest_at_the_end(
     assert sorted(run.data.tags["tokenprune.cell_id"] for run in runs) == sorted(planned)
 
 
+@pytest.mark.thorough
 def test_a_second_run_of_a_cell_is_deleted(workshop: Workshop, directory: Path) -> None:
     """A server that died after it took a request is asked again, and then has the run twice."""
     config = workshop.config(pruners=["first"], budgets=[4], efficiency=False)

@@ -133,6 +133,7 @@ def test_a_choice_that_this_process_lacks_makes_no_directory(workshop: Workshop,
 # --- sweeps ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_without_trackers_mlflow_is_not_even_imported_and_later_it_gets_everything(
     workshop: Workshop, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +171,7 @@ def test_a_strangers_tracker_is_chosen_by_its_name(workshop: Workshop, tmp_path:
     assert other.heard == ["report"]
 
 
+@pytest.mark.thorough
 def test_a_store_that_did_not_hear_of_cells_says_so_until_it_is_filled(
     run: Commands, workshop: Workshop, finished: FinishedSweep, tmp_path: Path
 ) -> None:

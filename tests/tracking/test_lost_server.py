@@ -75,6 +75,7 @@ def test_a_password_is_not_shown(
     assert "secret" not in error
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("uri", ["nonsense://x", "http://", "postgres+nonsense://a/b", "sqlite:////dev/null/x.db"])
 def test_replay_to_an_address_that_is_none(
     run: Commands, finished: FinishedSweep, tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch

@@ -228,6 +228,7 @@ def test_logging_twice_changes_nothing(finished: FinishedSweep, dashboard: Dashb
     assert {run.info.run_id for run in Dashboard(finished.outcome.tracking_uri).cells().values()} == before
 
 
+@pytest.mark.thorough
 def test_everything_can_be_rebuilt_from_the_directory(
     finished: FinishedSweep,
     dashboard: Dashboard,
@@ -251,6 +252,7 @@ def test_everything_can_be_rebuilt_from_the_directory(
     }
 
 
+@pytest.mark.thorough
 def test_a_half_logged_run_is_replaced(workshop: Workshop, directory: Path) -> None:
     config = workshop.config(pruners=["first"], budgets=[4])
     outcome = run_sweep(config, directory=directory, host=workshop.host)

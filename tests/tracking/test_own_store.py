@@ -116,6 +116,7 @@ def test_a_full_disk_while_the_store_is_made_leaves_none(tmp_path: Path) -> None
     assert state_of(tmp_path / "mlflow.db") == "sound"
 
 
+@pytest.mark.thorough
 def test_files_of_a_deleted_store_are_not_applied_to_the_new_one(filled: Path) -> None:
     with closing(sqlite3.connect(filled / "mlflow.db")) as writer:
         writer.execute("PRAGMA cache_size = 1")  # so that the journal is on disk before the end of the change
@@ -154,6 +155,7 @@ def test_a_store_that_does_not_open_is_set_aside_and_filled_again(
     assert "mlflow.db.broken-2" in small().problems[0]
 
 
+@pytest.mark.thorough
 def test_replay_warns_of_a_store_that_it_set_aside(
     filled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +167,7 @@ def test_replay_warns_of_a_store_that_it_set_aside(
     assert "15 cells logged now" in ran.err
 
 
+@pytest.mark.thorough
 def test_a_store_that_somebody_holds_is_not_broken(filled: Path) -> None:
     with closing(sqlite3.connect(filled / "mlflow.db")) as holder:
         holder.execute("BEGIN EXCLUSIVE")
@@ -175,6 +178,7 @@ def test_a_store_that_somebody_holds_is_not_broken(filled: Path) -> None:
     assert list(filled.glob("mlflow.db.broken*")) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("damage", [tear, garble])
 def test_a_named_store_is_never_replaced(
     finished: FinishedSweep,
@@ -219,6 +223,7 @@ def older_store(database: Path) -> None:
     engine.dispose()
 
 
+@pytest.mark.thorough
 def test_a_newer_mlflow_upgrades_the_store(small: Callable[[], SweepOutcome], directory: Path) -> None:
     (directory / "mlflow.db").unlink()
     older_store(directory / "mlflow.db")
@@ -234,6 +239,7 @@ def test_a_newer_mlflow_upgrades_the_store(small: Callable[[], SweepOutcome], di
 # --- deleted, moved, copied -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_an_experiment_that_was_deleted_on_the_page_comes_back(filled: Path) -> None:
     assert replay(filled).logged == 0
     client = client_of(filled)
@@ -263,6 +269,7 @@ def test_a_moved_directory_keeps_one_experiment_and_its_artifacts(
         assert client.list_artifacts(run.info.run_id)
 
 
+@pytest.mark.thorough
 def test_a_second_experiment_that_an_earlier_version_made_is_deleted(
     filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +319,7 @@ def test_a_shared_store_keeps_one_experiment_of_a_moved_sweep_and_another_of_a_c
 # --- made of what the directory says now ----------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_cell_that_ended_in_another_way_gets_another_run(filled: Path) -> None:
     """Failed again with another reason, and done again with another answer; each is there once."""
     assert replay(filled).logged == 0
