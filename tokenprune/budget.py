@@ -39,6 +39,11 @@ class Budget:
 
     Raises:
         BudgetError: Neither or both figures given, or one out of range.
+
+    Example:
+        >>> from tokenprune import Budget
+        >>> Budget(ratio=0.25).count(576), Budget(tokens=64).count(576), Budget.parse("11.1%").count(576)
+        (144, 64, 64)
     """
 
     ratio: float | None = None

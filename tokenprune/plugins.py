@@ -222,6 +222,14 @@ def load_host(
 
     Environment: `TOKENPRUNE_LOAD_PLUGINS` (unset: all, empty: none, a comma list: only these distributions) and
     `TOKENPRUNE_DISABLE_PLUGINS` (a comma list of distributions).
+
+    Example:
+        >>> from tokenprune import load_host
+        >>> host = load_host()
+        >>> host.pruners.get("divprune").summary
+        'Max-min cosine distance of the projected tokens (farthest-point selection)'
+        >>> host.failures()
+        ()
     """
     host = Host()
     for module_name in defaults:
@@ -265,6 +273,17 @@ def default_host() -> Host:
     `load_host()` makes a fresh one.
     """
     return load_host()
+
+
+def list_pruners() -> tuple[str, ...]:
+    """Names of the installed pruners, ours first; each can be given to `pruned` and `get_pruner`.
+
+    Example:
+        >>> from tokenprune import list_pruners
+        >>> [name for name in list_pruners() if name.startswith("iwp")]
+        ['iwp', 'iwp-exact']
+    """
+    return default_host().pruners.names()
 
 
 def _misfit(plugin: object) -> str:

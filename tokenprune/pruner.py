@@ -17,10 +17,11 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 from tokenprune.budget import Budget
 from tokenprune.errors import ConfigError, IncompatibleError
+from tokenprune.plugins import default_host
 from tokenprune.record import PruneRecord as PruneRecord
 from tokenprune.record import UnitRecord as UnitRecord
 from tokenprune.registry import Axes, PrunerSpec, Source
@@ -212,6 +213,30 @@ def pruner(
 
     Raises:
         ConfigError: A need is not one of `NEEDS`, or a field has no default.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from tokenprune import load_model, pruned
+        >>> from tokenprune.pruner import ScoredPruner, pruner
+        >>> from tokenprune.registry import Axes, Source
+        >>> @pruner(
+        ...     "loudest",
+        ...     summary="keep the visual tokens with the largest embeddings",
+        ...     source=Source("an example"),
+        ...     axes=Axes(site="input", magnitude="norm(x)^power"),
+        ...     needs=["projected"],
+        ... )
+        ... @dataclass(frozen=True)
+        ... class Loudest(ScoredPruner):
+        ...     power: float = 1.0
+        ...
+        ...     def score(self, view):
+        ...         return view.projected().norm(dim=-1) ** self.power
+        >>> loaded = load_model("scenes")
+        >>> with pruned(loaded, Loudest(power=2.0), "25%") as session:
+        ...     answer = loaded.answer("docs/examples/circle.png", "what color is the circle ?")
+        >>> session.last.final()
+        (64,)
     """
 
     def attach(cls: AnyPruner) -> AnyPruner:
@@ -235,6 +260,25 @@ def pruner(
         return cls
 
     return attach
+
+
+def get_pruner(name: str, /, **options: Any) -> Pruner:
+    """An installed pruner by its name, with options as keywords.
+
+    Args:
+        name: Name of the pruner (`tokenprune list`, `list_pruners`).
+        options: Its options (`tokenprune show NAME`); those not given keep their defaults.
+
+    Raises:
+        UnknownNameError: No pruner of that name is installed.
+        ConfigError: An option is unknown, of the wrong kind or out of range.
+
+    Example:
+        >>> from tokenprune import get_pruner
+        >>> get_pruner("iwp", layer=0).layer
+        0
+    """
+    return cast(Pruner, default_host().pruners.get(name).build(options))
 
 
 def _default(name: str, entry: dataclasses.Field[Any]) -> Any:

@@ -31,7 +31,17 @@ class UnitRecord:
 
 @dataclass(frozen=True, slots=True)
 class PruneRecord:
-    """What one prefill did: per unit and stop, per layer, and in the cache."""
+    """What one prefill did: per unit and stop, per layer, and in the cache.
+
+    Example:
+        >>> from tokenprune import load_model, pruned
+        >>> loaded = load_model("scenes")
+        >>> with pruned(loaded, "fastv", tokens=64) as session:
+        ...     answer = loaded.answer("docs/examples/circle.png", "what color is the circle ?")
+        >>> record = session.last
+        >>> record.visual_tokens, record.layer_average()
+        (((256, 256, 64, 64, 64, 64),), (128.0,))
+    """
 
     pruner: str
     units: tuple[UnitRecord, ...]

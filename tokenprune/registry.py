@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -98,8 +98,12 @@ class PrunerSpec:
         """Import the pruner's class."""
         return load_target(self.target)
 
-    def validate(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def validate(self, options: Mapping[str, Any], *, beside: Iterable[str] = ()) -> dict[str, Any]:
         """Check option names and kinds against the defaults, without importing the class.
+
+        Args:
+            options: Options by name.
+            beside: Other names that a misspelt option may stand for; the hint considers them too.
 
         Raises:
             ConfigError: An option is unknown or of the wrong kind.
@@ -108,7 +112,7 @@ class PrunerSpec:
         known = {**UNIVERSAL_OPTIONS, **self.defaults}
         for key, value in options.items():
             if key not in known:
-                unknown = UnknownNameError(f"option of pruner `{self.name}`", key, known)
+                unknown = UnknownNameError(f"option of pruner `{self.name}`", key, {*known, *beside})
                 raise ConfigError(unknown.message, hint=unknown.hint)
             checked[key] = _coerce(f"option `{key}` of pruner `{self.name}`", value, known[key])
         return checked

@@ -13,7 +13,7 @@ import torch
 from transformers import DeepseekVLConfig, DeepseekVLForConditionalGeneration
 
 from tokenprune import pruned
-from tokenprune.checkpoints.loading import parts_of
+from tokenprune.families.lookup import parts_of
 from tokenprune.plugins import default_host, load_host
 from tokenprune.site import SITE_KINDS
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from tests.engine.models import batch, prompt, random_llava
 from tests.engine.pruners import ByContent
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import PrefillMemo, pruned
 from tokenprune.engine.observe.capture import capture_prefill
+from tokenprune.families.lookup import parts_of
 from tokenprune.testing.conformance.masking import masks_changed
 
 HOOKS = ("register_forward_pre_hook", "register_forward_hook")

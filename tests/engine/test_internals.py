@@ -18,12 +18,12 @@ from torch import nn
 from transformers import masking_utils, modeling_utils
 
 from tests.engine.models import batch, prompt, random_llava
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
 from tokenprune.engine.patch.internals import INTERNALS, check_internals
 from tokenprune.errors import IncompatibleError
 from tokenprune.families import supported
 from tokenprune.families.layouts import last_layer
+from tokenprune.families.lookup import parts_of
 from tokenprune.families.supported import TESTED, internal, is_tested
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.families.zoo import FAMILIES, Built
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.families.catalogue import FAMILIES as SPECS
 from tokenprune.families.family import Family as Description
 from tokenprune.families.family import Parts, Visual, resolve
+from tokenprune.families.lookup import parts_of
 from tokenprune.registry import load_target
 
 Zoo = Callable[[str], Built]

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from tests.families.zoo import Built, Sample
-from tokenprune.checkpoints.loading import parts_of
+from tokenprune.families.lookup import parts_of
 
 #: Tensors of a processor with a column for each token of the prompt.
 COLUMNS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tests.engine.pruners import ByContent
 from tests.families.zoo import FAMILIES, Built, Sample
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
 from tokenprune.engine.state.image_spans import find_images
+from tokenprune.families.lookup import parts_of
 from tokenprune.pruner import Pruner, PruneRecord
 from tokenprune.testing.conformance.masking import gone_by_layer, masked, masks_changed
 

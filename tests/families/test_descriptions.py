@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from tests.families.described import REFUSED, SEEN, Zoo, description, parts
 from tests.families.zoo import FAMILIES, Sample
 from tokenprune.checkpoints.examine import examine, examined
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.catalogue import FAMILIES as SPECS
 from tokenprune.families.discovery import discover
 from tokenprune.families.family import Visual, placeholder_runs, resolve
+from tokenprune.families.lookup import parts_of
 from tokenprune.plugins import load_host
 from tokenprune.site import SITE_KINDS
 

@@ -10,8 +10,8 @@ import torch
 from tests.engine.places import FIRST, placed, put
 from tests.engine.pruners import Averaging
 from tests.families.proving import BOTH, PRUNED, Zoo, chosen, samples
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
+from tokenprune.families.lookup import parts_of
 
 #: Families whose stock model does not run where devices are imagined: masks made under `vmap` and kernels chosen by the
 #: kind of device escape it; the stock `forward` of Llama 4 fails by itself.

@@ -21,10 +21,10 @@ from tests.families.proving import (
     samples,
 )
 from tests.families.zoo import FAMILIES, Sample
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.correction import MassCorrected
 from tokenprune.engine import pruned
 from tokenprune.errors import IncompatibleError
+from tokenprune.families.lookup import parts_of
 
 #: Families whose stock text model takes no `flex_attention`.
 NO_FLEX = ("glm4v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")

@@ -10,8 +10,8 @@ import torch
 from tests.engine.pruners import ByContent
 from tests.families.proving import one_of_each_kind, said, samples
 from tests.families.zoo import Built
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import PrefillMemo, pruned
+from tokenprune.families.lookup import parts_of
 from tokenprune.plugins import load_host
 from tokenprune.pruner import Pruner
 

@@ -17,10 +17,10 @@ from tests.families.proving import BOTH, Zoo, chosen, close, everyone, said, sam
 from tests.families.test_shorter_prompt import PLAIN, EvenlySpaced
 from tests.families.zoo import Sample
 from tokenprune.budget import Budget
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
 from tokenprune.engine.shorter import shorter_prompt
 from tokenprune.errors import IncompatibleError
+from tokenprune.families.lookup import parts_of
 
 STEPS = 3
 FP8 = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}

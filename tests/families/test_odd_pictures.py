@@ -12,8 +12,8 @@ import torch
 
 from tests.families.proving import BOTH, PRUNED, Zoo, assert_equal_to_masked, chosen
 from tests.families.zoo import Built, Sample
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
+from tokenprune.families.lookup import parts_of
 
 #: Families whose fine grid is cropped to a picture's aspect.
 CROPPED = ["llava_next", "llava_next_video", "llava_onevision"]

@@ -21,8 +21,8 @@ from tests.families.proving import (
     samples,
 )
 from tests.families.zoo import FAMILIES, Built, Sample
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
+from tokenprune.families.lookup import parts_of
 from tokenprune.testing.conformance.masking import gone_by_layer, masked
 
 STEPS = 3

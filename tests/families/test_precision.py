@@ -9,8 +9,8 @@ import torch
 
 from tests.engine.pruners import ByContent
 from tests.families.proving import BOTH, Zoo, everyone, everywhere, fixed, one_of_each_kind, said, samples
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
+from tokenprune.families.lookup import parts_of
 from tokenprune.testing.conformance.masking import gone_by_layer, masked
 
 

@@ -9,8 +9,8 @@ from tests.engine.pruners import Averaging, First
 from tests.families.prompt_ends import ending_in_pictures
 from tests.families.proving import BOTH, Zoo, assert_equal_to_masked, chosen, close, everyone, samples, slots_of
 from tests.families.zoo import Sample
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
+from tokenprune.families.lookup import parts_of
 from tokenprune.testing.conformance.masking import gone_by_layer, masked
 
 

@@ -25,9 +25,9 @@ from tests.families.proving import (
     takes_beams,
 )
 from tests.families.zoo import FAMILIES, Sample
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
 from tokenprune.errors import IncompatibleError
+from tokenprune.families.lookup import parts_of
 from tokenprune.testing.conformance.masking import gone_by_layer, masked
 
 #: Families whose stock `generate` fails with beams: it copies the prompts, but not what the encoder made of them.

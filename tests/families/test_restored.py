@@ -16,10 +16,10 @@ from tests.engine.pruners import Averaging, ByContent
 from tests.families.described import description
 from tests.families.proving import REFUSED, Zoo, everyone, said, samples
 from tests.families.zoo import Built, Sample
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
 from tokenprune.engine.patch.internals import INTERNALS
 from tokenprune.errors import IncompatibleError
+from tokenprune.families.lookup import parts_of
 from tokenprune.pruner import Decision, State, Stop, View
 
 HOOKS = (

@@ -11,10 +11,10 @@ import torch
 
 from tests.families.zoo import FAMILIES, Built
 from tokenprune.budget import Budget
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
 from tokenprune.engine.shorter import shorter_prompt
 from tokenprune.engine.stages import moments_of
+from tokenprune.families.lookup import parts_of
 from tokenprune.pruner import Decision, OneCut, State, Stop, View, pruner
 from tokenprune.registry import Axes, Source
 

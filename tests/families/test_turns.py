@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tests.families.proving import BOTH, Zoo, at_every_site, chosen, close, everyone, renumbered, said
 from tests.families.zoo import Built, Sample
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
+from tokenprune.families.lookup import parts_of
 from tokenprune.testing.conformance.masking import gone_by_layer, masked
 
 MORE = torch.tensor([[5, 6, 7, 8, 9]])

@@ -12,8 +12,8 @@ from tests.families.proving import PRUNED, close, said
 from tests.families.zoo import FAMILIES, Built, Sample
 from tokenprune import load_host, pruned
 from tokenprune.budget import Budget
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.errors import IncompatibleError
+from tokenprune.families.lookup import parts_of
 from tokenprune.pruner import Pruner
 
 Zoo = Callable[[str], Built]

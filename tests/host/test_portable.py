@@ -16,7 +16,7 @@ from tokenprune.errors import PrerequisiteError
 from tokenprune.plugins import default_host
 from tokenprune.sweep import SweepStore
 from tokenprune.sweep.config.schema import default_config
-from tokenprune.sweep.executors.executor import local as pool
+from tokenprune.sweep.executors import local as pool
 from tokenprune.tracking import server
 
 LINUX = ("fcntl", "resource", "pwd", "grp", "termios")

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.engine.models import IMAGE, TOKENS, batch, prompt, random_llava
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
 from tokenprune.engine.shorter import shorter_prompt
 from tokenprune.engine.stages import moments_of
 from tokenprune.errors import IncompatibleError
+from tokenprune.families.lookup import parts_of
 from tokenprune.pruner import Pruner
 
 NEW = 3

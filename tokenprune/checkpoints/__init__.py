@@ -12,12 +12,12 @@ from tokenprune.registry import ModelSpec
 
 if TYPE_CHECKING:
     from tokenprune.checkpoints.joint import JointSpace as JointSpace
-    from tokenprune.checkpoints.loading import LoadedModel as LoadedModel
+    from tokenprune.checkpoints.loaded_model import LoadedModel as LoadedModel
     from tokenprune.checkpoints.loading import load_model as load_model
 
 # without lazy_loader's `__dir__`: the host looks at every name of a plugin, and would load all of these
 __getattr__, _, __all__ = lazy_loader.attach(
-    __name__, submod_attrs={"joint": ["JointSpace"], "loading": ["LoadedModel", "load_model"]}
+    __name__, submod_attrs={"joint": ["JointSpace"], "loaded_model": ["LoadedModel"], "loading": ["load_model"]}
 )
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from tokenprune.checkpoints.adapters import adapter_in
-from tokenprune.checkpoints.loading import family_of, missing_package, model_path, quiet_loading
+from tokenprune.checkpoints.loading import missing_package, model_path, quiet_loading
 from tokenprune.errors import IncompatibleError, PrerequisiteError
 from tokenprune.families.discovery import discover
 from tokenprune.families.family import Family, resolve
+from tokenprune.families.lookup import family_of
 from tokenprune.plugins import Host
 from tokenprune.registry import load_target
 from tokenprune.site import SITE_KINDS

@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from tokenprune.checkpoints.adapters import adapter_in
 from tokenprune.checkpoints.joint import JointSpace
+from tokenprune.checkpoints.loaded_model import LoadedModel
 from tokenprune.checkpoints.torchvision_build import torchvision_hint, torchvision_problem
 from tokenprune.checkpoints.weights import check_weights
-from tokenprune.errors import ConfigError, IncompatibleError, PrerequisiteError, UnknownNameError
-from tokenprune.families.discovery import discover
-from tokenprune.families.family import Family, Parts, resolve
-from tokenprune.families.unwrap import unwrap
+from tokenprune.errors import ConfigError, PrerequisiteError, UnknownNameError
+from tokenprune.families.lookup import parts_of
 from tokenprune.plugins import Host, default_host
-from tokenprune.pruner import ModelFacts
-from tokenprune.registry import FamilySpec, load_target
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model with its processor and what the engine knows about it."""
-
-    model: Any
-    processor: Any
-    joint: JointSpace | None
-    path: str
-    family: str
-    facts: ModelFacts
 
 
 def load_model(
@@ -61,6 +42,12 @@ def load_model(
         PrerequisiteError: The path holds no model, its weights are not safetensors, or a package that it needs is
             missing or does not work (torchvision beside another torch).
         IncompatibleError: No registered family describes the model.
+
+    Example:
+        >>> from tokenprune import load_model
+        >>> loaded = load_model("scenes")
+        >>> loaded.family, loaded.facts.num_layers
+        ('llava', 6)
     """
     host = host or default_host()
     if dtype not in _DTYPES:
@@ -101,7 +88,7 @@ def load_model(
     clip = Path(whole) / "clip"
     with quiet_loading():
         joint = JointSpace.load(clip, decode, device=device, dtype=_DTYPES[dtype]) if clip.is_dir() else None
-    return LoadedModel(model, processor, joint, path, parts.family.name, parts.facts)
+    return LoadedModel(model, processor, joint, path, parts)
 
 
 def missing_package(name: str, error: Exception) -> PrerequisiteError | None:
@@ -147,54 +134,3 @@ def model_path(name_or_path: str, host: Host) -> str:
     if Path(name_or_path).is_dir() or "/" in name_or_path:
         return name_or_path
     raise UnknownNameError("model", name_or_path, host.models.names())
-
-
-def parts_of(model: nn.Module, host: Host | None = None) -> Parts:
-    """Find the family that describes a model and follow its paths; where there is none, the parts are discovered.
-
-    Args:
-        model: A model, also inside wrappers (`tokenprune.families.unwrap`); the parts are those of the model inside.
-        host: Plugin host; loaded where it is not given.
-
-    Raises:
-        IncompatibleError: No registered family names the model's type, and its parts cannot be found without one; or
-            models of its family cannot be pruned; or it is in a wrapper in which it cannot be pruned.
-    """
-    host = host or default_host()
-    model = unwrap(model)
-    spec = family_of(model, host)
-    if spec is not None:
-        family: Family = load_target(spec.target)
-        return resolve(model, family)
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type is None:
-        raise IncompatibleError(
-            f"no model family describes `{type(model).__name__}`: it has no config that names the type of a model",
-            hint="pass a transformers vision-language model" + _held(model),
-        )
-    try:
-        family = discover(model)
-    except IncompatibleError as error:
-        known = sorted({name for known in host.families for name in known.model_types})
-        raise IncompatibleError(
-            f"no model family describes `{type(model).__name__}` (model type `{model_type}`), and {error.message}",
-            hint=f"described: {', '.join(known)}; a plugin can add one (hook `register_families`)",
-        ) from error
-    warnings.warn(
-        f"no model family describes `{model_type}`: its decoder was found by the usual pattern, every run of "
-        "placeholders counts as one image without a grid",
-        stacklevel=2,
-    )
-    return resolve(model, family)
-
-
-def _held(model: nn.Module) -> str:
-    """Where a wrapper that is not known may hold a model, as words to end a sentence."""
-    held = [name for name, part in model.named_children() if hasattr(part, "config")]
-    return f", such as the one in its `{held[0]}`" if held else ""
-
-
-def family_of(model: nn.Module, host: Host) -> FamilySpec | None:
-    """The registered family of a model, `None` where no family names its type."""
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    return next((spec for spec in host.families if model_type in spec.model_types), None)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-from tokenprune.checkpoints.loading import LoadedModel, parts_of
 from tokenprune.errors import ConfigError, IncompatibleError
-from tokenprune.families.family import Family
-from tokenprune.plugins import Host
+from tokenprune.families.family import Parts
 from tokenprune.tasks.base import Sample
 from tokenprune.tasks.pictures import as_rgb
 
@@ -17,29 +16,27 @@ from tokenprune.tasks.pictures import as_rgb
 _OF_TEXT = frozenset(f"{name}_token" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
 
 
-def encode(loaded: LoadedModel, samples: Sequence[Sample], device: str, host: Host | None = None) -> dict[str, Tensor]:
-    """The processor's tensors for some samples, on a device and in the model's floating type.
+def encode(processor: Any, parts: Parts, samples: Sequence[Sample], path: str) -> dict[str, Tensor]:
+    """The processor's tensors for some samples, on the model's device and in its floating type.
 
     Args:
-        loaded: The model and its processor.
+        processor: The model's processor.
+        parts: The model.
         samples: Questions; their pictures may have any mode (`as_rgb`).
-        device: Torch device.
-        host: Plugins; the installed ones are loaded where it is not given.
+        path: Where the processor came from, for messages.
 
     Raises:
         ConfigError: A question holds a placeholder of this model, or a picture cannot be read.
         IncompatibleError: The processor has no chat template, or takes these samples in no other way.
     """
     pictures = [[as_rgb(image, f"a picture of sample `{sample.id}`") for image in sample.images] for sample in samples]
-    parts = parts_of(loaded.model, host)
-    family = parts.family
-    marks = placeholders(loaded, family)
+    marks = placeholders(processor, parts)
     for sample in samples:
         _refuse_placeholders(sample, marks)
-    named = f"the processor of `{loaded.path}` (`{type(loaded.processor).__name__}`)"
-    if getattr(loaded.processor, "chat_template", None) is not None:
+    named = f"the processor of `{path}` (`{type(processor).__name__}`)"
+    if getattr(processor, "chat_template", None) is not None:
         write = _by_template
-    elif family.plain_prompts:
+    elif parts.family.plain_prompts:
         write = _plainly
     else:
         raise IncompatibleError(
@@ -47,8 +44,8 @@ def encode(loaded: LoadedModel, samples: Sequence[Sample], device: str, host: Ho
             hint="save the template of the original checkpoint beside the weights, as `chat_template.jinja`",
         )
     try:
-        texts = [write(loaded, sample) for sample in samples]
-        made = loaded.processor(images=pictures, text=texts, padding=True, return_tensors="pt")
+        texts = [write(processor, sample) for sample in samples]
+        made = processor(images=pictures, text=texts, padding=True, return_tensors="pt")
     except Exception as error:  # templates and processors are not ours and fail in their own ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         ids = ", ".join(f"`{sample.id}`" for sample in samples)
@@ -61,17 +58,20 @@ def encode(loaded: LoadedModel, samples: Sequence[Sample], device: str, host: Ho
             f"the prompts that {named} makes have no place for a picture",
             hint="use the chat template of the original checkpoint (`chat_template.jinja`)",
         )
-    dtype = loaded.model.dtype
-    return {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in made.items()}
+    model: Any = parts.model
+    return {
+        name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
+        for name, tensor in made.items()
+    }
 
 
-def placeholders(loaded: LoadedModel, family: Family) -> tuple[str, ...]:
+def placeholders(processor: Any, parts: Parts) -> tuple[str, ...]:
     """What stands for a picture, a video or their borders in the prompts of a model, the longest first."""
-    processor, config = loaded.processor, loaded.model.config
+    model: Any = parts.model
     tokenizer = getattr(processor, "tokenizer", processor)
     named = {**dict(getattr(tokenizer, "special_tokens_map", {})), **vars(processor)}
     found = {str(value) for name, value in named.items() if _marks(name) and not isinstance(value, int | list)}
-    ids = [getattr(config, name, None) for name in family.placeholders]
+    ids = [getattr(model.config, name, None) for name in parts.family.placeholders]
     found |= {str(tokenizer.convert_ids_to_tokens(number)) for number in ids if number is not None}
     return tuple(sorted(found - {"None", ""}, key=lambda mark: (-len(mark), mark)))
 
@@ -89,11 +89,11 @@ def _refuse_placeholders(sample: Sample, marks: Sequence[str]) -> None:
             )
 
 
-def _by_template(loaded: LoadedModel, sample: Sample) -> str:
-    parts: list[dict[str, str]] = [{"type": "image"} for _ in sample.images]
-    turn = {"role": "user", "content": [*parts, {"type": "text", "text": sample.question}]}
-    return str(loaded.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False))
+def _by_template(processor: Any, sample: Sample) -> str:
+    pictures: list[dict[str, str]] = [{"type": "image"} for _ in sample.images]
+    turn = {"role": "user", "content": [*pictures, {"type": "text", "text": sample.question}]}
+    return str(processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False))
 
 
-def _plainly(loaded: LoadedModel, sample: Sample) -> str:
-    return f"{loaded.processor.image_token}" * len(sample.images) + sample.question
+def _plainly(processor: Any, sample: Sample) -> str:
+    return f"{processor.image_token}" * len(sample.images) + sample.question

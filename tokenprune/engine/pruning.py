@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Protocol
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, cast
 
 from torch import nn
 
 from tokenprune.budget import Budget, BudgetLike
 from tokenprune.checkpoints.joint import JointSpace
-from tokenprune.checkpoints.loading import parts_of
+from tokenprune.checkpoints.loaded_model import LoadedModel
 from tokenprune.engine.decoder.hooks import DecoderHooks
 from tokenprune.engine.entrance import Entrance
 from tokenprune.engine.modes import Batching
@@ -20,7 +22,8 @@ from tokenprune.engine.patch.internals import check_internals
 from tokenprune.engine.session import Session
 from tokenprune.engine.state.prefill_memo import MemoMethods, PrefillMemo
 from tokenprune.engine.vision.tower import TowerHooks
-from tokenprune.errors import BudgetError, IncompatibleError
+from tokenprune.errors import BudgetError, ConfigError, IncompatibleError, UnknownNameError
+from tokenprune.families.lookup import parts_of
 from tokenprune.plugins import Host, default_host
 from tokenprune.pruner import PositionPolicy, Pruner
 
@@ -34,16 +37,27 @@ class Side(Protocol):
         """Put it there; each step leaves with the stack what undoes it, before the next one may fail."""
 
 
-def resolve_pruner(pruner: str | Pruner | None, host: Host) -> Pruner:
-    """A pruner by name (with its defaults), as it is, or `none`.
+def resolve_pruner(pruner: str | Pruner | None, options: Mapping[str, Any], host: Host) -> Pruner:
+    """A pruner by name and options, a pruner object as it is, or `none`.
 
     Raises:
         UnknownNameError: No pruner of that name is installed.
+        ConfigError: An option is unknown, of the wrong kind or out of range, or comes with a pruner object.
     """
     if isinstance(pruner, Pruner):
+        for name in options:
+            unknown = UnknownNameError("argument of `pruned`", name, _arguments())
+            made = f"`{pruner.spec.name}` is made already: give its options to `get_pruner`, or give its name here"
+            raise ConfigError(unknown.message, hint=unknown.hint if unknown.close_matches else made)
         return pruner
-    built: Pruner = host.pruners.get(pruner or "none").build()
-    return built
+    spec = host.pruners.get(pruner or "none")
+    return cast(Pruner, spec.build(spec.validate(options, beside=_arguments())))
+
+
+@functools.cache
+def _arguments() -> tuple[str, ...]:
+    """The optional arguments of `pruned`, which a misspelt option may stand for."""
+    return tuple(name for name, what in inspect.signature(pruned).parameters.items() if what.default is not what.empty)
 
 
 def resolve_budget(
@@ -71,7 +85,7 @@ def resolve_budget(
 
 @contextlib.contextmanager
 def pruned(
-    model: nn.Module,
+    model: nn.Module | LoadedModel,
     pruner: str | Pruner | None,
     budget: Budget | BudgetLike | None = None,
     *,
@@ -82,12 +96,14 @@ def pruned(
     frames: bool = False,
     memo: PrefillMemo | None = None,
     host: Host | None = None,
+    **options: Any,
 ) -> Iterator[Session]:
     """Prune the visual tokens of a stock model inside the block; the model is restored bit for bit afterwards.
 
     Args:
         model: A stock transformers vision-language model, also wrapped: with an adapter of PEFT, compiled, or for
             data parallelism on one device. Inside the block the wrapper's own call and `generate` are pruned.
+            What `load_model` gave works as well, and brings its joint image-text space.
         pruner: Name of an installed pruner, a pruner object, or `None` for no pruning.
         budget: Visual tokens to keep per image: a whole number is tokens (`64`), a fraction or a percentage is a ratio
             (`0.25`, `"25%"`), as everywhere (`Budget.parse`). Only `None`, `none` and pruners that read no budget under
@@ -95,13 +111,15 @@ def pruned(
         ratio: Keep ratio, in place of `budget`; 1 keeps all.
         tokens: Number of tokens, in place of `budget`.
         positions: `keep` or `compact` position ids; the pruner's own choice where it is not given.
-        joint: Joint image-text space, for pruners that need one.
+        joint: Joint image-text space, for pruners that need one; that of a `LoadedModel` if it is not given.
         frames: The images of each sample are the frames of one video: from the LLM input on, pruners see them as one
             unit. A budget in tokens counts the whole video; before the decoder each frame gets its share.
         memo: Shares the encoder and the layers before the first cut with other sessions on the same inputs.
-        host: Plugins; the installed ones are loaded where it is not given.
+        host: Plugins; the installed ones if it is not given.
+        options: Options of a pruner that is given by name (`layer=0`).
 
     Raises:
+        ConfigError: An option is unknown, of the wrong kind or out of range.
         IncompatibleError: The model is not described, already pruned, or lacks what the pruner needs.
         BudgetError: The budget is missing, out of range or cannot be met.
 
@@ -109,17 +127,29 @@ def pruned(
     with the same model, pruner and positions. Elsewhere it raises `IncompatibleError`.
 
     Several threads may use the model inside the block. Enter and leave it while no other thread runs the model.
+
+    Example:
+        >>> from tokenprune import load_model, pruned
+        >>> loaded = load_model("scenes")
+        >>> inputs = loaded.prepare("docs/examples/circle.png", "what color is the circle ?")
+        >>> with pruned(loaded.model, "iwp", ratio=0.25, layer=0) as session:
+        ...     output = loaded.model.generate(**inputs, max_new_tokens=4)
+        >>> session.last.original_visual_tokens, session.last.final()
+        ((256,), (64,))
     """
     host = host or default_host()
-    chosen = resolve_pruner(pruner, host)
+    chosen = resolve_pruner(pruner, options, host)
     wanted = resolve_budget(chosen, budget, ratio, tokens)
-    parts = parts_of(model, host)
-    given, model = model, parts.model  # inside its wrappers
+    given, own_joint = (model, None) if isinstance(model, nn.Module) else (model.model, model.joint)
+    joint = joint or own_joint
+    parts = parts_of(given, host)
+    model = parts.model  # inside its wrappers
     check_internals(parts)
     if "joint" in chosen.needs and joint is None:
         raise IncompatibleError(
             f"`{chosen.spec.name}` needs a joint image-text space (a CLIP text tower)",
-            hint="pass `joint=` (see `tokenprune.checkpoints.JointSpace`), or choose a pruner without the need `joint`",
+            hint="pass what `load_model` gave in place of its `.model`, or `joint=` (`tokenprune.checkpoints."
+            "JointSpace`), or choose a pruner without the need `joint`",
         )
     session = Session(parts, chosen, wanted, positions=positions, joint=joint, frames=frames, memo=memo)
     decoder = DecoderHooks(session)

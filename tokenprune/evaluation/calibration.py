@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tokenprune.budget import Budget
 from tokenprune.checkpoints import LoadedModel
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
 from tokenprune.errors import IncompatibleError
+from tokenprune.families.lookup import parts_of
 from tokenprune.plugins import Host
 from tokenprune.pruner import ModelFacts, Prefill, Pruner
 

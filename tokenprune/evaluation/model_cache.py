@@ -15,12 +15,11 @@ from torch import Tensor
 
 from tokenprune.cell import Cell, canonical
 from tokenprune.checkpoints import LoadedModel, load_model
-from tokenprune.checkpoints.loading import parts_of
-from tokenprune.checkpoints.prompts import encode
 from tokenprune.engine import capture_prefill
 from tokenprune.engine.state.image_spans import find_images
 from tokenprune.evaluation.environment import Environment, Installed, environment_of
 from tokenprune.evaluation.planned import PlanChangedError, check_model, check_pruner, check_task, planned_model
+from tokenprune.families.lookup import parts_of
 from tokenprune.plugins import Host
 from tokenprune.pruner import Pruner
 from tokenprune.tasks.base import Sample, Task
@@ -197,7 +196,7 @@ class Bench:
 
     def encode(self, loaded: LoadedModel, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """The processor's tensors for some samples, on the model's device and in its floating type."""
-        return encode(loaded, samples, self.device, self.host)
+        return loaded.encode(samples)
 
     def grids(self, cell: Cell, batch: Batch) -> list[list[tuple[int, int]]]:
         """Per sample of a batch, the token grid (rows, columns) of each of its units: its pictures, or their tiles."""

@@ -158,6 +158,15 @@ def run_sweep(
         UnknownNameError: A name is not installed.
         PrerequisiteError: A model or data set is not on this machine, an extra is not installed, or no worker starts.
         StorageError: The directory cannot be written; what is finished is kept.
+
+    Example:
+        >>> from tokenprune import run_sweep
+        >>> from tokenprune.sweep import default_config, with_changes
+        >>> small = {"pruners": ["none", "grid"], "budgets": ["25%"], "limit": 2, "efficiency": {"enabled": False}}
+        >>> config = with_changes(default_config(), small)
+        >>> outcome = run_sweep(config, directory="runs/small", executor="inline", track=False)
+        >>> outcome.status, outcome.done
+        ('complete', 2)
     """
     host = host or default_host()
     trackers = _trackers(config, host) if track else ()

@@ -29,6 +29,16 @@ class RecordedView:
         needs: What the pruner's spec declares; asking for anything else raises.
         site: Where the cut is said to be.
         facts: Shape of the model that is said to be there.
+
+    Example:
+        >>> import torch
+        >>> from tokenprune import get_pruner
+        >>> from tokenprune.testing import RecordedView, Recording
+        >>> features = torch.eye(4).unsqueeze(0)[:, [0, 0, 1, 2]]  # (B, N, D); tokens 0 and 1 are the same
+        >>> divprune = get_pruner("divprune")
+        >>> view = RecordedView.for_pruner(Recording(tokens=4, projected=features), divprune, keep=3)
+        >>> divprune.decide(view, None, {}).units[0].anchors.tolist()
+        [0, 2, 3]
     """
 
     def __init__(

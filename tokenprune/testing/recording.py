@@ -49,6 +49,13 @@ class Recording:
         sizes: Original tokens that each row stands for, (B, N); 1 where missing.
         layer_input: What entered the layer at a `mid` point, (B, N, D); `hidden` where missing.
         mlp_input: What the layer's MLP would read at a `mid` point, (B, N, D).
+
+    Example:
+        >>> import torch
+        >>> from tokenprune.testing import Recording
+        >>> two = Recording(tokens=48, projected=torch.randn(2, 48, 24), grid=(6, 8))
+        >>> two.units, two.unit(0).units
+        (2, 1)
     """
 
     tokens: int
@@ -121,6 +128,14 @@ def random_recording(
         grid: Rows and columns of the token grid; N is their product.
         clusters: Number of centres that the tokens scatter around.
         text: T, rows of text after the image.
+
+    Example:
+        >>> from tokenprune import get_pruner
+        >>> from tokenprune.testing import RecordedView, random_recording
+        >>> fastv = get_pruner("fastv")
+        >>> view = RecordedView.for_pruner(random_recording(seed=1), fastv, keep=12)
+        >>> [len(kept.anchors) for kept in fastv.decide(view, None, {}).units]
+        [12, 12]
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = grid[0] * grid[1]

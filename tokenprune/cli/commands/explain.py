@@ -105,8 +105,8 @@ def _ask(
     device: str,
 ) -> tuple[list[Grid], list[Kept]]:
     from tokenprune.checkpoints import load_model
-    from tokenprune.checkpoints.loading import parts_of
     from tokenprune.evaluation.model_cache import Bench
+    from tokenprune.families.lookup import parts_of
     from tokenprune.tasks.base import Sample
 
     loaded = load_model(model, device=device, host=invocation.host)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine.patch.attention_probe import project, without_rotation
 from tokenprune.engine.state.forward_state import open_chunk
 from tokenprune.errors import IncompatibleError
+from tokenprune.families.lookup import parts_of
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,13 @@ __all__ = [
 
 
 def checks(*groups: Group) -> tuple[Check, ...]:
-    """Every check, or those of some groups (`spec`, `plan`, `choice`, `model`), in the order in which they run."""
+    """Every check, or those of some groups (`spec`, `plan`, `choice`, `model`), in the order in which they run.
+
+    Example:
+        >>> from tokenprune.testing import conformance
+        >>> first, *others = conformance.checks("choice")
+        >>> first.law, first.run("divprune").status
+        ('every stop emits what its budget says, unless it says `auto`', 'ok')
+    """
     every = (*specs.CHECKS, *plans.CHECKS, *choices.CHECKS, *models.CHECKS)
     return tuple(check for check in every if not groups or check.group in groups)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tokenprune.budget import Budget
 from tokenprune.checkpoints import LoadedModel, load_model
-from tokenprune.checkpoints.loading import parts_of
 from tokenprune.engine import pruned
 from tokenprune.errors import BudgetError
+from tokenprune.families.lookup import parts_of
 from tokenprune.pruner import Decision, Pruner, PruneRecord, State, Stop, UnitRecord, View
 from tokenprune.testing.conformance.check import Check
 from tokenprune.testing.conformance.masking import gone_by_layer, masked
