@@ -18,11 +18,11 @@ from tokenprune import dual
 from tokenprune.engine import pruned
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.encoder_rows import EncoderRows
-from tokenprune.families.family import LookParts
+from tokenprune.families.family import ObservedEncoderParts
 from tokenprune.plugins import load_host
 from tokenprune.pruner import Axes, Decision, OneCut, Source, State, Stop, View, pruner
 
-LOOKED = [name for name in FAMILIES if description(name).look is not None and name not in REFUSED]
+LOOKED = [name for name in FAMILIES if description(name).observed_encoder is not None and name not in REFUSED]
 BLIND = [name for name in FAMILIES if description(name).blind and name not in REFUSED]
 looked = pytest.mark.parametrize("name", LOOKED)
 
@@ -97,12 +97,12 @@ def looking(built: Built, inputs: Any) -> tuple[list[Seen], Any]:
 
 def rows_of(built: Built, inputs: Any) -> EncoderRows:
     found = parts(built)
-    assert found.look is not None
-    return found.look.about.rows(built.model.config, inputs, found.visuals(inputs))
+    assert found.observed_encoder is not None
+    return found.observed_encoder.about.rows(built.model.config, inputs, found.visuals(inputs))
 
 
-def look_of(built: Built) -> LookParts:
-    found = parts(built).look
+def look_of(built: Built) -> ObservedEncoderParts:
+    found = parts(built).observed_encoder
     assert found is not None
     return found
 

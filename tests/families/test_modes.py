@@ -18,7 +18,7 @@ from tests.families.test_shorter_prompt import PLAIN, EvenlySpaced
 from tests.families.zoo import Sample
 from tokenprune.budget import Budget
 from tokenprune.engine import pruned
-from tokenprune.engine.shorter import shorter_prompt
+from tokenprune.engine.short_prompt import shorter_prompt
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.lookup import parts_of
 

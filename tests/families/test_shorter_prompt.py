@@ -12,8 +12,8 @@ import torch
 from tests.families.zoo import FAMILIES, Built
 from tokenprune.budget import Budget
 from tokenprune.engine import pruned
-from tokenprune.engine.shorter import shorter_prompt
-from tokenprune.engine.stages import moments_of
+from tokenprune.engine.short_prompt import shorter_prompt
+from tokenprune.engine.timestamps import timestamps_of
 from tokenprune.families.lookup import parts_of
 from tokenprune.pruner import Decision, OneCut, State, Stop, View, pruner
 from tokenprune.registry import Axes, Source
@@ -67,7 +67,7 @@ def test_it_has_the_length_of_the_shorter_prompt(zoo: Zoo, name: str) -> None:
     tokens = sum(visual.tokens for visual in parts.visuals(inputs))
     text = inputs["input_ids"].shape[1] - tokens
     for kept in (1, tokens // 2):
-        with shorter_prompt(parts, inputs, kept), moments_of(parts, lambda: None) as moments:
+        with shorter_prompt(parts, inputs, kept), timestamps_of(parts, lambda: None) as moments:
             found = generate(built.model, inputs)
         assert all(torch.isfinite(logits).all() for logits in found.logits)
         widest = max(layer.keys.shape[2] for layer in found.past_key_values.layers if layer.keys is not None)

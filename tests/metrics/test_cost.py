@@ -16,7 +16,7 @@ from tests.sweep.tiny import TOKENS
 from tokenprune import Budget
 from tokenprune.checkpoints import LoadedModel, load_model
 from tokenprune.engine import pruned
-from tokenprune.engine.stages import Moments
+from tokenprune.engine.timestamps import Timestamps
 from tokenprune.errors import IncompatibleError
 from tokenprune.evaluation.cost import efficiency
 from tokenprune.evaluation.cost.efficiency import Cost, Refusal, measure_cost
@@ -237,7 +237,7 @@ def slowing(monkeypatch: pytest.MonkeyPatch, shares: Mapping[int, float]) -> lis
     """
     ran: list[tuple[int, bool]] = []
 
-    def timed(subject: Subject, moments: Any, times: Times, *, whole: bool = True) -> None:
+    def timed(subject: Subject, timestamps: Any, times: Times, *, whole: bool = True) -> None:
         length = subject.first().past_key_values.layers[-1].keys.shape[-2]
         took = shares[length] * (1.0 + 0.1 * len(ran))
         ran.append((length, whole))
@@ -277,9 +277,9 @@ def test_the_unpruned_model_against_itself_is_one(
     """`none` and its floor are the stock model, timed as such: no hook of the engine is in any of the three."""
     hooks = []
 
-    def timed(subject: Subject, moments: Any, times: Times, *, whole: bool = True) -> None:
+    def timed(subject: Subject, timestamps: Any, times: Times, *, whole: bool = True) -> None:
         hooks.append([len(module._forward_pre_hooks) + len(module._forward_hooks) for module in loaded.model.modules()])
-        slowed(subject, moments, times, whole=whole)
+        slowed(subject, timestamps, times, whole=whole)
 
     slowing(monkeypatch, {inputs["input_ids"].shape[1]: 5.0})
     slowed = Subject.time
@@ -323,8 +323,8 @@ def test_parts_are_told_apart_by_their_moments() -> None:
             assert arguments["max_new_tokens"] == arguments["min_new_tokens"]
             assert arguments["do_sample"] is False
             assert not gc.isenabled()
-            moments.encoder += [(0.001, 0.004), (0.004, 0.006)]
-            moments.forward += [(0.007, 0.030), (0.034, 0.043), (0.044, 0.053)][: arguments["max_new_tokens"]]
+            timestamps.encoder += [(0.001, 0.004), (0.004, 0.006)]
+            timestamps.forward += [(0.007, 0.030), (0.034, 0.043), (0.044, 0.053)][: arguments["max_new_tokens"]]
 
     class Clock(HostClock):
         def __init__(self) -> None:
@@ -334,10 +334,10 @@ def test_parts_are_told_apart_by_their_moments() -> None:
         def mark(self) -> float:
             return next(self.reads)
 
-    moments: Moments[float] = Moments([(9.0, 9.0)], [(9.0, 9.0)])  # of a run before
+    timestamps: Timestamps[float] = Timestamps([(9.0, 9.0)], [(9.0, 9.0)])  # of a run before
     times = Times()
-    Subject(Model(), {}, 2, Clock()).time(moments, times)
-    Subject(Model(), {}, 2, Clock()).time(moments, short := Times(), whole=False)
+    Subject(Model(), {}, 2, Clock()).time(timestamps, times)
+    Subject(Model(), {}, 2, Clock()).time(timestamps, short := Times(), whole=False)
     assert (short.encoder, short.prefill) == (times.encoder, times.prefill)
     assert short.first_token == short.decode == short.total == []
     assert gc.isenabled()
@@ -349,11 +349,11 @@ def test_parts_are_told_apart_by_their_moments() -> None:
 def test_a_model_that_runs_otherwise_is_refused() -> None:
     class Model:
         def generate(self, **arguments: Any) -> None:
-            moments.forward.append((0.0, 1.0))
+            timestamps.forward.append((0.0, 1.0))
 
-    moments: Moments[float] = Moments()
+    timestamps: Timestamps[float] = Timestamps()
     with pytest.raises(IncompatibleError, match="ran the model 1 times for 3 tokens"):
-        Subject(Model(), {}, 2, HostClock(CPU)).time(moments, Times())
+        Subject(Model(), {}, 2, HostClock(CPU)).time(timestamps, Times())
 
 
 def test_threads_are_held_and_given_back() -> None:

@@ -9,8 +9,8 @@ import torch
 
 from tests.engine.models import IMAGE, TOKENS, batch, prompt, random_llava
 from tokenprune.engine import pruned
-from tokenprune.engine.shorter import shorter_prompt
-from tokenprune.engine.stages import moments_of
+from tokenprune.engine.short_prompt import shorter_prompt
+from tokenprune.engine.timestamps import timestamps_of
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.lookup import parts_of
 from tokenprune.pruner import Pruner
@@ -88,7 +88,7 @@ def test_nothing_is_left_behind(model: Any) -> None:
     attributes, hooks = state(model)
 
     def interrupted() -> None:
-        with shorter_prompt(parts, inputs, 4), moments_of(parts, lambda: 0):
+        with shorter_prompt(parts, inputs, 4), timestamps_of(parts, lambda: 0):
             generate(model, **inputs)
             raise ZeroDivisionError
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_shortened_is_said(model: Any) -> None:
 def test_the_moments_of_a_run_are_in_order(model: Any, pruner: str | Pruner | None) -> None:
     ticks = iter(range(1000))
     inputs = batch([prompt(3)])
-    with pruned(model, pruner, 0.25) as session, moments_of(session.parts, lambda: next(ticks)) as moments:
+    with pruned(model, pruner, 0.25) as session, timestamps_of(session.parts, lambda: next(ticks)) as moments:
         for _ in range(2):  # what a first run found is forgotten
             moments.clear()
             begin = next(ticks)
@@ -129,7 +129,7 @@ def test_the_moments_of_a_run_are_in_order(model: Any, pruner: str | Pruner | No
 
 def test_the_floor_of_masks_that_the_model_builds_itself() -> None:
     """Rows and columns of a four-dimensional mask, and of one mask for each kind of layer."""
-    from tokenprune.engine.shorter import _Short
+    from tokenprune.engine.short_prompt import _Short
 
     short = _Short(4, torch.tensor([0, 2, 3]), torch.tensor([0]))
     mask = torch.arange(16).reshape(1, 1, 4, 4)

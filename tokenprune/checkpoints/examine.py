@@ -145,8 +145,8 @@ def _parts(model: nn.Module, family: Family) -> dict[str, tuple[str, str | None]
             "encoder layers": f"{family.vision.tower}.{family.vision.layers}",
             "projector": family.vision.projector,
         }
-    if family.look is not None:
-        for number, layers in enumerate(family.look.layers):
+    if family.observed_encoder is not None:
+        for number, layers in enumerate(family.observed_encoder.layers):
             paths["encoder layers" + (f" {number + 1}" if number else "")] = layers
     return {part: (path or "the model itself", _class(_follow(model, path))) for part, path in paths.items()}
 

@@ -11,40 +11,40 @@ from tokenprune.engine.finite import WatchedView
 from tokenprune.engine.observe.context import SiteContext
 from tokenprune.engine.observe.view import EngineView
 from tokenprune.engine.prompt_end import ending_units, holds_last, with_last
-from tokenprune.engine.state.forward_state import Chunk, Unit
+from tokenprune.engine.state.prefill import Prefill, Unit
 from tokenprune.errors import NothingPrunedError
 from tokenprune.pruner import Decision, Kept, Pruner
 
 
 def decide(
-    pruner: Pruner, chunk: Chunk, position: int, units: Sequence[Unit], joint: JointSpace | None
+    pruner: Pruner, prefill: Prefill, position: int, units: Sequence[Unit], joint: JointSpace | None
 ) -> tuple[list[tuple[Unit, Kept]], Decision]:
-    """Ask the pruner about units of the chunk at the stop `position` of its plan.
+    """Ask the pruner about units of the prompt at the stop `position` of its plan.
 
     Units of the same size, grid and budget are seen in one view. A unit in which a prompt ends keeps its last token
     whatever the pruner says, because the answer is read from its row.
 
     Returns:
-        One selection per unit in the chunk's order, and the last decision (its `resize` holds for all units).
+        One selection per unit in the prompt's order, and the last decision (its `resize` holds for all units).
 
     Raises:
         NothingPrunedError: An answer does not name distinct tokens that are there.
         NotFiniteError: The pruner was given, or answered, values that are not finite.
     """
-    site = chunk.plan[position].site
-    context = SiteContext(chunk, site, pruner, joint)
+    site = prefill.plan[position].site
+    context = SiteContext(prefill, site, pruner, joint)
     groups: dict[tuple[int, int, int, tuple[int, int] | None, int], list[int]] = {}
     for number, unit in enumerate(units):
-        keep = min(unit.tokens, chunk.asked(unit, position))
+        keep = min(unit.tokens, prefill.asked(unit, position))
         groups.setdefault((unit.tokens, keep, unit.original, unit.span.grid, unit.span.frames), []).append(number)
-    ending = ending_units(units, chunk.ends_in_image)
+    ending = ending_units(units, prefill.ends_in_image)
     answers: dict[int, Kept] = {}
     decision = Decision(())
     for (tokens, keep, *_), numbers in groups.items():
         seen = [units[number] for number in numbers]
         labels = [f"sample {unit.span.sample}, image {unit.span.image}" for unit in seen]
         view = WatchedView(EngineView(context, seen, numbers, keep), pruner.spec.name, labels)
-        decision = view.asked(pruner.decide, chunk.stop_for(seen[0], position), chunk.state)
+        decision = view.asked(pruner.decide, prefill.stop_for(seen[0], position), prefill.state)
         if decision.resize is None and len(decision.units) != len(seen):
             raise NothingPrunedError(
                 f"pruner `{pruner.spec.name}` answered for {len(decision.units)} of {len(seen)} images",
@@ -55,7 +55,7 @@ def decide(
             if number in ending:
                 resized = decision.resize is not None
                 if not resized and not holds_last(kept, tokens):
-                    chunk.vision.held.add((position, units[number].span.index))
+                    prefill.vision.held.add((position, units[number].span.index))
                 kept = with_last(kept, tokens, resized=resized)
             answers[number] = kept
     return [(units[number], answers[number]) for number in sorted(answers)], decision

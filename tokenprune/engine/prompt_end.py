@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from tokenprune.engine.state.forward_state import Unit
+from tokenprune.engine.state.prefill import Unit
 from tokenprune.pruner import Kept
 
 

@@ -16,12 +16,12 @@ from tokenprune.checkpoints.loaded_model import LoadedModel
 from tokenprune.engine.decoder.hooks import DecoderHooks
 from tokenprune.engine.entrance import Entrance
 from tokenprune.engine.modes import Batching
-from tokenprune.engine.observe.encoder_observer import LookHooks, looks
+from tokenprune.engine.observe.encoder_observer import EncoderObserver, observes_encoder
 from tokenprune.engine.patch.compiled import Uncompiled
 from tokenprune.engine.patch.internals import check_internals
 from tokenprune.engine.session import Session
 from tokenprune.engine.state.prefill_memo import MemoMethods, PrefillMemo
-from tokenprune.engine.vision.tower import TowerHooks
+from tokenprune.engine.vision.hooks import VisionHooks
 from tokenprune.errors import BudgetError, ConfigError, IncompatibleError, UnknownNameError
 from tokenprune.families.lookup import parts_of
 from tokenprune.plugins import Host, default_host
@@ -30,7 +30,7 @@ from tokenprune.pruner import PositionPolicy, Pruner
 _MARK = "_tokenprune_session"
 
 
-class Side(Protocol):
+class ModelPatch(Protocol):
     """A part of the engine that puts something into a model."""
 
     def install(self, undo: contextlib.ExitStack) -> None:
@@ -153,13 +153,13 @@ def pruned(
         )
     session = Session(parts, chosen, wanted, positions=positions, joint=joint, frames=frames, memo=memo)
     decoder = DecoderHooks(session)
-    sides: list[Side] = [Uncompiled(given), Batching(model), Entrance(session, decoder), decoder]
+    sides: list[ModelPatch] = [Uncompiled(given), Batching(model), Entrance(session, decoder), decoder]
     if parts.vision is not None:
-        sides.append(TowerHooks(parts, parts.vision, chosen, joint, lambda: session.chunk, memo))
+        sides.append(VisionHooks(parts, parts.vision, chosen, joint, lambda: session.prefill, memo))
     elif memo is not None:
         sides.append(MemoMethods(parts.base, memo, session.seen_runs))
-    if parts.look is not None and looks(chosen):
-        sides.append(LookHooks(parts.look, lambda: session.chunk))
+    if parts.observed_encoder is not None and observes_encoder(chosen):
+        sides.append(EncoderObserver(parts.observed_encoder, lambda: session.prefill))
     with contextlib.ExitStack() as undo:
         _mark(model, session, undo)
         for side in sides:

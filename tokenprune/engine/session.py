@@ -16,10 +16,10 @@ from tokenprune.budget import Budget
 from tokenprune.checkpoints.joint import JointSpace
 from tokenprune.engine.cache.pruned_cache import Maker, Owner, give_back_offsets, is_pruned
 from tokenprune.engine.modes import CacheKeeper, Call
-from tokenprune.engine.observe.encoder_observer import looks
-from tokenprune.engine.state.encoder_run import Look, Run
-from tokenprune.engine.state.forward_state import Chunk, Unit, Vision, is_per_token, open_chunk
+from tokenprune.engine.observe.encoder_observer import observes_encoder
+from tokenprune.engine.state.encoder_run import EncoderObservation, EncoderRun
 from tokenprune.engine.state.image_spans import ImageSpan
+from tokenprune.engine.state.prefill import Prefill, Unit, VisionState, is_per_token, open_prefill
 from tokenprune.engine.state.prefill_memo import PrefillMemo
 from tokenprune.engine.state.stopwatch import Stopwatch
 from tokenprune.errors import IncompatibleError, NothingPrunedError
@@ -65,10 +65,10 @@ class Session:
         """The session, as its caches know it."""
         self.lock = threading.RLock()
         """Held by the thread that is inside the model; what follows is of that thread alone."""
-        self.chunk: Chunk | None = None
-        self._ahead: Chunk | None = None
+        self.prefill: Prefill | None = None
+        self._ahead: Prefill | None = None
         self._keeper = CacheKeeper()
-        self._prefill: contextlib.ExitStack | None = None
+        self._exclusive: contextlib.ExitStack | None = None
         """Ends the part of the running `generate` in which no other thread may enter."""
         self._plans: dict[tuple[int, Budget], tuple[Stop, ...]] = {}
 
@@ -166,9 +166,9 @@ class Session:
         """The stops of a prefill, for images of a number of visual tokens."""
         return _of_prefill(self.plan(tokens))
 
-    def decode_stops(self, chunk: Chunk) -> tuple[Stop, ...]:
-        """The stops of every decoding step after the prefill of a chunk."""
-        return tuple(stop for stop in self.plan(chunk.units[0].original) if stop.site.kind == "decode")
+    def decode_stops(self, prefill: Prefill) -> tuple[Stop, ...]:
+        """The stops of every decoding step after the prefill of a prefill."""
+        return tuple(stop for stop in self.plan(prefill.units[0].original) if stop.site.kind == "decode")
 
     # --- calls of the multimodal model --------------------------------------------------------------------------
 
@@ -182,22 +182,22 @@ class Session:
         inputs = dict(kwargs)
         if args:  # stock models call their parts by keyword; `model(input_ids)` is the one exception
             inputs.setdefault("input_ids", args[0])
-        around = self.chunk if self._ahead is None else None  # a pruner may run the model inside a pass
+        around = self.prefill if self._ahead is None else None  # a pruner may run the model inside a pass
         give_back_offsets(self.parts.base, cache_in(inputs))
         try:
-            self.chunk = self._adopt(inputs)
+            self.prefill = self._adopt(inputs)
             yield
-            self._check_done(self.chunk)
+            self._check_done(self.prefill)
         finally:
-            if self._prefill is not None and self._ahead is None:
-                self._prefill.close()
-            self.chunk = around
+            if self._exclusive is not None and self._ahead is None:
+                self._exclusive.close()
+            self.prefill = around
 
     def _open(
         self, inputs: Mapping[str, Any], known: Callable[[Tensor], tuple[ImageSpan, ...]] | None = None
-    ) -> Chunk | None:
-        """A chunk for the images of a call, planned; `None` where it brings none."""
-        found = open_chunk(self.parts, inputs, known)
+    ) -> Prefill | None:
+        """A prefill for the images of a call, planned; `None` where it brings none."""
+        found = open_prefill(self.parts, inputs, known)
         if found is None:
             return None
         input_ids, valid, spans = found
@@ -205,14 +205,14 @@ class Session:
         stops = {unit.original: self.prefill_stops(unit.original) for unit in units}
         if self.frames:
             stops |= self._video_stops(units)
-        return Chunk(
+        return Prefill(
             parts=self.parts,
             input_ids=input_ids,
             valid=valid,
-            vision=Vision(
+            vision=VisionState(
                 pixels={name: inputs[name] for name in self.parts.family.pixels if inputs.get(name) is not None},
                 units={unit.span.index: unit for unit in units},
-                look=self._look(inputs) if known is None else Look(),
+                observed=self._observation(inputs) if known is None else EncoderObservation(),
             ),
             units=units,
             stops=stops,
@@ -221,20 +221,22 @@ class Session:
             stopwatch=self.stopwatch,
         )
 
-    def _look(self, inputs: Mapping[str, Any]) -> Look:
-        """The rows of an encoder that is only looked into, where the pruner looks."""
-        if self.parts.look is None or not looks(self.pruner):
-            return Look()
+    def _observation(self, inputs: Mapping[str, Any]) -> EncoderObservation:
+        """The rows of an encoder that is only observed, if the pruner asks for it."""
+        if self.parts.observed_encoder is None or not observes_encoder(self.pruner):
+            return EncoderObservation()
         if all(inputs.get(name) is None for name in self.parts.family.pixels):
-            return Look()
-        return Look(self.parts.look.about.rows(self.parts.model.config, inputs, self.parts.visuals(inputs)))
+            return EncoderObservation()
+        return EncoderObservation(
+            self.parts.observed_encoder.about.rows(self.parts.model.config, inputs, self.parts.visuals(inputs))
+        )
 
-    def seen_runs(self) -> list[Run] | None:
-        """What was seen of the encoder in this pass; `None` where the pruner does not look."""
-        return self.chunk.vision.look.runs if self.chunk is not None and looks(self.pruner) else None
+    def seen_runs(self) -> list[EncoderRun] | None:
+        """What was seen of the encoder in this pass; `None` if the pruner asks for nothing of it."""
+        return self.prefill.vision.observed.runs if self.prefill is not None and observes_encoder(self.pruner) else None
 
-    def _adopt(self, inputs: Mapping[str, Any]) -> Chunk | None:
-        """The chunk of a call; what `generate` ran ahead is taken over, for the prompt or for several copies of it."""
+    def _adopt(self, inputs: Mapping[str, Any]) -> Prefill | None:
+        """The prefill of a call; what `generate` ran ahead is taken over, for the prompt or for its copies."""
         ahead, self._ahead = self._ahead, None
         if ahead is None:
             return self._open(inputs)
@@ -256,10 +258,10 @@ class Session:
         mask, input_ids = inputs.get("attention_mask"), inputs.get("input_ids")
         if mask is not None and input_ids is not None and not is_per_token(mask):  # `generate` has built masks already
             inputs = {**inputs, "attention_mask": ahead.valid.repeat_interleave(len(input_ids) // len(ahead.valid), 0)}
-        chunk = self._open(inputs, known)
-        if chunk is not None:
-            chunk.vision = ahead.vision  # with what the pruner remembers of its stops there
-        return chunk
+        prefill = self._open(inputs, known)
+        if prefill is not None:
+            prefill.vision = ahead.vision  # with what the pruner remembers of its stops there
+        return prefill
 
     def generating(self, generate: Callable[..., Any]) -> Callable[..., Any]:
         """`generate` encodes the images before it calls the model: note its prompt, so that the tower can be cut."""
@@ -278,19 +280,19 @@ class Session:
             kwargs |= call.uncompiled()
             if brings or cache is not None:
                 kwargs |= self._keeper.kept(call)
-            with contextlib.ExitStack() as prefill:
-                prefill.enter_context(self.lock)
-                prefill.callback(self._forget)
-                self._prefill = prefill
+            with contextlib.ExitStack() as exclusive:
+                exclusive.enter_context(self.lock)
+                exclusive.callback(self._forget)
+                self._exclusive = exclusive
                 if is_pruned(cache):
                     call.check_mode()
                     give_back_offsets(self.parts.base, cache)
                 if input_ids is not None and brings:
                     call.check(input_ids.shape[1])
-                    self._ahead = self.chunk = self._open(inputs)
-                    if self.chunk is not None and self.chunk.plan:
+                    self._ahead = self.prefill = self._open(inputs)
+                    if self.prefill is not None and self.prefill.plan:
                         call.check_cache()
-                    if self.chunk is not None and self.decode_stops(self.chunk):
+                    if self.prefill is not None and self.decode_stops(self.prefill):
                         call.check_views()
                 return generate(*args, **kwargs)
 
@@ -298,12 +300,12 @@ class Session:
 
     def _forget(self) -> None:
         """The prompt of a `generate` has passed, or will not."""
-        self._prefill = self._ahead = self.chunk = None
+        self._exclusive = self._ahead = self.prefill = None
 
-    def _check_done(self, chunk: Chunk | None) -> None:
+    def _check_done(self, prefill: Prefill | None) -> None:
         """Refuse a pass that has not come by every place where it should have cut."""
-        if chunk is not None and len(chunk.done) != len(chunk.plan):
-            missed = [str(stop.site) for stop in chunk.plan[len(chunk.done) :]]
+        if prefill is not None and len(prefill.done) != len(prefill.plan):
+            missed = [str(stop.site) for stop in prefill.plan[len(prefill.done) :]]
             raise NothingPrunedError(
                 f"`{self.pruner.spec.name}` should have cut at {missed}, but the model did not pass there",
                 hint="please report this with the model's class and the transformers version",

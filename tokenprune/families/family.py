@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.encoder_rows import EncoderRows
-from tokenprune.families.reasons import LOOK_ONLY, VISION_KINDS, no_resize, no_vision
+from tokenprune.families.reasons import OBSERVED_ONLY, VISION_KINDS, no_resize, no_vision
 from tokenprune.families.supported import UnknownInternalError
 from tokenprune.families.unwrap import uncompiled
 from tokenprune.pruner import ModelFacts
@@ -103,7 +103,7 @@ def _no_cls(config: Any) -> int | None:
 
 
 @dataclass(frozen=True)
-class EncoderLook:
+class ObservedEncoder:
     """How to look into a vision side that merges, pools or packs patches, so that its own rows cannot be cut.
 
     Args:
@@ -133,7 +133,7 @@ class Family:
         placeholders: Config attributes that hold the ids of the placeholders (images, videos).
         pixels: Tensors of the processor that bring images or videos.
         vision: The vision side, where it can be looked into and cut; `None` where only the decoder can.
-        look: The vision side, where it can be looked into but not cut. Cuts that pruners make between encoder and
+        observed_encoder: The vision side, if it can be observed but not cut. Cuts that pruners make between encoder and
             projector are made at the LLM input then, with the same decision.
         blind: Why its encoder cannot be looked into, where neither of the two is given.
         base: The multimodal model whose forward receives `input_ids`; empty for the model itself.
@@ -154,7 +154,7 @@ class Family:
     placeholders: tuple[str, ...] = ("image_token_id",)
     pixels: tuple[str, ...] = ("pixel_values",)
     vision: VisionTower | None = None
-    look: EncoderLook | None = None
+    observed_encoder: ObservedEncoder | None = None
     blind: str = ""
     base: str = "model"
     text: str = "model.language_model"
@@ -169,14 +169,18 @@ class Family:
 
     def made_at(self, site: Site) -> Site:
         """Where a cut is made that is asked for at a site: at the LLM input, where the encoder is only looked into."""
-        return Site("input") if site.kind == "encoder" and self.vision is None and self.look is not None else site
+        return (
+            Site("input")
+            if site.kind == "encoder" and self.vision is None and self.observed_encoder is not None
+            else site
+        )
 
     def refusal(self, kind: str) -> str | None:
         """Why there is no site of a kind, or `None` where there is."""
         if kind in self.refused:
             return self.refused[kind]
         if kind == "encoder" and self.vision is None:
-            return LOOK_ONLY if self.look is not None else self.blind or no_vision(self.name)
+            return OBSERVED_ONLY if self.observed_encoder is not None else self.blind or no_vision(self.name)
         if kind in VISION_KINDS and self.vision is None:
             return no_vision(self.name)
         if kind == "pixels" and self.vision is not None and self.vision.resize is None:
@@ -195,7 +199,7 @@ class TowerParts:
 
 
 @dataclass(frozen=True)
-class LookParts:
+class ObservedEncoderParts:
     """The parts of a loaded vision side that is only looked into.
 
     Args:
@@ -204,7 +208,7 @@ class LookParts:
         read: By tower, the module whose output becomes the tokens.
     """
 
-    about: EncoderLook
+    about: ObservedEncoder
     towers: tuple[tuple[nn.Module, ...], ...]
     read: tuple[nn.Module, ...]
 
@@ -221,7 +225,7 @@ class Parts:
     final_norm: nn.Module
     rotary: nn.Module
     vision: TowerParts | None
-    look: LookParts | None
+    observed_encoder: ObservedEncoderParts | None
     placeholder_ids: tuple[int, ...]
     layer_types: tuple[str, ...]
     kv_sources: tuple[int, ...]
@@ -318,17 +322,17 @@ def resolve(model: nn.Module, family: Family) -> Parts:
             about, tower, tuple(map(uncompiled, follow(tower, about.layers))), follow(model, about.projector)
         )
     config: Any = model.config
-    look = None
-    if vision is None and family.look is not None:
-        towers = tuple(tuple(map(uncompiled, follow(model, path))) for path in family.look.layers)
-        last = family.look.read_layer(config)
-        normed = bool(family.look.norms) and last == len(towers[0]) - 1
+    observed = None
+    if vision is None and family.observed_encoder is not None:
+        towers = tuple(tuple(map(uncompiled, follow(model, path))) for path in family.observed_encoder.layers)
+        last = family.observed_encoder.read_layer(config)
+        normed = bool(family.observed_encoder.norms) and last == len(towers[0]) - 1
         read = (
-            tuple(follow(model, path) for path in family.look.norms)
+            tuple(follow(model, path) for path in family.observed_encoder.norms)
             if normed
             else tuple(layers[last] for layers in towers)
         )
-        look = LookParts(family.look, towers, read)
+        observed = ObservedEncoderParts(family.observed_encoder, towers, read)
     ids = tuple(int(token) for name in family.placeholders if (token := getattr(config, name, None)) is not None)
     if not ids:
         raise IncompatibleError(
@@ -344,22 +348,30 @@ def resolve(model: nn.Module, family: Family) -> Parts:
         final_norm=follow(text, family.final_norm),
         rotary=follow(text, family.rotary),
         vision=vision,
-        look=look,
+        observed_encoder=observed,
         placeholder_ids=ids,
         layer_types=types,
         kv_sources=_kv_sources(text.config, types),
-        facts=_facts(config, family.name, len(layers), vision, look),
+        facts=_facts(config, family.name, len(layers), vision, observed),
     )
 
 
-def _facts(config: Any, name: str, layers: int, vision: TowerParts | None, look: LookParts | None) -> ModelFacts:
+def _facts(
+    config: Any, name: str, layers: int, vision: TowerParts | None, observed_encoder: ObservedEncoderParts | None
+) -> ModelFacts:
     if vision is not None:
         about = vision.about
         return ModelFacts(name, layers, len(vision.layers), about.has_cls(config), about.read_layer(config))
-    if look is None:
+    if observed_encoder is None:
         return ModelFacts(name, layers, 0, False, 0)
-    default = look.about.attention_layer or look.about.read_layer
-    return ModelFacts(name, layers, len(look.towers[0]), look.about.cls_row(config) is not None, default(config))
+    default = observed_encoder.about.attention_layer or observed_encoder.about.read_layer
+    return ModelFacts(
+        name,
+        layers,
+        len(observed_encoder.towers[0]),
+        observed_encoder.about.cls_row(config) is not None,
+        default(config),
+    )
 
 
 def _kv_sources(config: Any, types: tuple[str, ...]) -> tuple[int, ...]:

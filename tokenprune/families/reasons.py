@@ -19,7 +19,7 @@ CROSS_ATTENTION = "its images enter through cross-attention layers: the sequence
 SEVERAL_LAYERS = "its projector reads several encoder layers, which would have different rows after a cut between them"
 
 
-LOOK_ONLY = (
+OBSERVED_ONLY = (
     "its encoder can be looked into but not cut: what a pruner chooses there is taken out at the LLM input, behind the "
     "projector"
 )
@@ -36,7 +36,7 @@ def everywhere(reason: str) -> Mapping[str, str]:
 
 def no_cuts(family: str) -> Mapping[str, str]:
     """Reasons on the vision side of a family whose encoder is only looked into."""
-    return {kind: LOOK_ONLY if kind == "encoder" else no_vision(family) for kind in VISION_KINDS}
+    return {kind: OBSERVED_ONLY if kind == "encoder" else no_vision(family) for kind in VISION_KINDS}
 
 
 def no_vision(family: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.engine.state.forward_state import Chunk, Move, Unit
+from tokenprune.engine.state.prefill import Move, Prefill, Unit
 from tokenprune.engine.state.rows import Rows, gather_rows
 from tokenprune.pruner import Kept, Stop, UnitRecord
 
@@ -19,8 +19,8 @@ class DecoderInput:
 
     Args:
         hidden: (B, S', D).
-        rows: Which slots of the chunk the rows hold.
-        origins: (B, S') slot of the chunk whose position each row has; `None` where it is the row's own slot.
+        rows: Which slots of the prompt the rows hold.
+        origins: (B, S') slot of the prompt whose position each row has; `None` where it is the row's own slot.
         log_weights: (B, S') added to the attention logits of the rows, or `None`.
     """
 
@@ -30,17 +30,17 @@ class DecoderInput:
     log_weights: Tensor | None = None
 
     def positions(self) -> Tensor:
-        """(B, S') slot of the chunk whose position each row has; 0 for padding."""
+        """(B, S') slot of the prompt whose position each row has; 0 for padding."""
         return (self.rows.slots if self.origins is None else self.origins).clamp(min=0)
 
 
 def take(
-    chunk: Chunk, sequence: DecoderInput, selections: Sequence[tuple[Unit, Kept]], *, merge: bool, pad_left: bool
+    prefill: Prefill, sequence: DecoderInput, selections: Sequence[tuple[Unit, Kept]], *, merge: bool, pad_left: bool
 ) -> DecoderInput:
     """Take the rows that are not kept out of the sequence; the same object comes back where nothing changes.
 
     Args:
-        chunk: Its units are replaced.
+        prefill: Its units are replaced.
         sequence: What enters the layer.
         selections: One per unit.
         merge: Build merged rows here; `False` where the emitted rows already stand in place.
@@ -65,7 +65,7 @@ def take(
             if not copied:
                 hidden, origins = hidden.clone(), origins.clone()
                 copied = True
-            chunk.moves.append(Move(sample, unit.places, after.places, anchors, kept.merge if merge else None))
+            prefill.moves.append(Move(sample, unit.places, after.places, anchors, kept.merge if merge else None))
             source = rows.inverse[sample, unit.places]
             target = rows.inverse[sample, after.places]
             read, written = source.to(hidden.device), target.to(hidden.device)
@@ -81,7 +81,7 @@ def take(
                 weights[sample, target] = old[sample, source[anchors]]
                 if kept.log_weights is not None:
                     weights[sample, target] += kept.log_weights.to(source.device).float()
-    chunk.units = [followed.get(id(unit), unit) for unit in chunk.units]
+    prefill.units = [followed.get(id(unit), unit) for unit in prefill.units]
     index, shorter = rows.select(alive, pad_left=pad_left)
     return DecoderInput(
         hidden=gather_rows(hidden, index),
@@ -91,7 +91,7 @@ def take(
     )
 
 
-def record(chunk: Chunk, stop: Stop, position: int, selections: Sequence[tuple[Unit, Kept]]) -> list[UnitRecord]:
+def record(prefill: Prefill, stop: Stop, position: int, selections: Sequence[tuple[Unit, Kept]]) -> list[UnitRecord]:
     """What the stop at a place in the plan did, per unit."""
     entries = []
     for unit, kept in selections:
@@ -100,17 +100,17 @@ def record(chunk: Chunk, stop: Stop, position: int, selections: Sequence[tuple[U
             UnitRecord(
                 sample=unit.span.sample,
                 image=unit.span.image,
-                site=str(chunk.parts.family.made_at(stop.site)),
+                site=str(prefill.parts.family.made_at(stop.site)),
                 decoder_layer=stop.site.decoder_layer,
                 before=unit.tokens,
-                asked=chunk.asked(unit, position),
+                asked=prefill.asked(unit, position),
                 kept=len(kept.anchors),
                 indices=tuple(unit.indices[kept.anchors.to(unit.indices.device)].tolist()),
                 merged=kept.merge is not None,
                 log_weights=weights,
                 labels=kept.labels or (),
                 auto=stop.auto,
-                held=(position, unit.span.index) in chunk.vision.held,
+                held=(position, unit.span.index) in prefill.vision.held,
             )
         )
     return entries

@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenprune.engine.patch.methods import method_changed
-from tokenprune.engine.state.forward_state import Move
+from tokenprune.engine.state.prefill import Move
 from tokenprune.engine.state.rows import Rows, gather_rows
 
 _METHOD = "_deepstack_process"
 
 
-def add_visual_planes(
+def add_deepstack(
     text: nn.Module, present: Callable[[], tuple[Rows, Sequence[Move]] | None], undo: contextlib.ExitStack
 ) -> None:
     """Stand in a text model's own method that adds a plane to the visual tokens.

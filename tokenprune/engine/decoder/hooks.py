@@ -16,18 +16,19 @@ from tokenprune.engine.cache.offsets import offsets_of
 from tokenprune.engine.cache.pruned_cache import begin_reading, end_reading, remember, state_of
 from tokenprune.engine.decision import decide
 from tokenprune.engine.decoder.cut import DecoderInput, record, take
-from tokenprune.engine.decoder.decoder_state import Pass, snapshot
-from tokenprune.engine.decoder.deepstack import add_visual_planes
-from tokenprune.engine.decoder.layer_arguments import RotaryCalls, first_rows, others, shortened
-from tokenprune.engine.decoder.masks import build_mask, is_whole, reach_of, shorten_mask
-from tokenprune.engine.decoder.retroactive_kv import reach_back
-from tokenprune.engine.decoder.steps import visible_columns
-from tokenprune.engine.patch.split_layer import Door, Halves
-from tokenprune.engine.state.forward_state import Chunk, Counts, Layer, Move, rebase
+from tokenprune.engine.decoder.decoder_pass import DecoderPass, snapshot
+from tokenprune.engine.decoder.deepstack import add_deepstack
+from tokenprune.engine.decoder.layer_arguments import first_rows, others, shortened
+from tokenprune.engine.decoder.layer_calls import LayerCalls
+from tokenprune.engine.decoder.masks import is_whole
+from tokenprune.engine.decoder.records import record_of
+from tokenprune.engine.decoder.retroactive_kv import prune_past_kv
+from tokenprune.engine.patch.split_layer import ForwardSwitch, SplitLayer
+from tokenprune.engine.state.prefill import LayerInput, Move, Prefill, rebase
 from tokenprune.engine.state.rows import Rows, gather_embeddings, spread_rows
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.supported import CACHE_NAMES, cache_in
-from tokenprune.pruner import Kept, PruneRecord, Stop
+from tokenprune.pruner import Kept, Stop
 
 if TYPE_CHECKING:
     from tokenprune.engine.session import Session
@@ -42,20 +43,19 @@ class DecoderHooks:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._parts = session.parts
-        self._pass: Pass | None = None
-        self._doors: tuple[Door, ...] = ()
-        self._rotary = RotaryCalls(session.parts.rotary)
-        self._reaches = tuple(reach_of(session.parts.text.config, kind) for kind in session.parts.layer_types)
+        self._pass: DecoderPass | None = None
+        self._switches: tuple[ForwardSwitch, ...] = ()
+        self._calls = LayerCalls(session)
         self._whole: set[int] = set()
-        """Layers whose halves were checked."""
+        """Layers that were checked to be the sum of their halves."""
 
     def install(self, undo: contextlib.ExitStack) -> None:
         """Register the hooks."""
         text = self._parts.text
         if "layer" in self._session.pruner.spec.sites or self._session.memo is not None:
-            self._doors = tuple(Door.before(layer, undo) for layer in self._parts.layers)
-        add_visual_planes(text, self._shortened, undo)
-        self._rotary.install(undo)
+            self._switches = tuple(ForwardSwitch.before(layer, undo) for layer in self._parts.layers)
+        add_deepstack(text, self._shortened, undo)
+        self._calls.install(undo)
         undo.callback(text.register_forward_pre_hook(self._before_text, with_kwargs=True).remove)
         undo.callback(text.register_forward_hook(self._after_text).remove)
         for index, layer in enumerate(self._parts.layers):
@@ -73,8 +73,8 @@ class DecoderHooks:
                 end_reading(broken.cache)
                 if broken.cut and broken.past is None and broken.cache is not None:
                     remember(broken.cache, None, self._session.owner)
-            for door in self._doors:
-                door.redirect(None)
+            for switch in self._switches:
+                switch.redirect(None)
 
     # --- the text model -----------------------------------------------------------------------------------------
 
@@ -83,16 +83,16 @@ class DecoderHooks:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         del module
         embeddings = kwargs.get("inputs_embeds")
-        chunk = self._session.chunk
+        prefill = self._session.prefill
         if embeddings is None:
-            if chunk is not None:
+            if prefill is not None:
                 raise IncompatibleError(
                     "the model passes its text model no `inputs_embeds`", hint="describe the family in a plugin"
                 )
             return None
         cache = cache_in(kwargs)
         past = state_of(cache, self._session.owner)
-        self._rotary.forget()
+        self._calls.forget()
         length = embeddings.shape[1]
         position_ids = kwargs.get("position_ids")
         if position_ids is None:
@@ -100,11 +100,11 @@ class DecoderHooks:
             position_ids = torch.arange(seen, seen + length, device=embeddings.device)[None]
         mask = kwargs.get("attention_mask")
         compact = self._session.positions == "compact" and position_ids.ndim == 2
-        self._pass = Pass(mask, position_ids.to(embeddings.device), length, compact, cache, past)
+        self._pass = DecoderPass(mask, position_ids.to(embeddings.device), length, compact, cache, past)
         begin_reading(cache)
-        if chunk is not None:
-            chunk.embeddings = embeddings
-        if chunk is None and past is None:
+        if prefill is not None:
+            prefill.embeddings = embeddings
+        if prefill is None and past is None:
             return None
         if len(set(self._parts.kv_sources)) < len(self._parts.kv_sources):
             # layers that share a cache would be given the last row alone, which the bookkeeping of rows does not know
@@ -112,7 +112,7 @@ class DecoderHooks:
         if past is None:
             return args, kwargs
         given = mask.values() if isinstance(mask, dict) else (mask,)
-        if chunk is not None and any(is_whole(each) for each in given):
+        if prefill is not None and any(is_whole(each) for each in given):
             self._pass.whole = True  # images that are seen both ways: only the model's own masks say so
             return args, {**kwargs, "position_ids": position_ids}
         # the layers get masks of their own; a four-dimensional mask makes the text model build none
@@ -124,27 +124,27 @@ class DecoderHooks:
     def _after_text(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         del module, args
         running, self._pass = self._pass, None
-        chunk = self._session.chunk
+        prefill = self._session.prefill
         if running is None:
             return None
         end_reading(running.cache)
         decode = running.past.decode if running.past is not None else ()
-        if chunk is not None and len(chunk.done) == len(chunk.plan):
-            self._session.records.append(self._finish(chunk))
-            decode = decode or self._session.decode_stops(chunk)
+        if prefill is not None and len(prefill.done) == len(prefill.plan):
+            self._session.records.append(record_of(prefill, self._session.pruner.spec.name))
+            decode = decode or self._session.decode_stops(prefill)
         if running.cache is not None and (running.cut or running.past is not None or decode):
-            self._remember(running, chunk, decode)
+            self._remember(running, prefill, decode)
         if running.current is None or not running.cut:
             return None
         rows = running.current.rows
         return _replace_hidden(output, lambda hidden: spread_rows(hidden, rows))
 
-    def _remember(self, running: Pass, chunk: Chunk | None, decode: tuple[Stop, ...]) -> None:
+    def _remember(self, running: DecoderPass, prefill: Prefill | None, decode: tuple[Stop, ...]) -> None:
         """Note what the cache holds now."""
         before = running.past or CacheState([], 0, self._parts.kv_sources)
         layers = [running.cache.layers[source] for source in self._parts.kv_sources]
         columns = [each.last(held_columns(layer)) for each, layer in zip(running.columns, layers, strict=True)]
-        units = [] if chunk is None else [unit.span for unit in chunk.units]
+        units = [] if prefill is None else [unit.span for unit in prefill.units]
         new = tuple(CachedUnit(u.sample, u.image, len(u.slots), u.grid, u.frames) for u in units)
         if new:
             offsets = offsets_of(self._parts.base, columns[0].valid.shape[0])
@@ -168,26 +168,26 @@ class DecoderHooks:
             if running is None:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
-            chunk = self._session.chunk
+            prefill = self._session.prefill
             if layer == 0:
                 self._begin(running, kwargs)
-            if chunk is None and running.past is None:
+            if prefill is None and running.past is None:
                 return None
             present = self._present(running, hidden)
-            if chunk is not None:
-                present = self._chosen(running, chunk, layer, present, kwargs)
+            if prefill is not None:
+                present = self._chosen(running, prefill, layer, present, kwargs)
             past = running.past_columns(layer, present.hidden.shape[0], present.rows.slots.device)
-            columns = self._columns(running, chunk, layer, past, present)
+            columns = self._columns(running, prefill, layer, past, present)
             running.columns.append(columns)
             running.entered.append(present.rows)
             running.counted.append(present.rows)
-            if chunk is not None and _at(chunk, layer, "mid"):
-                self._split(running, chunk, module, layer, present, args[1:], kwargs)
+            if prefill is not None and _at(prefill, layer, "mid"):
+                self._split(running, prefill, module, layer, present, args[1:], kwargs)
             if running.past is None and not running.cut:
-                if chunk is not None and running.seen == 0 and len(chunk.done) < len(chunk.plan):
+                if prefill is not None and running.seen == 0 and len(prefill.done) < len(prefill.plan):
                     self._share(layer)
                 return None  # nothing was taken out so far: leave every tensor as it came
-            return self._rewritten(running, layer, present, past, columns, args, kwargs)
+            return self._calls.rewritten(running, layer, present, past, columns, args, kwargs)
 
         return hook
 
@@ -195,32 +195,32 @@ class DecoderHooks:
         """Let the coming call of a layer that runs unpruned, with a cut after it, be answered from the memo."""
         memo = self._session.memo
         shares_cache = self._parts.kv_sources.count(self._parts.kv_sources[layer]) > 1
-        if memo is None or shares_cache or self._doors[layer].redirected:
+        if memo is None or shares_cache or self._switches[layer].redirected:
             return
-        self._doors[layer].redirect(functools.partial(memo.layer, layer, self._doors[layer].forward))
+        self._switches[layer].redirect(functools.partial(memo.layer, layer, self._switches[layer].forward))
 
-    def _begin(self, running: Pass, kwargs: dict[str, Any]) -> None:
+    def _begin(self, running: DecoderPass, kwargs: dict[str, Any]) -> None:
         """Layer 0: now the cache is known, also where the text model has made it itself."""
         running.cache = cache_in(kwargs)
         if running.past is not None:
             running.seen = running.past.logical_length
         elif running.cache is not None:
             running.seen = int(running.cache.get_seq_length())
-        chunk = self._session.chunk
-        if chunk is None:
+        prefill = self._session.prefill
+        if prefill is None:
             return
-        if chunk.plan:
+        if prefill.plan:
             check_growing(running.cache)
-        if self._session.decode_stops(chunk) or any(stop.kv_from is not None for stop in chunk.plan):
+        if self._session.decode_stops(prefill) or any(stop.kv_from is not None for stop in prefill.plan):
             check_readable(running.cache, self._session.pruner.spec.name)
 
-    def _present(self, running: Pass, hidden: Tensor) -> DecoderInput:
+    def _present(self, running: DecoderPass, hidden: Tensor) -> DecoderInput:
         """What enters this layer, with the bookkeeping of its rows."""
         if running.current is not None:
             return replace(running.current, hidden=hidden)
-        chunk = self._session.chunk
-        if chunk is not None:
-            valid = chunk.valid
+        prefill = self._session.prefill
+        if prefill is not None:
+            valid = prefill.valid
         elif isinstance(running.mask, Tensor) and running.mask.ndim == 2:
             valid = running.mask[:, -running.length :].bool()
         else:
@@ -231,71 +231,75 @@ class DecoderHooks:
         running.current = DecoderInput(hidden, Rows.identity(valid.to(home)))
         return running.current
 
-    def _home(self, running: Pass, hidden: Tensor) -> torch.device:
+    def _home(self, running: DecoderPass, hidden: Tensor) -> torch.device:
         """Where the bookkeeping of rows and columns is, whatever devices the layers are on."""
-        if self._session.chunk is not None:
-            return self._session.chunk.input_ids.device
+        if self._session.prefill is not None:
+            return self._session.prefill.input_ids.device
         return hidden.device if running.past is None else running.past.columns[0].valid.device
 
-    def _columns(self, running: Pass, chunk: Chunk | None, layer: int, past: Columns, present: DecoderInput) -> Columns:
+    def _columns(
+        self, running: DecoderPass, prefill: Prefill | None, layer: int, past: Columns, present: DecoderInput
+    ) -> Columns:
         """Key columns of a layer after this pass; a layer that reads another one's keys has that one's columns."""
         source = self._parts.kv_sources[layer]
-        return running.extend(past, present, chunk) if source == layer else running.shared(past, present, source)
+        return running.extend(past, present, prefill) if source == layer else running.shared(past, present, source)
 
     def _chosen(
-        self, running: Pass, chunk: Chunk, layer: int, present: DecoderInput, kwargs: dict[str, Any]
+        self, running: DecoderPass, prefill: Prefill, layer: int, present: DecoderInput, kwargs: dict[str, Any]
     ) -> DecoderInput:
         """Run every stop that enters this layer, and count the tokens that are left."""
-        if layer == 0 or len(chunk.done) < len(chunk.plan):
-            with chunk.stopwatch.running():
-                present = self._stops(running, chunk, layer, present, kwargs)
-        counts = chunk.count(present.rows)
-        chunk.attended.append(counts)
-        chunk.cached.append(counts)
-        chunk.through_mlp.append(counts)
+        if layer == 0 or len(prefill.done) < len(prefill.plan):
+            with prefill.stopwatch.running():
+                present = self._stops(running, prefill, layer, present, kwargs)
+        counts = prefill.count(present.rows)
+        prefill.attended.append(counts)
+        prefill.cached.append(counts)
+        prefill.through_mlp.append(counts)
         return present
 
     def _stops(
-        self, running: Pass, chunk: Chunk, layer: int, present: DecoderInput, kwargs: dict[str, Any]
+        self, running: DecoderPass, prefill: Prefill, layer: int, present: DecoderInput, kwargs: dict[str, Any]
     ) -> DecoderInput:
         """Keep what views may ask for, and run every stop that enters this layer."""
         if layer == 0:
-            present = self._embedded(running, chunk, present)
+            present = self._embedded(running, prefill, present)
         if _LAYER_NEEDS & set(self._session.pruner.needs):
-            deepest = max((stop.site.decoder_layer for stop in chunk.plan), default=-1)
+            deepest = max((stop.site.decoder_layer for stop in prefill.plan), default=-1)
             if layer <= deepest:
-                chunk.layers[layer] = self._snapshot(running, chunk, present, kwargs)
-        while (stop := _at(chunk, layer, "in")) is not None:
-            present = self._stop(running, chunk, stop, layer, present)
-            if layer in chunk.layers:
-                chunk.layers[layer] = self._snapshot(running, chunk, present, kwargs)
+                prefill.layers[layer] = self._snapshot(running, prefill, present, kwargs)
+        while (stop := _at(prefill, layer, "in")) is not None:
+            present = self._stop(running, prefill, stop, layer, present)
+            if layer in prefill.layers:
+                prefill.layers[layer] = self._snapshot(running, prefill, present, kwargs)
         return present
 
     @staticmethod
-    def _snapshot(running: Pass, chunk: Chunk, present: DecoderInput, kwargs: dict[str, Any]) -> Layer:
+    def _snapshot(running: DecoderPass, prefill: Prefill, present: DecoderInput, kwargs: dict[str, Any]) -> LayerInput:
         embeddings = running.embeddings(present, kwargs.get("position_embeddings"))
         call = shortened(others(kwargs), running.length, present.positions()) if running.cut else others(kwargs)
-        return snapshot(chunk, present, embeddings, call)
+        return snapshot(prefill, present, embeddings, call)
 
-    def _stop(self, running: Pass, chunk: Chunk, stop: Stop, layer: int, present: DecoderInput) -> DecoderInput:
+    def _stop(
+        self, running: DecoderPass, prefill: Prefill, stop: Stop, layer: int, present: DecoderInput
+    ) -> DecoderInput:
         """One stop: decide, take rows out, and reach back where it says so."""
-        position = len(chunk.done)
-        selections, _ = decide(self._session.pruner, chunk, position, chunk.units, self._session.joint)
-        chunk.records += record(chunk, stop, position, selections)
-        present = self._cut(running, chunk, present, selections, merge=True)
-        chunk.done.append(stop)
+        position = len(prefill.done)
+        selections, _ = decide(self._session.pruner, prefill, position, prefill.units, self._session.joint)
+        prefill.records += record(prefill, stop, position, selections)
+        present = self._cut(running, prefill, present, selections, merge=True)
+        prefill.done.append(stop)
         last = layer if stop.site.point == "mid" else layer - 1
         if stop.kv_from is not None and running.cut and stop.kv_from <= last:
-            reach_back(running, stop.kv_from, last, present)
-            chunk.cached[stop.kv_from :] = [chunk.count(present.rows)] * (len(chunk.cached) - stop.kv_from)
-        if len(chunk.done) == len(chunk.plan):
-            chunk.layers.clear()
+            prune_past_kv(running, stop.kv_from, last, present)
+            prefill.cached[stop.kv_from :] = [prefill.count(present.rows)] * (len(prefill.cached) - stop.kv_from)
+        if len(prefill.done) == len(prefill.plan):
+            prefill.layers.clear()
         return present
 
     def _split(
         self,
-        running: Pass,
-        chunk: Chunk,
+        running: DecoderPass,
+        prefill: Prefill,
         module: nn.Module,
         layer: int,
         present: DecoderInput,
@@ -303,155 +307,73 @@ class DecoderHooks:
         kwargs: dict[str, Any],
     ) -> None:
         """Let the coming call of a layer be cut between attention and MLP."""
-        halves = Halves(module, self._parts.family.attention, self._parts.family.mlp)
+        split = SplitLayer(module, self._parts.family.attention, self._parts.family.mlp)
         if layer not in self._whole:
             given = {name: value for name, value in kwargs.items() if name not in (*CACHE_NAMES, "hidden_states")}
             start = first_rows(given, running.length, 2) | {"attention_mask": None, "position_ids": None}
             few = torch.arange(2, device=present.hidden.device)[None]
             start["position_embeddings"] = gather_embeddings(_first_sample(kwargs["position_embeddings"]), few)
             beside = first_rows({str(place): each for place, each in enumerate(rest)}, running.length, 2)
-            halves.check(present.hidden[:1, :2], *beside.values(), **start)
+            split.check(present.hidden[:1, :2], *beside.values(), **start)
             self._whole.add(layer)
 
         def run(hidden: Tensor, *args: Any, **named: Any) -> Any:
-            chunk.middle = halves.first(hidden, *args, **named)
-            with chunk.stopwatch.running():
-                after = replace(present, hidden=chunk.middle.residual)
-                while (stop := _at(chunk, layer, "mid")) is not None:
-                    after = self._stop(running, chunk, stop, layer, after)
-                    chunk.middle = replace(chunk.middle, residual=after.hidden)
-            chunk.middle = None
-            chunk.through_mlp[layer] = chunk.count(after.rows)
-            return halves.second(after.hidden, *args, **named)
+            prefill.middle = split.first(hidden, *args, **named)
+            with prefill.stopwatch.running():
+                after = replace(present, hidden=prefill.middle.residual)
+                while (stop := _at(prefill, layer, "mid")) is not None:
+                    after = self._stop(running, prefill, stop, layer, after)
+                    prefill.middle = replace(prefill.middle, residual=after.hidden)
+            prefill.middle = None
+            prefill.through_mlp[layer] = prefill.count(after.rows)
+            return split.second(after.hidden, *args, **named)
 
-        self._doors[layer].redirect(run)
+        self._switches[layer].redirect(run)
 
-    def _embedded(self, running: Pass, chunk: Chunk, present: DecoderInput) -> DecoderInput:
+    def _embedded(self, running: DecoderPass, prefill: Prefill, present: DecoderInput) -> DecoderInput:
         """Take out what was decided before the decoder; the emitted rows already stand in place."""
-        vision = chunk.vision
+        vision = prefill.vision
         if vision.cuts:
-            whole = list(chunk.units)
+            whole = list(prefill.units)
             for cut in vision.cuts:
                 selections = [cut.units[unit.span.index] for unit in whole]
                 placed = [(rebase(unit, goal.span), kept) for (unit, kept), goal in zip(selections, whole, strict=True)]
-                chunk.records += record(chunk, cut.stop, cut.position, placed)
+                prefill.records += record(prefill, cut.stop, cut.position, placed)
             final = [vision.units[unit.span.index] for unit in whole]
             kept = [Kept(unit.indices, log_weights=vision.log_weights.get(unit.span.index)) for unit in final]
-            chunk.done = [cut.stop for cut in vision.cuts]
-            present = self._cut(running, chunk, present, list(zip(whole, kept, strict=True)), merge=False)
-            for unit, known in zip(chunk.units, final, strict=True):
+            prefill.done = [cut.stop for cut in vision.cuts]
+            present = self._cut(running, prefill, present, list(zip(whole, kept, strict=True)), merge=False)
+            for unit, known in zip(prefill.units, final, strict=True):
                 unit.sizes = known.sizes
-        if chunk.frames:
-            chunk.join_frames()
+        if prefill.frames:
+            prefill.join_frames()
         return present
 
-    def _cut(self, running: Pass, chunk: Chunk, present: DecoderInput, selections: Any, *, merge: bool) -> DecoderInput:
-        shorter = take(chunk, present, selections, merge=merge, pad_left=running.pad_left)
+    def _cut(
+        self, running: DecoderPass, prefill: Prefill, present: DecoderInput, selections: Any, *, merge: bool
+    ) -> DecoderInput:
+        shorter = take(prefill, present, selections, merge=merge, pad_left=running.pad_left)
         if shorter is present:
             return present
         running.cut = True
         running.current = shorter
         return shorter
 
-    def _rewritten(
-        self,
-        running: Pass,
-        layer: int,
-        present: DecoderInput,
-        past: Columns,
-        columns: Columns,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of the layer with hidden states, mask and positions of its own length."""
-        given = kwargs.get("position_embeddings")
-        if running.compact and given is not None:
-            among = running.counted[self._parts.kv_sources[layer]]
-            positions = (running.compact_positions(present, among) - past.shift[:, None]).clamp(min=0)
-            make = functools.partial(self._rotary.at, given, present.hidden, positions)
-            embeddings = running.remade(present, (given, past, among), make)
-        else:
-            embeddings = running.embeddings(present, given)
-        state = running.past
-        if state is not None and state.decode and running.length == 1:
-            columns = visible_columns(self._session, running, state, layer, present, columns, embeddings)
-        changed = {
-            **kwargs,
-            "attention_mask": self._mask(running, layer, present, columns, kwargs.get("attention_mask")),
-            "position_ids": None,  # kernels must not read gaps as packed sequences
-        }
-        if given is not None:
-            changed["position_embeddings"] = embeddings
-        rest = list(args[1:])
-        if running.cut:
-            index = present.positions()
-            changed = shortened(changed, running.length, index)
-            rest = [*shortened({str(place): each for place, each in enumerate(rest)}, running.length, index).values()]
-        if args:
-            return (present.hidden, *rest), changed
-        return args, {**changed, "hidden_states": present.hidden}
-
-    def _mask(self, running: Pass, layer: int, present: DecoderInput, columns: Columns, given: Any) -> Any:
-        """The layer's attention mask: cut out of the one that the model made, or built where it made none."""
-        reach, config = self._reaches[layer], self._parts.text.config
-        width, dtype = present.rows.slots.shape[1], present.hidden.dtype
-        cuttable = is_whole(given) and (running.past is None or running.whole)
-        if running.whole and cuttable and given.shape[-1] != running.seen + running.length:
-            raise IncompatibleError(
-                f"the model masks {given.shape[-1]} places of a conversation of {running.seen + running.length} tokens",
-                hint="pass the images of the new turn with the default dynamic cache and no mask of your own",
-            )
-        device = present.hidden.device
-        key = (id(columns), (id(given) if cuttable else reach, device))
-        if key not in running.masks:
-            mask: Any
-            if cuttable:
-                mask = shorten_mask(config, given, present.rows.slots, columns, dtype)
-            else:
-                mask = build_mask(config, columns, width, dtype, reach)
-            if mask is not None and columns.valid.device != device:
-                mask = mask.to(device)
-            running.masks[key] = (given, columns, mask)  # kept alive, so that ids stay theirs
-        return running.masks[key][2]
-
     def _shortened(self) -> tuple[Rows, list[Move]] | None:
         """The rows of the running pass, where some were cut."""
-        running, chunk = self._pass, self._session.chunk
-        if running is None or chunk is None or not running.cut or running.current is None:
+        running, prefill = self._pass, self._session.prefill
+        if running is None or prefill is None or not running.cut or running.current is None:
             return None
-        return running.current.rows, chunk.moves
-
-    # --- what was done ------------------------------------------------------------------------------------------
-
-    def _finish(self, chunk: Chunk) -> PruneRecord:
-        original = [0] * chunk.input_ids.shape[0]
-        for unit in chunk.units:
-            original[unit.span.sample] += unit.original
-        visual = _per_sample(chunk.attended)
-        mlp, cached = _per_sample(chunk.through_mlp), _per_sample(chunk.cached)
-        return PruneRecord(
-            pruner=self._session.pruner.spec.name,
-            units=tuple(chunk.records),
-            visual_tokens=visual,
-            sequence_lengths=tuple(zip(*(counts.total.tolist() for counts in chunk.attended), strict=True)),
-            original_visual_tokens=tuple(original),
-            mlp_visual_tokens=mlp if mlp != visual else (),
-            kv_visual_tokens=cached if cached != visual else (),
-        )
+        return running.current.rows, prefill.moves
 
 
-def _per_sample(counts: list[Counts]) -> tuple[tuple[int, ...], ...]:
-    """Visual tokens by sample and layer."""
-    return tuple(zip(*(each.visual.tolist() for each in counts), strict=True))
-
-
-def _at(chunk: Chunk, layer: int, point: str) -> Stop | None:
+def _at(prefill: Prefill, layer: int, point: str) -> Stop | None:
     """The next stop, where it lies at this point of this layer."""
-    if len(chunk.done) == len(chunk.plan):
+    if len(prefill.done) == len(prefill.plan):
         return None
-    site = chunk.parts.family.made_at(chunk.plan[len(chunk.done)].site)
+    site = prefill.parts.family.made_at(prefill.plan[len(prefill.done)].site)
     if site.kind in ("input", "layer") and (site.decoder_layer, site.point) == (layer, point):
-        return chunk.plan[len(chunk.done)]
+        return prefill.plan[len(prefill.done)]
     return None
 
 

@@ -1,6 +1,6 @@
 """Attention masks for layers whose sequences and caches have lengths of their own.
 
-Where the model has built a mask for the whole chunk, its rows and columns are taken: so sliding windows, two-way image
+If the model has built a mask for the whole prompt, its rows and columns are taken: so sliding windows, two-way image
 attention and prefixes stay what the model makes of them. Otherwise the mask is built by transformers' own functions, so
 that every kernel gets the form that it expects.
 """
@@ -20,7 +20,7 @@ from tokenprune.errors import IncompatibleError
 
 
 @dataclass(frozen=True)
-class Reach:
+class AttentionWindow:
     """How far back a layer's rows see, counted in the places that tokens have unpruned.
 
     Args:
@@ -51,13 +51,15 @@ class Reach:
         return {"sliding_attention": sliding, "chunked_attention": chunked}[self.kind]
 
 
-def reach_of(config: Any, kind: str) -> Reach:
+def window_of(config: Any, kind: str) -> AttentionWindow:
     """How far back layers of a kind see, from the text model's config."""
     sizes = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-    return Reach(kind, int(getattr(config, sizes[kind]))) if kind in sizes else Reach(kind)
+    return AttentionWindow(kind, int(getattr(config, sizes[kind]))) if kind in sizes else AttentionWindow(kind)
 
 
-def build_mask(config: Any, columns: Columns, query_length: int, dtype: torch.dtype, reach: Reach) -> Tensor | None:
+def build_mask(
+    config: Any, columns: Columns, query_length: int, dtype: torch.dtype, reach: AttentionWindow
+) -> Tensor | None:
     """Causal mask of the last `query_length` of the key columns (B, T) over all of them.
 
     Args:
@@ -109,7 +111,7 @@ def is_whole(given: Any) -> bool:
 def shorten_mask(
     config: Any, given: Tensor | BlockMask, rows: Tensor, columns: Columns, dtype: torch.dtype
 ) -> Tensor | BlockMask:
-    """Rows and columns of a mask (B or 1, H or 1, S, T) that the model has built for the whole chunk.
+    """Rows and columns of a mask (B or 1, H or 1, S, T) that the model has built for the whole prompt.
 
     Args:
         config: Config of the text model.

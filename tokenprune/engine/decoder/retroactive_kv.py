@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from tokenprune.engine.decoder.cut import DecoderInput
-from tokenprune.engine.decoder.decoder_state import Pass
+from tokenprune.engine.decoder.decoder_pass import DecoderPass
 from tokenprune.errors import IncompatibleError
 
 
-def reach_back(running: Pass, first: int, last: int, present: DecoderInput) -> None:
+def prune_past_kv(running: DecoderPass, first: int, last: int, present: DecoderInput) -> None:
     """Take out of the caches of layers `first..last` what is not among the rows present.
 
     Keys and values that stay are those that the layers computed; a merged row is there with its anchor's own.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.engine.patch.attention_probe import project, without_rotation
-from tokenprune.engine.state.forward_state import open_chunk
+from tokenprune.engine.state.prefill import open_prefill
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.lookup import parts_of
 
@@ -56,7 +56,7 @@ def capture_prefill(model: nn.Module, inputs: Mapping[str, Any], layers: Sequenc
     wanted = sorted(set(layers))
     if wanted and not 0 <= wanted[0] <= wanted[-1] < len(parts.layers):
         raise IncompatibleError(f"layers {wanted} of a decoder with {len(parts.layers)} layers")
-    found = open_chunk(parts, inputs)
+    found = open_prefill(parts, inputs)
     if found is None:
         raise IncompatibleError("the batch holds no images", hint="capture a batch made by the processor")
     input_ids, valid, spans = found

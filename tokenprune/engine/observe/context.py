@@ -13,7 +13,7 @@ from tokenprune.checkpoints.joint import JointSpace
 from tokenprune.dual.tiling import tiles
 from tokenprune.engine.observe.encoder_views import EncoderViews
 from tokenprune.engine.patch.attention_probe import Projections, project, without_rotation
-from tokenprune.engine.state.forward_state import Chunk, Layer, TowerRows
+from tokenprune.engine.state.prefill import EncoderInput, LayerInput, Prefill
 from tokenprune.errors import IncompatibleError, UndeclaredNeedError
 from tokenprune.families.family import TowerParts
 from tokenprune.pruner import Pruner, Site
@@ -50,8 +50,8 @@ def known_grid(name: str, grid: tuple[int, int] | None) -> tuple[int, int]:
 class SiteContext:
     """One stop of one forward pass: tensors of the whole batch, computed once and shared by its views."""
 
-    def __init__(self, chunk: Chunk, site: Site, pruner: Pruner, joint: JointSpace | None) -> None:
-        self.chunk = chunk
+    def __init__(self, prefill: Prefill, site: Site, pruner: Pruner, joint: JointSpace | None) -> None:
+        self.prefill = prefill
         self.site = site
         self.spec = pruner.spec
         self.needs = pruner.needs
@@ -60,25 +60,25 @@ class SiteContext:
         self._encoder: dict[int, Projections] = {}
         self._cls: dict[int, Tensor] = {}
         self._received: dict[int, Tensor] = {}
-        look = chunk.parts.look
-        self.look: EncoderViews | None = None
+        observed = prefill.parts.observed_encoder
+        self.encoder_views: EncoderViews | None = None
         """Values by encoder row, in families whose encoder is only looked into."""
-        if look is not None:
-            cls_row = look.about.cls_row(chunk.parts.model.config)
-            self.look = EncoderViews(chunk.vision.look, cls_row, self.spec.name)
+        if observed is not None:
+            cls_row = observed.about.cls_row(prefill.parts.model.config)
+            self.encoder_views = EncoderViews(prefill.vision.observed, cls_row, self.spec.name)
 
-    def layer(self, layer: int | None) -> tuple[int, Layer]:
+    def layer(self, layer: int | None) -> tuple[int, LayerInput]:
         """What entered a decoder layer; `None` is the layer that the cut enters."""
         index = self.site.decoder_layer if layer is None else layer
-        if index not in self.chunk.layers:
-            available = sorted(self.chunk.layers)
+        if index not in self.prefill.layers:
+            available = sorted(self.prefill.layers)
             raise IncompatibleError(
                 f"`{self.spec.name}` asks for decoder layer {index} at site `{self.site}`; available: {available}",
                 hint="only layers up to the cut have run; at `pixels` and `encoder` none has",
             )
-        return index, self.chunk.layers[index]
+        return index, self.prefill.layers[index]
 
-    def projections(self, layer: int | None, *, rope: bool) -> tuple[Projections, Layer]:
+    def projections(self, layer: int | None, *, rope: bool) -> tuple[Projections, LayerInput]:
         """Projections of the whole batch at a decoder layer."""
         index, entered = self.layer(layer)
         key = (index, rope)
@@ -94,49 +94,49 @@ class SiteContext:
         Raises:
             IncompatibleError: The family does not describe it.
         """
-        if self.chunk.parts.vision is None:
-            family = self.chunk.parts.family
+        if self.prefill.parts.vision is None:
+            family = self.prefill.parts.family
             reason = family.blind or f"family `{family.name}` does not describe it"
             raise IncompatibleError(
                 f"`{self.spec.name}` looks into the vision encoder: {reason}",
                 hint="choose a pruner without the needs `encoder`, `encoder_attention` and `joint`",
             )
-        return self.chunk.parts.vision
+        return self.prefill.parts.vision
 
     def encoder_layer(self, layer: int | None) -> int:
         """An encoder layer (negative from the end); `None` is the site's own, or the one that the projector reads."""
-        facts = self.chunk.parts.facts
-        if self.look is None:
+        facts = self.prefill.parts.facts
+        if self.encoder_views is None:
             self.tower()
         if layer is not None:
             return layer % facts.encoder_layers
         return self.site.layer if self.site.kind == "tower" else facts.encoder_read_layer
 
-    def encoder(self, layer: int | None) -> tuple[int, Projections, TowerRows]:
+    def encoder(self, layer: int | None) -> tuple[int, Projections, EncoderInput]:
         """Projections of all images at an encoder layer, and the rows that it ran with."""
         index = self.encoder_layer(layer)
-        if index not in self.chunk.vision.tower:
+        if index not in self.prefill.vision.encoder_inputs:
             raise IncompatibleError(
                 f"`{self.spec.name}` needs encoder layer {index}, which did not run here",
                 hint="inside the encoder only the layers up to the cut have run; elsewhere pass `pixel_values`, not "
                 "precomputed encoder outputs",
             )
-        rows = self.chunk.vision.tower[index]
+        rows = self.prefill.vision.encoder_inputs[index]
         if index not in self._encoder:
             self._encoder[index] = self._project("encoder", index, True, rows.hidden, {})
         return index, self._encoder[index], rows
 
     def _project(self, part: str, index: int, rope: bool, hidden: Tensor, given: Mapping[str, Any]) -> Projections:
         """Projections of a layer, from the memo where another session has computed them from the same states."""
-        layers = self.chunk.parts.layers if part == "decoder" else self.tower().layers
+        layers = self.prefill.parts.layers if part == "decoder" else self.tower().layers
         compute = functools.partial(project, layers[index])
-        if self.chunk.memo is None:
+        if self.prefill.memo is None:
             return compute(hidden, **given)
-        return self.chunk.memo.value((part, index, rope), compute, hidden, **given)
+        return self.prefill.memo.value((part, index, rope), compute, hidden, **given)
 
-    def cls_attention(self, layer: int | None) -> tuple[Tensor, TowerRows]:
+    def cls_attention(self, layer: int | None) -> tuple[Tensor, EncoderInput]:
         """Attention of the CLS row on all rows, (images, H, R)."""
-        if not self.chunk.parts.facts.has_cls:
+        if not self.prefill.parts.facts.has_cls:
             raise IncompatibleError(
                 f"`{self.spec.name}` needs a CLS token, which this vision encoder does not have",
                 hint="choose a pruner that uses received attention (`tokenprune list --json` shows the needs)",
@@ -146,7 +146,7 @@ class SiteContext:
             self._cls[index] = _attend(found, rows, slice(None), slice(0, 1))[:, :, 0]
         return self._cls[index], rows
 
-    def received_attention(self, layer: int | None) -> tuple[Tensor, TowerRows]:
+    def received_attention(self, layer: int | None) -> tuple[Tensor, EncoderInput]:
         """Mean attention that each row receives from all encoder rows, head mean, (images, R)."""
         index, found, rows = self.encoder(layer)
         if index not in self._received:
@@ -162,7 +162,7 @@ class SiteContext:
         return self._received[index], rows
 
 
-def _attend(found: Projections, rows: TowerRows, heads: slice, queries: slice) -> Tensor:
+def _attend(found: Projections, rows: EncoderInput, heads: slice, queries: slice) -> Tensor:
     """Attention probabilities of some heads and rows of the encoder over all rows, (images, H', R', R)."""
     logits = (found.queries[:, heads, queries].float() * found.scaling) @ found.keys[:, heads].float().transpose(-1, -2)
     bias = rows.bias()

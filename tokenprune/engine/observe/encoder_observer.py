@@ -9,26 +9,26 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenprune.engine.state.encoder_run import Entered, Run
-from tokenprune.engine.state.forward_state import Chunk
-from tokenprune.families.family import LookParts
+from tokenprune.engine.state.encoder_run import EncoderLayerCall, EncoderRun
+from tokenprune.engine.state.prefill import Prefill
+from tokenprune.families.family import ObservedEncoderParts
 from tokenprune.pruner import Pruner
 
 #: Needs for which a session looks.
 _LOOKING = frozenset({"encoder", "encoder_attention", "joint"})
 
 
-def looks(pruner: Pruner) -> bool:
+def observes_encoder(pruner: Pruner) -> bool:
     """Whether a pruner may ask for something of the encoder."""
     return not _LOOKING.isdisjoint(pruner.needs) or "encoder" in pruner.spec.sites
 
 
-class LookHooks:
+class EncoderObserver:
     """Hooks on the encoder layers of one session that change nothing."""
 
-    def __init__(self, parts: LookParts, chunk: Callable[[], Chunk | None]) -> None:
+    def __init__(self, parts: ObservedEncoderParts, prefill: Callable[[], Prefill | None]) -> None:
         self._parts = parts
-        self._chunk = chunk
+        self._prefill = prefill
 
     def install(self, undo: contextlib.ExitStack) -> None:
         """Register the hooks."""
@@ -39,20 +39,20 @@ class LookHooks:
 
     def _before_layer(self, index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            chunk = self._chunk()
-            if chunk is None:
+            prefill = self._prefill()
+            if prefill is None:
                 return
             names = list(signature(module.forward).parameters)
             call = {**dict(zip(names, args, strict=False)), **kwargs}
             hidden = call.pop(names[0])
             if index == 0:
-                chunk.vision.look.runs.append(Run())
-            chunk.vision.look.runs[-1].entered[index] = Entered(module, hidden, call)
+                prefill.vision.observed.runs.append(EncoderRun())
+            prefill.vision.observed.runs[-1].entered[index] = EncoderLayerCall(module, hidden, call)
 
         return hook
 
     def _after_read(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         del module, args
-        chunk = self._chunk()
-        if chunk is not None and chunk.vision.look.runs:
-            chunk.vision.look.runs[-1].features = output if isinstance(output, Tensor) else output[0]
+        prefill = self._prefill()
+        if prefill is not None and prefill.vision.observed.runs:
+            prefill.vision.observed.runs[-1].features = output if isinstance(output, Tensor) else output[0]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.engine.patch.attention_probe import Projections
-from tokenprune.engine.state.encoder_run import Entered, Look, Run
+from tokenprune.engine.state.encoder_run import EncoderLayerCall, EncoderObservation, EncoderRun
 from tokenprune.errors import IncompatibleError
 
 #: Attention probabilities held at a time.
@@ -24,8 +24,8 @@ _BLOCK = 1 << 24
 class EncoderViews:
     """Values by encoder row of one forward pass, computed once and shared by the views of a stop."""
 
-    def __init__(self, look: Look, cls_row: int | None, who: str) -> None:
-        self._look = look
+    def __init__(self, observed: EncoderObservation, cls_row: int | None, who: str) -> None:
+        self._observed = observed
         self._cls_row = cls_row
         self._who = who
         self._projections: dict[tuple[int, bool], list[Projections]] = {}
@@ -33,9 +33,9 @@ class EncoderViews:
 
     def features(self) -> Tensor:
         """What becomes the tokens, (rows, C)."""
-        if not self._look.runs or any(run.features is None for run in self._look.runs):
+        if not self._observed.runs or any(run.features is None for run in self._observed.runs):
             raise self._absent("encoder features")
-        return self._checked([run.features.flatten(0, -2) for run in self._look.runs if run.features is not None])
+        return self._checked([run.features.flatten(0, -2) for run in self._observed.runs if run.features is not None])
 
     def keys(self, layer: int) -> Tensor:
         """Keys before any rotation, (rows, H, d)."""
@@ -65,20 +65,20 @@ class EncoderViews:
         """Mean attention that each row receives from the rows of its image, head mean, (rows,)."""
         key = ("received", layer)
         if key not in self._values:
-            runs = zip(self._look.runs, self._both(layer), strict=True)
+            runs = zip(self._observed.runs, self._both(layer), strict=True)
             self._values[key] = self._checked([received(run, *both) for run, both in runs])
         return self._values[key]
 
-    def _both(self, layer: int) -> list[tuple[Entered, Projections]]:
+    def _both(self, layer: int) -> list[tuple[EncoderLayerCall, Projections]]:
         found = self._projected(layer, rotated=True)
-        return [(run.entered[layer], one) for run, one in zip(self._look.runs, found, strict=True)]
+        return [(run.entered[layer], one) for run, one in zip(self._observed.runs, found, strict=True)]
 
     def _projected(self, layer: int, *, rotated: bool) -> list[Projections]:
-        if not self._look.runs or any(layer not in run.entered for run in self._look.runs):
+        if not self._observed.runs or any(layer not in run.entered for run in self._observed.runs):
             raise self._absent(f"encoder layer {layer}")
         key = (layer, rotated)
         if key not in self._projections:
-            self._projections[key] = [run.entered[layer].projections(rotated=rotated) for run in self._look.runs]
+            self._projections[key] = [run.entered[layer].projections(rotated=rotated) for run in self._observed.runs]
         return self._projections[key]
 
     def _checked(self, parts: Sequence[Tensor]) -> Tensor:
@@ -88,7 +88,7 @@ class EncoderViews:
             IncompatibleError: They are not as many as the description counts rows.
         """
         values = torch.cat([part.to(parts[0].device) for part in parts])
-        expected = None if self._look.rows is None else self._look.rows.total
+        expected = None if self._observed.rows is None else self._observed.rows.total
         if len(values) != expected:
             raise IncompatibleError(
                 f"the vision encoder ran with {len(values)} rows, but the images make {expected}",
@@ -120,7 +120,7 @@ class Piece:
     bias: Tensor | None = None
 
 
-def pieces(entered: Entered, found: Projections) -> Iterator[Piece]:
+def pieces(entered: EncoderLayerCall, found: Projections) -> Iterator[Piece]:
     """The attention of a layer in parts that can be computed batched: packed stretches by their length, or all."""
     images, _, length, _ = found.queries.shape
     device = found.queries.device
@@ -137,7 +137,7 @@ def pieces(entered: Entered, found: Projections) -> Iterator[Piece]:
         yield Piece(queries, keys, rows)
 
 
-def received(run: Run, entered: Entered, found: Projections) -> Tensor:
+def received(run: EncoderRun, entered: EncoderLayerCall, found: Projections) -> Tensor:
     """Mean attention on each row of a run, (rows,), over the rows of its image, also those that do not see it."""
     device = found.queries.device
     total = torch.zeros(entered.rows, device=device)

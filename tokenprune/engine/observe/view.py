@@ -10,8 +10,8 @@ from torch import Tensor
 from tokenprune.checkpoints.joint import JointSpace
 from tokenprune.dual.tiling import tiles
 from tokenprune.engine.observe.context import SiteContext, check_declared, known_grid
-from tokenprune.engine.patch.split_layer import Middle
-from tokenprune.engine.state.forward_state import Layer, Unit
+from tokenprune.engine.patch.split_layer import MidLayerState
+from tokenprune.engine.state.prefill import LayerInput, Unit
 from tokenprune.engine.state.rows import gather_rows, pack_slots
 from tokenprune.errors import IncompatibleError
 from tokenprune.pruner import ModelFacts, Rows, Site
@@ -25,11 +25,11 @@ class EngineView:
 
     def __init__(self, context: SiteContext, units: Sequence[Unit], numbers: Sequence[int], keep: int) -> None:
         self._context = context
-        self._chunk = context.chunk
+        self._prefill = context.prefill
         self._units = tuple(units)
         self._numbers = tuple(numbers)
         self.site: Site = context.site
-        self.facts: ModelFacts = context.chunk.parts.facts
+        self.facts: ModelFacts = context.prefill.parts.facts
         self.units: int = len(units)
         self.tokens: int = units[0].tokens
         self.original_tokens: int = units[0].original
@@ -61,7 +61,7 @@ class EngineView:
         if self.site.kind == "encoder":
             return self._features()
         if self.site.kind == "tower":
-            return self._stream(self._chunk.vision.tower[self.site.layer].hidden)
+            return self._stream(self._prefill.vision.encoder_inputs[self.site.layer].hidden)
         return self._stream(self._context.layer(None)[1].hidden)
 
     def mlp_input(self) -> Tensor:
@@ -75,14 +75,16 @@ class EngineView:
             )
         return self._stream(middle.mlp_input)
 
-    def _middle(self) -> Middle | None:
-        middle: Middle | None = self._chunk.vision.middle if self.site.kind == "tower" else self._chunk.middle
+    def _middle(self) -> MidLayerState | None:
+        middle: MidLayerState | None = (
+            self._prefill.vision.middle if self.site.kind == "tower" else self._prefill.middle
+        )
         return middle
 
     def _stream(self, states: Tensor) -> Tensor:
         """The units' rows of states at the site's layer."""
         if self.site.kind == "tower":
-            return self._rows_of(states, self._chunk.vision.tower[self.site.layer].row_of)
+            return self._rows_of(states, self._prefill.vision.encoder_inputs[self.site.layer].row_of)
         _, entered = self._context.layer(None)
         return self._gathered(states, self._rows(entered))
 
@@ -96,7 +98,7 @@ class EngineView:
         self._need("final_norm")
         _, entered = self._context.layer(None)
         with torch.no_grad():
-            normed = self._chunk.parts.final_norm(entered.hidden)
+            normed = self._prefill.parts.final_norm(entered.hidden)
         rows, mask = self._row_index("text", entered)
         return self._gathered(normed, self._rows(entered)), self._gathered(normed, rows), mask
 
@@ -234,8 +236,8 @@ class EngineView:
     def cls_attention(self, layer: int | None = None) -> Tensor:
         """Attention of the CLS query on the patches in an encoder layer, (B, H, N)."""
         self._need("encoder_attention")
-        if self._context.look is not None:
-            found = self._context.look.cls_attention(self._context.encoder_layer(layer))
+        if self._context.encoder_views is not None:
+            found = self._context.encoder_views.cls_attention(self._context.encoder_layer(layer))
             return self._pooled(found).transpose(1, 2)
         attention, rows = self._context.cls_attention(layer)
         return self._rows_of(attention.transpose(1, 2), rows.row_of).transpose(1, 2)
@@ -243,16 +245,16 @@ class EngineView:
     def received_attention(self, layer: int | None = None) -> Tensor:
         """Mean attention that each patch receives from all encoder rows, head mean, (B, N)."""
         self._need("encoder_attention")
-        if self._context.look is not None:
-            return self._pooled(self._context.look.received_attention(self._context.encoder_layer(layer)))
+        if self._context.encoder_views is not None:
+            return self._pooled(self._context.encoder_views.received_attention(self._context.encoder_layer(layer)))
         received, rows = self._context.received_attention(layer)
         return self._rows_of(received[..., None], rows.row_of)[..., 0]
 
     def encoder_keys(self, layer: int | None = None) -> Tensor:
         """Raw encoder keys of the patches, (B, H, N, d)."""
         self._need("encoder_attention")
-        if self._context.look is not None:
-            return self._pooled(self._context.look.keys(self._context.encoder_layer(layer))).transpose(1, 2)
+        if self._context.encoder_views is not None:
+            return self._pooled(self._context.encoder_views.keys(self._context.encoder_layer(layer))).transpose(1, 2)
         _, found, rows = self._context.encoder(layer)
         heads = found.keys.shape[1]
         flat = self._rows_of(found.keys.transpose(1, 2).flatten(2), rows.row_of)
@@ -268,7 +270,7 @@ class EngineView:
         self._need("joint")
         joint = self._joint()
         slots, mask = self._text_slots()
-        ids = self._chunk.input_ids[self._sample].gather(1, slots)
+        ids = self._prefill.input_ids[self._sample].gather(1, slots)
         texts = [joint.decode(row[real].tolist()) for row, real in zip(ids, mask, strict=True)]
         return joint.text(texts).to(self._home)
 
@@ -311,7 +313,7 @@ class EngineView:
     def fingerprints(self) -> tuple[int, ...]:
         """One integer per unit made from its content (not from its place in the batch)."""
         self._need("fingerprint")
-        return tuple(self._chunk.fingerprint(unit) for unit in self._units)
+        return tuple(self._prefill.fingerprint(unit) for unit in self._units)
 
     # --- where things are -------------------------------------------------------------------------------------------
 
@@ -329,9 +331,9 @@ class EngineView:
 
     def _pooled(self, values: Tensor) -> Tensor:
         """Means (B, N, ...) over the encoder rows of the units' tokens, of values (rows, ...), float32."""
-        look = self._chunk.vision.look
+        observed = self._prefill.vision.observed
         units = [
-            torch.cat([tokens.pool(values.detach()) for tokens in look.tokens_of(unit.span.index, unit.original)])
+            torch.cat([tokens.pool(values.detach()) for tokens in observed.tokens_of(unit.span.index, unit.original)])
             for unit in self._units
         ]
         stacked = torch.stack(units).to(self._home)
@@ -341,19 +343,19 @@ class EngineView:
     def _own_slots(self) -> Tensor:
         return torch.stack([unit.places for unit in self._units])
 
-    def _rows(self, entered: Layer) -> Tensor:
+    def _rows(self, entered: LayerInput) -> Tensor:
         """Row of each token (B, N) in the sequence that entered a layer."""
         places = torch.stack([entered.place_of[number] for number in self._numbers]).gather(1, self._indices)
         return entered.rows.inverse[self._sample].gather(1, places)
 
-    def _row_index(self, rows: Rows, entered: Layer) -> tuple[Tensor, Tensor]:
+    def _row_index(self, rows: Rows, entered: LayerInput) -> tuple[Tensor, Tensor]:
         """Row indices (B, R) of the named rows in the sequence that entered a layer, and their mask."""
         if rows == "visual":
             index = self._rows(entered)
             return index, torch.ones_like(index, dtype=torch.bool)
         slots, mask = self._text_slots()
         if rows == "last":
-            valid = self._chunk.valid[self._sample]
+            valid = self._prefill.valid[self._sample]
             positions = torch.arange(valid.shape[1], device=valid.device)
             slots = positions.expand_as(valid).masked_fill(~valid, -1).amax(dim=1, keepdim=True)
             mask = torch.ones_like(slots, dtype=torch.bool)
@@ -364,10 +366,10 @@ class EngineView:
     def _text_slots(self) -> tuple[Tensor, Tensor]:
         """Slots (B, T) of the text after each unit's image, and their mask."""
         if self._text is None:
-            ids = self._chunk.input_ids[self._sample]
+            ids = self._prefill.input_ids[self._sample]
             end = torch.stack([unit.span.slots[-1] for unit in self._units])
             after = torch.arange(ids.shape[1], device=ids.device)[None, :] > end[:, None]
-            text = after & self._chunk.valid[self._sample] & ~self._chunk.parts.is_placeholder(ids)
+            text = after & self._prefill.valid[self._sample] & ~self._prefill.parts.is_placeholder(ids)
             self._text = pack_slots(text)
         return self._text
 
@@ -382,22 +384,22 @@ class EngineView:
         return gather_rows(states[self._sample.to(states.device)], index).detach().float().to(self._home)
 
     def _features(self) -> Tensor:
-        if self._context.look is not None:
-            return self._pooled(self._context.look.features())
-        if self._chunk.vision.features is None:
+        if self._context.encoder_views is not None:
+            return self._pooled(self._context.encoder_views.features())
+        if self._prefill.vision.features is None:
             raise IncompatibleError(
                 f"`{self._context.spec.name}` needs encoder features, but the projector did not run here",
                 hint="pass `pixel_values`, not precomputed encoder outputs",
             )
-        return self._rows_of(self._chunk.vision.features, self._chunk.vision.row_of)
+        return self._rows_of(self._prefill.vision.features, self._prefill.vision.row_of)
 
     def _embeddings(self) -> Tensor:
-        if self._chunk.embeddings is None:
+        if self._prefill.embeddings is None:
             raise IncompatibleError(
                 f"`{self._context.spec.name}` needs LLM input embeddings, which do not exist yet at site `{self.site}`",
                 hint="cut at `input` or at a decoder layer",
             )
-        return self._chunk.embeddings
+        return self._prefill.embeddings
 
     def _joint(self) -> JointSpace:
         if self._context.joint is None:

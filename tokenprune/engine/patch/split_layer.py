@@ -20,14 +20,14 @@ from tokenprune.errors import IncompatibleError
 
 
 @dataclass(frozen=True)
-class Middle:
+class MidLayerState:
     """Between the halves: the residual stream (B, S, D), and what the MLP would read of it."""
 
     residual: Tensor
     mlp_input: Tensor
 
 
-class Halves:
+class SplitLayer:
     """The two halves of one layer.
 
     Args:
@@ -52,7 +52,7 @@ class Halves:
         self._mlp: nn.Module = parts[1]  # type: ignore[assignment]
         self._rest: tuple[Any, ...] | None = None
 
-    def first(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Middle:
+    def first(self, hidden: Tensor, *args: Any, **kwargs: Any) -> MidLayerState:
         """Attention and its residual; fills the layer's KV cache."""
         read: list[Tensor] = []
         attend = self._attention.forward
@@ -73,7 +73,7 @@ class Halves:
                 f"the MLP of `{type(self._layer).__name__}` ran {len(read)} times in one layer",
                 hint="it cannot be cut in its middle; choose a pruner that cuts entering a layer",
             )
-        return Middle(_states(output), read[0])
+        return MidLayerState(_states(output), read[0])
 
     def second(self, residual: Tensor, *args: Any, **kwargs: Any) -> Any:
         """MLP and its residual, in the form in which the layer answers."""
@@ -94,20 +94,20 @@ class Halves:
         """
         try:
             whole = _states(self._forward(hidden, *args, **kwargs))
-            halves = _states(self.second(self.first(hidden, *args, **kwargs).residual, *args, **kwargs))
+            split = _states(self.second(self.first(hidden, *args, **kwargs).residual, *args, **kwargs))
         except (TypeError, ValueError, AttributeError) as error:  # its parts answer otherwise than attention and MLP do
             raise IncompatibleError(
                 f"`{type(self._layer).__name__}` does not run in halves ({error}): it has no middle to cut at",
                 hint="choose a pruner that cuts entering a layer",
             ) from error
-        if not torch.equal(whole, halves):
+        if not torch.equal(whole, split):
             raise IncompatibleError(
                 f"`{type(self._layer).__name__}` is not attention followed by an MLP: it has no middle to cut at",
                 hint="choose a pruner that cuts entering a layer",
             )
 
 
-class Door:
+class ForwardSwitch:
     """Stands before a layer's forward, so that one coming call can go another way.
 
     A module looks its forward up before its hooks run; so this has to stand there from the start of a session.
@@ -125,11 +125,11 @@ class Door:
         object.__setattr__(layer, "forward", self)
 
     @classmethod
-    def before(cls, layer: nn.Module, undo: contextlib.ExitStack) -> Door:
+    def before(cls, layer: nn.Module, undo: contextlib.ExitStack) -> ForwardSwitch:
         """Stand before a layer; the stack takes what removes it."""
-        door = cls(layer)
-        undo.callback(door.remove)
-        return door
+        switch = cls(layer)
+        undo.callback(switch.remove)
+        return switch
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's own forward, or what was put in place of this call."""

@@ -16,7 +16,7 @@ _ROTATIONS = ("position_embeddings", "freqs_ci")
 
 
 @dataclass(frozen=True)
-class Entered:
+class EncoderLayerCall:
     """What entered one encoder layer: hidden states (images, R, C), or packed (P, C), and its other arguments."""
 
     layer: nn.Module
@@ -46,10 +46,10 @@ class Entered:
 
 
 @dataclass
-class Run:
+class EncoderRun:
     """One run of a tower: what entered its layers, and the rows (images, R, C) or (P, C) that become the tokens."""
 
-    entered: dict[int, Entered] = field(default_factory=dict)
+    entered: dict[int, EncoderLayerCall] = field(default_factory=dict)
     features: Tensor | None = None
 
     def images(self) -> Tensor | None:
@@ -59,7 +59,7 @@ class Run:
 
 
 @dataclass
-class Look:
+class EncoderObservation:
     """What one forward pass showed of the encoder.
 
     Args:
@@ -68,7 +68,7 @@ class Look:
     """
 
     rows: EncoderRows | None = None
-    runs: list[Run] = field(default_factory=list)
+    runs: list[EncoderRun] = field(default_factory=list)
 
     def tokens_of(self, index: int, count: int) -> list[TokenRows]:
         """Rows of a unit of `count` tokens that begins with image `index`: one image or video, or images as frames."""

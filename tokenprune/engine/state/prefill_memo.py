@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.engine.patch.methods import ENCODING, method_changed
-from tokenprune.engine.state.encoder_run import Run
+from tokenprune.engine.state.encoder_run import EncoderRun
 from tokenprune.families.supported import CACHE_NAMES, cache_in
 
 Value = TypeVar("Value")
@@ -53,14 +53,14 @@ class _Encoding(_Call):
     """
 
     entered: Mapping[int, Tensor] = field(default_factory=dict)
-    runs: tuple[Run, ...] | None = None
+    runs: tuple[EncoderRun, ...] | None = None
 
 
 class PrefillMemo:
     """Shares work between sessions that prune the same batch: `pruned(..., memo=memo)`.
 
     The first session that runs a part unpruned records it, later ones go on from there: the vision encoder, unless
-    it is cut inside, the decoder layers before the first cut, and the projections of a layer that pruners look at.
+    it is cut inside, the decoder layers before the first cut, and the projections of a layer that pruners ask for.
     Answers are those without a memo, bit for bit. It holds the tensors of one batch; let go of it with the batch.
     """
 
@@ -117,7 +117,7 @@ class PrefillMemo:
         return output, states
 
     def features(
-        self, name: str, forward: Callable[..., Any], runs: list[Run] | None, *args: Any, **kwargs: Any
+        self, name: str, forward: Callable[..., Any], runs: list[EncoderRun] | None, *args: Any, **kwargs: Any
     ) -> Any:
         """Run a method that makes the visual tokens, or repeat its output.
 
@@ -185,10 +185,10 @@ class MemoMethods:
     Args:
         base: The multimodal model.
         memo: The memo.
-        runs: What the session has seen of the encoder so far; `None` where it does not look.
+        runs: What the session has seen of the encoder so far; `None` if its pruner asks for nothing of it.
     """
 
-    def __init__(self, base: nn.Module, memo: PrefillMemo, runs: Callable[[], list[Run] | None]) -> None:
+    def __init__(self, base: nn.Module, memo: PrefillMemo, runs: Callable[[], list[EncoderRun] | None]) -> None:
         self._base = base
         self._memo = memo
         self._runs = runs

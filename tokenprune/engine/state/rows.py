@@ -1,6 +1,6 @@
-"""Bookkeeping of rows: which slot of the original chunk each row of the shortened sequence holds.
+"""Bookkeeping of rows: which slot of the original prompt each row of the shortened sequence holds.
 
-A *slot* is a position in the padded chunk as the model received it (0..S-1); a *row* is a position in the sequence
+A *slot* is a position in the padded prompt as the model received it (0..S-1); a *row* is a position in the sequence
 that a decoder layer really runs with.
 """
 
@@ -32,7 +32,7 @@ class Rows:
 
     @classmethod
     def identity(cls, valid: Tensor) -> Rows:
-        """Rows of an untouched chunk with validity (B, S)."""
+        """Rows of an untouched prompt with validity (B, S)."""
         slots = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
         slots = slots.masked_fill(~valid, -1)
         return cls(slots, slots)

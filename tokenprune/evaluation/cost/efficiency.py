@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from tokenprune.engine import Session
-from tokenprune.engine.shorter import shorter_prompt
-from tokenprune.engine.stages import moments_of
+from tokenprune.engine.short_prompt import shorter_prompt
 from tokenprune.engine.state.stopwatch import Stopwatch
+from tokenprune.engine.timestamps import timestamps_of
 from tokenprune.errors import PrerequisiteError, TokenPruneError
 from tokenprune.evaluation.cost.runs import Durations, Figures, Subject, Times
 from tokenprune.evaluation.cost.spread import TOLERANCE, Precision, Spread
@@ -287,10 +287,10 @@ def _run(
         elif arm == "pruned" and found.prunes:
             stopwatch = stack.enter_context(session()).stopwatch
             stopwatch.mark = clock.mark
-        moments = stack.enter_context(moments_of(found.parts, clock.mark))
+        timestamps = stack.enter_context(timestamps_of(found.parts, clock.mark))
         subject.first()  # a session plans at its first run, and caches of kernels are those of this length
         stopwatch.stretches.clear()
-        subject.time(moments, getattr(found, arm), whole=whole)
+        subject.time(timestamps, getattr(found, arm), whole=whole)
     if arm == "pruned":
         found.overhead.append(sum(clock.between(*stretch) for stretch in stopwatch.stretches))
 

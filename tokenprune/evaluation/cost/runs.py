@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenprune.engine.stages import Moments
+from tokenprune.engine.timestamps import Timestamps
 from tokenprune.errors import IncompatibleError
 from tokenprune.evaluation.cost.energy import energy_per_run, synchronised
 from tokenprune.evaluation.cost.flops import Counted, count
@@ -129,11 +129,11 @@ class Subject:
         """A run to the first token."""
         return self.generate(1)
 
-    def time(self, moments: Moments[Any], times: Times, *, whole: bool = True) -> None:
+    def time(self, timestamps: Timestamps[Any], times: Times, *, whole: bool = True) -> None:
         """Time one run, part by part.
 
         Args:
-            moments: Notes when the parts begin and end.
+            timestamps: Notes when the parts begin and end.
             times: Takes what was found.
             whole: Whether the run is of full length; otherwise it ends with the first token, and only the encoder and
                 the prefill are timed.
@@ -142,26 +142,26 @@ class Subject:
             IncompatibleError: The model does not run once per token.
         """
         tokens = 1 + self.new_tokens if whole else 1
-        moments.clear()
+        timestamps.clear()
         self.clock.settle()
         with no_collection():
             begin = self.clock.mark()
             self.generate(tokens)
             end = self.clock.mark()
             self.clock.settle()
-        if len(moments.forward) != tokens:
+        if len(timestamps.forward) != tokens:
             raise IncompatibleError(
-                f"`generate` ran the model {len(moments.forward)} times for {tokens} tokens, so its parts cannot be "
+                f"`generate` ran the model {len(timestamps.forward)} times for {tokens} tokens, so its parts cannot be "
                 "told apart",
                 hint="reset the checkpoint's generation config (chunked prefill, assistants)",
             )
         between = self.clock.between
-        if moments.encoder:
-            times.encoder.append(sum(between(*stretch) for stretch in moments.encoder))
-        times.prefill.append(between(begin, moments.forward[0][1]))
+        if timestamps.encoder:
+            times.encoder.append(sum(between(*stretch) for stretch in timestamps.encoder))
+        times.prefill.append(between(begin, timestamps.forward[0][1]))
         if not whole:
             return
-        chosen = moments.forward[1][0]  # the second pass begins with the first token
+        chosen = timestamps.forward[1][0]  # the second pass begins with the first token
         times.first_token.append(between(begin, chosen))
         times.decode.append(between(chosen, end) / self.new_tokens)
         times.total.append(between(begin, end))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenprune.families.family import EncoderLook, Family, Visual
+from tokenprune.families.family import Family, ObservedEncoder, Visual
 from tokenprune.families.layouts import equal_grids, named_layer, patches_per_side, tile_rows
 
 
@@ -23,7 +23,7 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
 AYA_VISION = Family(
     name="aya_vision",
     layout=layout,
-    look=EncoderLook(
+    observed_encoder=ObservedEncoder(
         layers=("model.vision_tower.encoder.layers",),
         rows=tile_rows(lambda config: int(config.downsample_factor)),
         read_layer=named_layer,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tokenprune.families.family import EncoderLook, Family, Visual
+from tokenprune.families.family import Family, ObservedEncoder, Visual
 from tokenprune.families.layouts import equal_grids, last_layer, patches_per_side, tile_rows
 
 
@@ -24,7 +24,7 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
 GEMMA3 = Family(
     name="gemma3",
     layout=layout,
-    look=EncoderLook(
+    observed_encoder=ObservedEncoder(
         layers=("model.vision_tower.encoder.layers",),
         rows=tile_rows(lambda config: patches_per_side(config) // math.isqrt(int(config.mm_tokens_per_image))),
         read_layer=last_layer,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.encoder_rows import EncoderRows, TokenRows
-from tokenprune.families.family import EncoderLook, Family, Visual
+from tokenprune.families.family import Family, ObservedEncoder, Visual
 from tokenprune.families.layouts import HINT, Group, in_prompt_order, last_layer, tensor
 
 
@@ -92,7 +92,7 @@ def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> E
 GEMMA4 = Family(
     name="gemma4",
     layout=layout,
-    look=EncoderLook(layers=("model.vision_tower.encoder.layers",), rows=rows, read_layer=last_layer),
+    observed_encoder=ObservedEncoder(layers=("model.vision_tower.encoder.layers",), rows=rows, read_layer=last_layer),
     placeholders=("image_token_id", "video_token_id"),
     pixels=("pixel_values", "pixel_values_videos"),
     video=True,

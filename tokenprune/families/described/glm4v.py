@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.described.qwen_vl import in_order, packed, packed_rows
-from tokenprune.families.family import EncoderLook, Family, Visual
+from tokenprune.families.family import Family, ObservedEncoder, Visual
 from tokenprune.families.layouts import in_prompt_order, last_layer
 
 
@@ -32,7 +32,7 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
 GLM4V = Family(
     name="glm4v",
     layout=layout,
-    look=EncoderLook(
+    observed_encoder=ObservedEncoder(
         layers=("model.visual.blocks",),
         rows=packed_rows(in_order),
         read_layer=last_layer,

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenprune.errors import IncompatibleError
-from tokenprune.families.family import EncoderLook, Family, Visual
+from tokenprune.families.family import Family, ObservedEncoder, Visual
 from tokenprune.families.layouts import HINT, equal_grids, last_layer, patches_per_side, tile_rows
 
 
@@ -41,12 +41,12 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     return [replace(tile, pixels=("pixel_values", row, row + 1)) for tile, row in zip(tiles, rows, strict=True)]
 
 
-_LOOK = EncoderLook(
+_OBSERVED = ObservedEncoder(
     layers=("model.vision_model.encoder.layers",),
     rows=tile_rows(lambda config: int(config.scale_factor)),
     read_layer=last_layer,
     norms=("model.vision_model.post_layernorm",),
 )
 
-IDEFICS3 = Family(name="idefics3", layout=layout, look=_LOOK, text="model.text_model")
-SMOLVLM = Family(name="smolvlm", layout=layout, look=_LOOK, text="model.text_model", video=True)
+IDEFICS3 = Family(name="idefics3", layout=layout, observed_encoder=_OBSERVED, text="model.text_model")
+SMOLVLM = Family(name="smolvlm", layout=layout, observed_encoder=_OBSERVED, text="model.text_model", video=True)

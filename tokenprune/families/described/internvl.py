@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenprune.families.family import EncoderLook, Family, Visual
+from tokenprune.families.family import Family, ObservedEncoder, Visual
 from tokenprune.families.layouts import equal_grids, named_layer, patches_per_side, tile_rows
 
 
@@ -27,7 +27,7 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
 INTERNVL = Family(
     name="internvl",
     layout=layout,
-    look=EncoderLook(
+    observed_encoder=ObservedEncoder(
         layers=("model.vision_tower.encoder.layer",),
         rows=tile_rows(lambda config: round(1 / float(config.downsample_ratio)), cls_row=0),
         read_layer=named_layer,

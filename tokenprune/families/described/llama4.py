@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenprune.families.family import EncoderLook, Family, Visual
+from tokenprune.families.family import Family, ObservedEncoder, Visual
 from tokenprune.families.layouts import equal_grids, last_layer, patches_per_side, tile_rows
 
 
@@ -23,7 +23,7 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
 LLAMA4 = Family(
     name="llama4",
     layout=layout,
-    look=EncoderLook(
+    observed_encoder=ObservedEncoder(
         layers=("vision_model.model.layers",),
         rows=tile_rows(lambda config: round(1 / float(config.vision_config.pixel_shuffle_ratio)), cls_row=-1),
         read_layer=last_layer,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenprune.families.described.llava import cls_row, refuse_cls_tokens
 from tokenprune.families.encoder_rows import EncoderRows, Tile, TokenRows, cells, film, resized, starts_of
-from tokenprune.families.family import EncoderLook, Family, Visual
+from tokenprune.families.family import Family, ObservedEncoder, Visual
 from tokenprune.families.layouts import Group, in_prompt_order, named_layer, patches_per_side, tensor
 from tokenprune.families.supported import internal
 
@@ -146,14 +146,16 @@ def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> E
     return with_videos(config, inputs, visuals, pictures, cells(side, side, pool, side // pool, side // pool))
 
 
-_LOOK = EncoderLook(layers=("model.vision_tower.encoder.layers",), rows=rows, read_layer=named_layer, cls_row=cls_row)
+_OBSERVED = ObservedEncoder(
+    layers=("model.vision_tower.encoder.layers",), rows=rows, read_layer=named_layer, cls_row=cls_row
+)
 
-LLAVA_NEXT = Family(name="llava_next", layout=tiled, look=_LOOK)
+LLAVA_NEXT = Family(name="llava_next", layout=tiled, observed_encoder=_OBSERVED)
 
 LLAVA_NEXT_VIDEO = Family(
     name="llava_next_video",
     layout=tiled,
-    look=_LOOK,
+    observed_encoder=_OBSERVED,
     placeholders=("image_token_id", "video_token_id"),
     pixels=("pixel_values", "pixel_values_videos"),
     video=True,

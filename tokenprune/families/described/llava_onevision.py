@@ -15,7 +15,7 @@ import torch
 from tokenprune.families.described.llava import cls_row, refuse_cls_tokens
 from tokenprune.families.described.llava_next import coarse_and_fine, fine_grid, picture_rows, with_videos
 from tokenprune.families.encoder_rows import EncoderRows, resized
-from tokenprune.families.family import EncoderLook, Family, Visual
+from tokenprune.families.family import Family, ObservedEncoder, Visual
 from tokenprune.families.layouts import Group, in_prompt_order, named_layer, patches_per_side, tensor
 
 
@@ -79,7 +79,9 @@ def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> E
 LLAVA_ONEVISION = Family(
     name="llava_onevision",
     layout=layout,
-    look=EncoderLook(layers=("model.vision_tower.encoder.layers",), rows=rows, read_layer=named_layer, cls_row=cls_row),
+    observed_encoder=ObservedEncoder(
+        layers=("model.vision_tower.encoder.layers",), rows=rows, read_layer=named_layer, cls_row=cls_row
+    ),
     placeholders=("image_token_id", "video_token_id"),
     pixels=("pixel_values", "pixel_values_videos"),
     video=True,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenprune.families.encoder_rows import EncoderRows, cells, starts_of
-from tokenprune.families.family import EncoderLook, Family, Visual
+from tokenprune.families.family import Family, ObservedEncoder, Visual
 from tokenprune.families.layouts import in_prompt_order, named_layer
 
 
@@ -45,5 +45,7 @@ def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> E
 MISTRAL3 = Family(
     name="mistral3",
     layout=layout,
-    look=EncoderLook(layers=("model.vision_tower.transformer.layers",), rows=rows, read_layer=named_layer),
+    observed_encoder=ObservedEncoder(
+        layers=("model.vision_tower.transformer.layers",), rows=rows, read_layer=named_layer
+    ),
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.families.encoder_rows import EncoderRows, TokenRows
-from tokenprune.families.family import EncoderLook, Family, RowsOf, Visual
+from tokenprune.families.family import Family, ObservedEncoder, RowsOf, Visual
 from tokenprune.families.layouts import Group, in_prompt_order, last_layer
 from tokenprune.families.reasons import LINEAR_ATTENTION, everywhere
 from tokenprune.families.supported import internal
@@ -100,8 +100,8 @@ def last_full_layer(config: Any) -> int:
     return int(max(full, default=last_layer(config)))
 
 
-_LOOK = EncoderLook(layers=("model.visual.blocks",), rows=packed_rows(in_order), read_layer=last_layer)
-_WINDOWS = EncoderLook(
+_OBSERVED = ObservedEncoder(layers=("model.visual.blocks",), rows=packed_rows(in_order), read_layer=last_layer)
+_WINDOWS = ObservedEncoder(
     layers=("model.visual.blocks",),
     rows=packed_rows(in_windows),
     read_layer=last_layer,
@@ -109,11 +109,13 @@ _WINDOWS = EncoderLook(
 )
 
 
-def _family(name: str, look: EncoderLook | None = _LOOK, refused: Mapping[str, str] | None = None) -> Family:
+def _family(
+    name: str, observed_encoder: ObservedEncoder | None = _OBSERVED, refused: Mapping[str, str] | None = None
+) -> Family:
     return Family(
         name=name,
         layout=layout,
-        look=look,
+        observed_encoder=observed_encoder,
         placeholders=("image_token_id", "video_token_id"),
         pixels=("pixel_values", "pixel_values_videos"),
         video=True,

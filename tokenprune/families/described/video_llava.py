@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenprune.families.described.llava import cls_row, refuse_cls_tokens
 from tokenprune.families.encoder_rows import EncoderRows, Tile, cells, film
-from tokenprune.families.family import EncoderLook, Family, Visual
+from tokenprune.families.family import Family, ObservedEncoder, Visual
 from tokenprune.families.layouts import Group, in_prompt_order, named_layer, patches_per_side, tensor
 
 #: Where processors put the images, the older name first.
@@ -66,7 +66,7 @@ def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> E
 VIDEO_LLAVA = Family(
     name="video_llava",
     layout=layout,
-    look=EncoderLook(
+    observed_encoder=ObservedEncoder(
         layers=("model.image_tower.encoder.layers", "model.video_tower.encoder.layers"),
         rows=rows,
         read_layer=named_layer,

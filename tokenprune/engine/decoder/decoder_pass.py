@@ -11,12 +11,12 @@ from torch import Tensor
 
 from tokenprune.engine.cache.caches import CacheState, Columns
 from tokenprune.engine.decoder.cut import DecoderInput
-from tokenprune.engine.state.forward_state import Chunk, Layer, Unit
+from tokenprune.engine.state.prefill import LayerInput, Prefill, Unit
 from tokenprune.engine.state.rows import Rows, gather_embeddings
 
 
 @dataclass
-class Pass:
+class DecoderPass:
     """What is known while the decoder layers run.
 
     Args:
@@ -85,14 +85,14 @@ class Pass:
             )
         return self._unpruned
 
-    def extend(self, past: Columns, present: DecoderInput, chunk: Chunk | None) -> Columns:
+    def extend(self, past: Columns, present: DecoderInput, prefill: Prefill | None) -> Columns:
         """Key columns of a layer after this pass; layers of equal past and rows share them."""
         key = (id(past), id(present.rows))
         if key not in self._extended:
             shift = past.shift
             if self.cut and self.compact:
                 shift = shift + self._removed(present)
-            tokens = token_numbers(chunk.units if chunk is not None else (), present.rows)
+            tokens = token_numbers(prefill.units if prefill is not None else (), present.rows)
             logical = self.seen + present.rows.slots.clamp(min=0)
             columns = past.extend(present.rows.valid, present.log_weights, shift, tokens, logical)
             self._extended[key] = (past, present.rows, columns)  # kept alive, so that ids stay theirs
@@ -171,13 +171,13 @@ def token_numbers(units: Sequence[Unit], rows: Rows) -> Tensor:
     return tokens.gather(1, rows.slots.clamp(min=0)).masked_fill(~rows.valid, -1)
 
 
-def snapshot(chunk: Chunk, present: DecoderInput, position_embeddings: Any, call: Mapping[str, Any]) -> Layer:
+def snapshot(prefill: Prefill, present: DecoderInput, position_embeddings: Any, call: Mapping[str, Any]) -> LayerInput:
     """What enters a layer, for views at this layer and later."""
-    return Layer(
+    return LayerInput(
         hidden=present.hidden,
         position_embeddings=position_embeddings,
         call=call,
         rows=present.rows,
         log_weights=present.log_weights,
-        place_of=tuple(unit.place_of for unit in chunk.units),
+        place_of=tuple(unit.place_of for unit in prefill.units),
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenprune.engine.cache.caches import CachedUnit, CacheState, Columns
 from tokenprune.engine.decision import check_kept
 from tokenprune.engine.decoder.cut import DecoderInput
-from tokenprune.engine.decoder.decoder_state import Pass
+from tokenprune.engine.decoder.decoder_pass import DecoderPass
 from tokenprune.engine.finite import WatchedView
 from tokenprune.engine.observe.context import check_declared, known_grid
 from tokenprune.engine.patch.attention_probe import project
@@ -103,7 +103,7 @@ class StepView:
 
 def visible_columns(
     session: Session,
-    running: Pass,
+    running: DecoderPass,
     state: CacheState,
     layer: int,
     present: DecoderInput,
@@ -126,7 +126,7 @@ def visible_columns(
     return running.viewed[id(columns)][1]
 
 
-def _hidden(session: Session, running: Pass, state: CacheState, stop: Stop) -> list[Tensor]:
+def _hidden(session: Session, running: DecoderPass, state: CacheState, stop: Stop) -> list[Tensor]:
     """By sample, the numbers of the visual tokens that this step does not see."""
     layer = stop.site.layer - 1
     columns = running.columns[layer]
@@ -168,7 +168,7 @@ def _hidden(session: Session, running: Pass, state: CacheState, stop: Stop) -> l
     return [torch.cat(parts) if parts else nothing for parts in hidden]
 
 
-def _attention(session: Session, running: Pass, layer: int, columns: Columns) -> Tensor:
+def _attention(session: Session, running: DecoderPass, layer: int, columns: Columns) -> Tensor:
     """Attention (B, H, 1, T) of the token being decoded over the columns of a layer that has just run."""
     hidden, embeddings = running.queried[layer]
     found = project(session.parts.layers[layer], hidden, position_embeddings=embeddings)

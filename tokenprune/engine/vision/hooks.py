@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from tokenprune.checkpoints.joint import JointSpace
 from tokenprune.engine.decision import decide
 from tokenprune.engine.patch.internals import BIASED_KERNELS
-from tokenprune.engine.patch.split_layer import Door, Halves
-from tokenprune.engine.state.forward_state import Chunk, TowerRows, Unit, VisionCut
+from tokenprune.engine.patch.split_layer import ForwardSwitch, SplitLayer
+from tokenprune.engine.state.prefill import EncoderInput, Prefill, Unit, VisionCut
 from tokenprune.engine.state.prefill_memo import PrefillMemo
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.family import Parts, TowerParts
 from tokenprune.pruner import Decision, Kept, Pruner, Stop
 
 
-class TowerHooks:
+class VisionHooks:
     """The vision side of one session."""
 
     def __init__(
@@ -31,24 +31,24 @@ class TowerHooks:
         vision: TowerParts,
         pruner: Pruner,
         joint: JointSpace | None,
-        chunk: Callable[[], Chunk | None],
+        prefill: Callable[[], Prefill | None],
         memo: PrefillMemo | None = None,
     ) -> None:
         self._parts = parts
         self._vision = vision
         self._pruner = pruner
         self._joint = joint
-        self._chunk = chunk
+        self._prefill = prefill
         self._memo = memo
-        self._door: Door | None = None
-        self._projector_door: Door | None = None
-        self._rows: TowerRows | None = None
+        self._switch: ForwardSwitch | None = None
+        self._projector_switch: ForwardSwitch | None = None
+        self._rows: EncoderInput | None = None
         """Rows that enter the next encoder layer, once something was cut inside the tower."""
         self._places: list[Tensor] | None = None
         """Per image, the original indices at which the projector's rows stand; `None` where all stand in order."""
-        self._doors: tuple[Door, ...] = ()
+        self._switches: tuple[ForwardSwitch, ...] = ()
         self._whole: set[int] = set()
-        """Layers whose halves were checked."""
+        """Layers that were checked to be the sum of their halves."""
 
     def install(self, undo: contextlib.ExitStack) -> None:
         """Register the hooks."""
@@ -57,9 +57,12 @@ class TowerHooks:
         undo.callback(projector.register_forward_pre_hook(self._before_projector, with_kwargs=True).remove)
         undo.callback(projector.register_forward_hook(self._after_projector).remove)
         if self._memo is not None:
-            self._door, self._projector_door = Door.before(tower, undo), Door.before(projector, undo)
+            self._switch, self._projector_switch = (
+                ForwardSwitch.before(tower, undo),
+                ForwardSwitch.before(projector, undo),
+            )
         if "tower" in self._pruner.spec.sites:
-            self._doors = tuple(Door.before(layer, undo) for layer in self._vision.layers)
+            self._switches = tuple(ForwardSwitch.before(layer, undo) for layer in self._vision.layers)
         looked_into = "encoder_attention" in self._pruner.needs or "tower" in self._pruner.spec.sites
         if looked_into or self._memo is not None:  # others that share the memo may look
             for index, layer in enumerate(self._vision.layers):
@@ -70,15 +73,15 @@ class TowerHooks:
     def _before_tower(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        chunk, self._rows, self._places = self._chunk(), None, None
-        stop = _stop_at(chunk, "pixels")
-        if chunk is None:
+        prefill, self._rows, self._places = self._prefill(), None, None
+        stop = _stop_at(prefill, "pixels")
+        if prefill is None:
             return None
         if stop is None:
-            self._share(chunk)
+            self._share(prefill)
             return None
-        with chunk.stopwatch.running():
-            selections, decision = self._decide(chunk, stop)
+        with prefill.stopwatch.running():
+            selections, decision = self._decide(prefill, stop)
             smaller, told = self._resized(args[0] if args else kwargs["pixel_values"], decision)
             self._places = [kept.anchors for _, kept in selections]
         if args:
@@ -98,20 +101,20 @@ class TowerHooks:
         smaller = nn.functional.interpolate(pixels.float(), size=size, mode="bicubic", antialias=True)
         return smaller.to(pixels.dtype), about.resize
 
-    def _share(self, chunk: Chunk) -> None:
+    def _share(self, prefill: Prefill) -> None:
         """Let the coming call of a tower that runs whole be answered from the memo."""
-        coming = chunk.next_stop()
-        if self._memo is None or self._door is None or (coming is not None and coming.site.kind == "tower"):
+        coming = prefill.next_stop()
+        if self._memo is None or self._switch is None or (coming is not None and coming.site.kind == "tower"):
             return
-        memo, forward = self._memo, self._door.forward
+        memo, forward = self._memo, self._switch.forward
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            output, entered = memo.tower(forward, lambda: _states(chunk.vision.tower), *args, **kwargs)
+            output, entered = memo.tower(forward, lambda: _states(prefill.vision.encoder_inputs), *args, **kwargs)
             for index, hidden in entered.items():
-                chunk.vision.tower.setdefault(index, self._entering(chunk, hidden))
+                prefill.vision.encoder_inputs.setdefault(index, self._entering(prefill, hidden))
             return output
 
-        self._door.redirect(run)
+        self._switch.redirect(run)
 
     # --- inside the encoder -------------------------------------------------------------------------------------
 
@@ -119,34 +122,34 @@ class TowerHooks:
         def hook(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            chunk = self._chunk()
-            if chunk is None:
+            prefill = self._prefill()
+            if prefill is None:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
-            rows = self._entering(chunk, hidden)
-            chunk.vision.tower[index] = rows
-            while (stop := _stop_at(chunk, "tower", index, "in")) is not None:
-                rows = self._cut(chunk, stop, rows)
-                chunk.vision.tower[index] = rows
-            middle = _stop_at(chunk, "tower", index, "mid")
+            rows = self._entering(prefill, hidden)
+            prefill.vision.encoder_inputs[index] = rows
+            while (stop := _stop_at(prefill, "tower", index, "in")) is not None:
+                rows = self._cut(prefill, stop, rows)
+                prefill.vision.encoder_inputs[index] = rows
+            middle = _stop_at(prefill, "tower", index, "mid")
             if middle is not None:
-                self._split(chunk, module, index, rows)
+                self._split(prefill, module, index, rows)
             if self._rows is None and middle is None:
                 return None
             return self._rewritten(rows, args, kwargs)
 
         return hook
 
-    def _entering(self, chunk: Chunk, hidden: Tensor) -> TowerRows:
+    def _entering(self, prefill: Prefill, hidden: Tensor) -> EncoderInput:
         """The rows of the states that enter a layer."""
         if self._rows is not None:
             return replace(self._rows, hidden=hidden)
         first = int(self._parts.facts.has_cls)
-        units = chunk.vision.units
-        return TowerRows(hidden, None, None, tuple(units[image].indices + first for image in sorted(units)))
+        units = prefill.vision.units
+        return EncoderInput(hidden, None, None, tuple(units[image].indices + first for image in sorted(units)))
 
     def _rewritten(
-        self, rows: TowerRows, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, rows: EncoderInput, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of a layer with the states and the attention bias of the rows that are left."""
         changed, rest = dict(kwargs), list(args[1:])
@@ -170,27 +173,27 @@ class TowerHooks:
             return (rows.hidden, *rest), changed
         return args, {**changed, "hidden_states": rows.hidden}
 
-    def _split(self, chunk: Chunk, layer: nn.Module, index: int, rows: TowerRows) -> None:
+    def _split(self, prefill: Prefill, layer: nn.Module, index: int, rows: EncoderInput) -> None:
         """Let the coming call of a layer be cut between attention and MLP."""
-        halves = Halves(layer, self._vision.about.attention, self._vision.about.mlp)
+        split = SplitLayer(layer, self._vision.about.attention, self._vision.about.mlp)
         if index not in self._whole:
-            halves.check(rows.hidden[:, :2], attention_mask=None)
+            split.check(rows.hidden[:, :2], attention_mask=None)
             self._whole.add(index)
 
         def run(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            chunk.vision.middle = halves.first(hidden, *args, **kwargs)
-            after = replace(rows, hidden=chunk.vision.middle.residual)
-            while (stop := _stop_at(chunk, "tower", index, "mid")) is not None:
-                after = self._cut(chunk, stop, after)
-                chunk.vision.middle = None
-            return halves.second(after.hidden, *args, **kwargs)
+            prefill.vision.middle = split.first(hidden, *args, **kwargs)
+            after = replace(rows, hidden=prefill.vision.middle.residual)
+            while (stop := _stop_at(prefill, "tower", index, "mid")) is not None:
+                after = self._cut(prefill, stop, after)
+                prefill.vision.middle = None
+            return split.second(after.hidden, *args, **kwargs)
 
-        self._doors[index].redirect(run)
+        self._switches[index].redirect(run)
 
-    def _cut(self, chunk: Chunk, stop: Stop, rows: TowerRows) -> TowerRows:
+    def _cut(self, prefill: Prefill, stop: Stop, rows: EncoderInput) -> EncoderInput:
         """Ask the pruner, and take out or merge rows."""
-        with chunk.stopwatch.running():
-            selections, _ = self._decide(chunk, stop)
+        with prefill.stopwatch.running():
+            selections, _ = self._decide(prefill, stop)
             self._rows = shortened(rows, selections, int(self._parts.facts.has_cls))
         return self._rows
 
@@ -199,15 +202,15 @@ class TowerHooks:
     def _before_projector(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        chunk = self._chunk()
-        if chunk is None:
+        prefill = self._prefill()
+        if prefill is None:
             return None
         features: Tensor = args[0] if args else next(iter(kwargs.values()))
-        units = chunk.vision.units
+        units = prefill.vision.units
         if self._places is None:
             first = int(self._parts.facts.has_cls)
-            chunk.vision.features = features
-            chunk.vision.row_of = (
+            prefill.vision.features = features
+            prefill.vision.row_of = (
                 tuple(units[image].indices for image in sorted(units))
                 if self._rows is None
                 else tuple(rows - first for rows in self._rows.row_of)
@@ -215,18 +218,18 @@ class TowerHooks:
         if self._rows is not None:
             self._places = [units[image].indices.sort().values for image in sorted(units)]
         self._rows = None
-        stop = _stop_at(chunk, "encoder")
+        stop = _stop_at(prefill, "encoder")
         if stop is None:
             if self._places is None:
                 self._share_projector()
             return None
-        with chunk.stopwatch.running():
-            selections, _ = self._decide(chunk, stop)
-            packed = TowerRows(features, None, None, chunk.vision.row_of)
+        with prefill.stopwatch.running():
+            selections, _ = self._decide(prefill, stop)
+            packed = EncoderInput(features, None, None, prefill.vision.row_of)
             reduced = shortened(packed, selections, 0).hidden
             for unit, kept in selections:
                 if kept.log_weights is not None:
-                    chunk.vision.log_weights[unit.span.index] = kept.log_weights
+                    prefill.vision.log_weights[unit.span.index] = kept.log_weights
             self._places = [units[image].indices.sort().values for image in sorted(units)]
         if args:
             return (reduced, *args[1:]), kwargs
@@ -234,36 +237,36 @@ class TowerHooks:
 
     def _after_projector(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         places, self._places = self._places, None
-        chunk = self._chunk()
-        if chunk is None or places is None:
+        prefill = self._prefill()
+        if prefill is None or places is None:
             return None
         # the model counts one row per placeholder: emitted rows stand in their anchors' places, the rest is cut at
         # the first decoder layer
-        full = output.new_zeros(output.shape[0], chunk.vision.units[0].original, output.shape[-1])
+        full = output.new_zeros(output.shape[0], prefill.vision.units[0].original, output.shape[-1])
         for index, place in enumerate(places):
             full[index, place.to(full.device)] = output[index, : len(place)]
         return full
 
     def _share_projector(self) -> None:
         """Let the coming call of a projector that reads every row be answered from the memo."""
-        door, memo = self._projector_door, self._memo
-        if door is not None and memo is not None:
-            door.redirect(functools.partial(memo.value, "projector", door.forward))
+        switch, memo = self._projector_switch, self._memo
+        if switch is not None and memo is not None:
+            switch.redirect(functools.partial(memo.value, "projector", switch.forward))
 
-    def _decide(self, chunk: Chunk, stop: Stop) -> tuple[list[tuple[Unit, Kept]], Decision]:
+    def _decide(self, prefill: Prefill, stop: Stop) -> tuple[list[tuple[Unit, Kept]], Decision]:
         """Ask about every image, and note the answers."""
-        position = len(chunk.vision.cuts)
-        units = [chunk.vision.units[image] for image in sorted(chunk.vision.units)]
-        selections, decision = decide(self._pruner, chunk, position, units, self._joint)
-        chunk.vision.cuts.append(
+        position = len(prefill.vision.cuts)
+        units = [prefill.vision.units[image] for image in sorted(prefill.vision.units)]
+        selections, decision = decide(self._pruner, prefill, position, units, self._joint)
+        prefill.vision.cuts.append(
             VisionCut(stop, position, {unit.span.index: (unit, kept) for unit, kept in selections})
         )
         for unit, kept in selections:
-            chunk.vision.units[unit.span.index] = unit.follow(kept)
+            prefill.vision.units[unit.span.index] = unit.follow(kept)
         return selections, decision
 
 
-def shortened(rows: TowerRows, selections: Sequence[tuple[Unit, Kept]], first: int) -> TowerRows:
+def shortened(rows: EncoderInput, selections: Sequence[tuple[Unit, Kept]], first: int) -> EncoderInput:
     """Rows (images, first + K, C) that are left or merged, in the order of emission; shorter images padded at the end.
 
     Args:
@@ -299,17 +302,19 @@ def shortened(rows: TowerRows, selections: Sequence[tuple[Unit, Kept]], first: i
         places = torch.full_like(rows.row_of[image], -1)
         places[unit.indices[anchors]] = torch.arange(first, end, device=places.device)
         row_of.append(places)
-    return TowerRows(short, None if min(counts) == max(counts) else valid, weights if weighted else None, tuple(row_of))
+    return EncoderInput(
+        short, None if min(counts) == max(counts) else valid, weights if weighted else None, tuple(row_of)
+    )
 
 
-def _states(tower: Mapping[int, TowerRows]) -> Mapping[int, Tensor]:
+def _states(tower: Mapping[int, EncoderInput]) -> Mapping[int, Tensor]:
     """The states that entered each encoder layer."""
     return {index: rows.hidden for index, rows in tower.items()}
 
 
-def _stop_at(chunk: Chunk | None, kind: str, layer: int = 0, point: str = "in") -> Stop | None:
+def _stop_at(prefill: Prefill | None, kind: str, layer: int = 0, point: str = "in") -> Stop | None:
     """The next stop before the decoder, where it is of this kind and at this place."""
-    stop = chunk.next_stop() if chunk is not None else None
+    stop = prefill.next_stop() if prefill is not None else None
     if stop is None or (stop.site.kind, stop.site.layer, stop.site.point) != (kind, layer, point):
         return None
     return stop

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.engine.decoder.layer_arguments import shortened
-from tokenprune.engine.state.forward_state import open_chunk
+from tokenprune.engine.state.prefill import open_prefill
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.family import Parts
 
@@ -74,7 +74,7 @@ def shorter_prompt(parts: Parts, inputs: Mapping[str, Any], tokens: int) -> Iter
     Raises:
         IncompatibleError: There are several prompts, none with images, or fewer visual tokens than K.
     """
-    found = open_chunk(parts, inputs)
+    found = open_prefill(parts, inputs)
     if found is None:
         raise IncompatibleError("the prompt holds no images", hint="give a prompt made by the processor")
     input_ids, valid, spans = found

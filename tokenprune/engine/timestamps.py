@@ -1,4 +1,4 @@
-"""Mark the moments of a `generate` call: where the vision side begins and ends, and every forward pass."""
+"""Mark the timestamps of a `generate` call: where the vision side begins and ends, and every forward pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MarkT = TypeVar("MarkT")
 
 
 @dataclass
-class Moments(Generic[MarkT]):
+class Timestamps(Generic[MarkT]):
     """When the parts of a run began and ended, in the order of the run.
 
     Args:
@@ -35,14 +35,14 @@ class Moments(Generic[MarkT]):
 
 
 @contextlib.contextmanager
-def moments_of(parts: Parts, mark: Callable[[], MarkT]) -> Iterator[Moments[MarkT]]:
-    """Note the moments of every run inside the block; the model is as it was afterwards.
+def timestamps_of(parts: Parts, mark: Callable[[], MarkT]) -> Iterator[Timestamps[MarkT]]:
+    """Note the timestamps of every run inside the block; the model is as it was afterwards.
 
     Args:
         parts: The model, stock or inside `pruned`.
         mark: Notes one moment: reads a clock, or records an event on the device.
     """
-    found: Moments[MarkT] = Moments()
+    found: Timestamps[MarkT] = Timestamps()
     began: list[MarkT] = []
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> None:

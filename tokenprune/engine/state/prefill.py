@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenprune.engine.patch.split_layer import Middle
-from tokenprune.engine.state.encoder_run import Look
+from tokenprune.engine.patch.split_layer import MidLayerState
+from tokenprune.engine.state.encoder_run import EncoderObservation
 from tokenprune.engine.state.image_spans import ImageSpan, find_images, join_frames
 from tokenprune.engine.state.prefill_memo import PrefillMemo
 from tokenprune.engine.state.rows import Rows
@@ -83,7 +83,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerInput:
     """What entered one decoder layer: hidden states (B, S', D), position embeddings, rows, and the units then."""
 
     hidden: Tensor
@@ -96,7 +96,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class TowerRows:
+class EncoderInput:
     """The rows of one encoder layer, for all images; the CLS row, where there is one, is row 0.
 
     Args:
@@ -133,15 +133,15 @@ class VisionCut:
 
 
 @dataclass
-class Vision:
+class VisionState:
     """What the vision side made of the images, by image; `generate` runs it before the decoder, and once per prompt.
 
     Args:
         pixels: The processor's tensors that bring images or videos, by name.
         units: Tokens of each image, as far as they are still there.
-        tower: What entered each encoder layer.
+        encoder_inputs: What entered each encoder layer.
         middle: The residual stream and the MLP's input at the `mid` point that is being decided.
-        look: What was seen of an encoder that is only looked into.
+        observed: What was seen of an encoder that is observed and not cut.
         features: (images, R, C) what the projector would read.
         row_of: Per image, the row of each original token in `features`, (N,).
         cuts: Stops that ran before the decoder.
@@ -152,9 +152,9 @@ class Vision:
 
     pixels: Mapping[str, Tensor] = field(default_factory=dict)
     units: dict[int, Unit] = field(default_factory=dict)
-    tower: dict[int, TowerRows] = field(default_factory=dict)
-    middle: Middle | None = None
-    look: Look = field(default_factory=Look)
+    encoder_inputs: dict[int, EncoderInput] = field(default_factory=dict)
+    middle: MidLayerState | None = None
+    observed: EncoderObservation = field(default_factory=EncoderObservation)
     features: Tensor | None = None
     row_of: tuple[Tensor, ...] = ()
     cuts: list[VisionCut] = field(default_factory=list)
@@ -216,13 +216,13 @@ class Move:
 
 
 @dataclass
-class Chunk:
+class Prefill:
     """The state of one forward pass with images."""
 
     parts: Parts
     input_ids: Tensor
     valid: Tensor
-    vision: Vision
+    vision: VisionState
     units: list[Unit]
     stops: Mapping[int, Sequence[Stop]]
     """Plan by number of visual tokens."""
@@ -236,8 +236,8 @@ class Chunk:
     records: list[UnitRecord] = field(default_factory=list)
     embeddings: Tensor | None = None
     """(B, S, D) LLM input embeddings."""
-    layers: dict[int, Layer] = field(default_factory=dict)
-    middle: Middle | None = None
+    layers: dict[int, LayerInput] = field(default_factory=dict)
+    middle: MidLayerState | None = None
     """The residual stream and the MLP's input at the decoder's `mid` point that is being decided."""
     moves: list[Move] = field(default_factory=list)
     """Rows that were merged or took over another place, in order."""
@@ -318,7 +318,7 @@ def _unpadded(pixels: Tensor) -> Tensor:
     return pixels.contiguous()
 
 
-def open_chunk(
+def open_prefill(
     parts: Parts, inputs: Mapping[str, Any], known: Callable[[Tensor], tuple[ImageSpan, ...]] | None = None
 ) -> tuple[Tensor, Tensor, tuple[ImageSpan, ...]] | None:
     """Token ids (B, S), validity (B, S) and images of a forward call; `None` where it brings no visual tokens.
