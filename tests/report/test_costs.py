@@ -23,7 +23,7 @@ from tokenprune.report.render.escaping import markdown_sentence
 from tokenprune.report.render.markdown import cells_of
 from tokenprune.sweep import SweepStore
 from tokenprune.sweep.store.sweep_data import read_sweep
-from tokenprune.tracking.facts import metrics_of
+from tokenprune.tracking.run_data import metrics_of
 
 Rewrite = Callable[[Callable[[str, dict[str, Any]], Any]], Path]
 

@@ -10,6 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.sweep.fixtures import Workshop
+from tests.tracking.places import place_of
 from tokenprune.errors import IncompatibleError
 from tokenprune.evaluation import cell_cost as measuring
 from tokenprune.events import CellStarted
@@ -81,8 +82,8 @@ def test_another_way_to_measure_keeps_the_answers(
     found = results(directory)
     assert {name: result["quality"] for name, result in found.items()} == answered
     assert {result["cost"]["new_tokens"] for result in found.values()} == {2}
-    client = MlflowClient(tracking_uri=second.tracking_uri)
-    runs = client.search_runs([second.experiment_id], "tags.`tokenprune.kind` = 'cell'")
+    client = MlflowClient(tracking_uri=place_of(second).uri)
+    runs = client.search_runs([place_of(second).experiment_id], "tags.`tokenprune.kind` = 'cell'")
     assert len(runs) == 2
     for each in runs:
         (result,) = [r for r in found.values() if r["id"] == each.data.tags["tokenprune.cell_id"]]

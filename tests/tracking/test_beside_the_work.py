@@ -11,6 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.sweep.fixtures import FinishedSweep, Workshop
+from tests.tracking.places import place_of
 from tokenprune import hookimpl
 from tokenprune.evaluation import cell_cost as measuring
 from tokenprune.events import CellEnded, CellStarted, SweepEnded, SweepStarted
@@ -141,8 +142,8 @@ def test_reports_are_there_before_trackers_hear_of_the_end(
     outcome = run_sweep(config, directory=directory, host=host)
     assert outcome.problems == ()
     assert {"mine.tex", "report.html", "leaderboard.json"} <= set(found)
-    client = MlflowClient(tracking_uri=outcome.tracking_uri)
-    (summary,) = client.search_runs([outcome.experiment_id], "tags.`tokenprune.kind` = 'summary'")
+    client = MlflowClient(tracking_uri=place_of(outcome).uri)
+    (summary,) = client.search_runs([place_of(outcome).experiment_id], "tags.`tokenprune.kind` = 'summary'")
     assert {"mine.tex", "report.html"} <= {file.path for file in client.list_artifacts(summary.info.run_id)}
 
 
@@ -204,8 +205,8 @@ def test_a_store_that_fails_once_gets_the_rest_at_the_end(
     assert calls == 1  # it was left alone after that
     (problem,) = outcome.problems
     assert "ConnectionError: the server is away" in problem
-    client = MlflowClient(tracking_uri=outcome.tracking_uri)
-    runs = client.search_runs([outcome.experiment_id], "tags.`tokenprune.kind` = 'cell'")
+    client = MlflowClient(tracking_uri=place_of(outcome).uri)
+    runs = client.search_runs([place_of(outcome).experiment_id], "tags.`tokenprune.kind` = 'cell'")
     planned = [cell.id for cell in SweepStore(directory).plan()]
     assert sorted(run.data.tags["tokenprune.cell_id"] for run in runs) == sorted(planned)
 
@@ -218,9 +219,9 @@ def test_a_second_run_of_a_cell_is_deleted(workshop: Workshop, directory: Path) 
     store = open_store(directory)
     entry = store._data.cells[0]
     store._runs.create_cell(entry)
-    client = MlflowClient(tracking_uri=outcome.tracking_uri)
+    client = MlflowClient(tracking_uri=place_of(outcome).uri)
     query = "tags.`tokenprune.kind` = 'cell'"
-    assert len(client.search_runs([outcome.experiment_id], query)) == 3
+    assert len(client.search_runs([place_of(outcome).experiment_id], query)) == 3
     assert open_store(directory).reconcile() == []
-    runs = client.search_runs([outcome.experiment_id], query)
+    runs = client.search_runs([place_of(outcome).experiment_id], query)
     assert sorted(run.data.params["pruner"] for run in runs) == ["first", "none"]

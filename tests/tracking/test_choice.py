@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -12,14 +13,22 @@ from mlflow.tracking import MlflowClient
 from tests.cli.commands import Commands
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tokenprune import hookimpl
+from tokenprune.cli import app as application
 from tokenprune.errors import ConfigError, UnknownNameError
 from tokenprune.events import CellEnded, SweepEnded, SweepStarted
 from tokenprune.plugins import load_host
 from tokenprune.sweep import SweepStore, plan_cells, run_sweep
 from tokenprune.sweep.config.schema import parse_config
 from tokenprune.sweep.config.yaml_source import Source
-from tokenprune.sweep.runner import BEHIND, TRACKING_FILE
-from tokenprune.sweep.store.atomic_io import read_json
+from tokenprune.sweep.store.tracker_notes import (
+    TRACKING_FILE,
+    Link,
+    TrackerNote,
+    leave_note,
+    mark_behind,
+    read_notes,
+    remove_note,
+)
 from tokenprune.tracking.mlflow_tracker import replay
 from tokenprune.tracking.server import find_dashboard
 
@@ -55,6 +64,14 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """Commands in this process."""
     monkeypatch.setenv("COLUMNS", "80")
     return Commands(capsys)
+
+
+@pytest.fixture
+def toy_sweep(workshop: Workshop, tmp_path: Path) -> Path:
+    """A small sweep file."""
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps({**workshop.data(**SMALL), "executor": "inline"}), encoding="utf-8")
+    return path
 
 
 def cell_runs(directory: Path) -> list[str]:
@@ -148,7 +165,7 @@ def test_without_trackers_mlflow_is_not_even_imported_and_later_it_gets_everythi
     assert not {name for name in left if "mlflow" in name or name in (TRACKING_FILE, "events.jsonl")}
     shutil.move(directory.parent / "empty.db", directory / "mlflow.db")
     tracked = run_sweep(workshop.config(**SMALL), directory=directory, host=workshop.host)
-    assert (tracked.skipped, tracked.problems, tracked.tracking["tracker"]) == (2, (), "mlflow")
+    assert (tracked.skipped, tracked.problems, list(tracked.tracking)) == (2, (), ["mlflow"])
     assert cell_runs(directory) == sorted(cell.id for cell in SweepStore(directory).plan())
 
 
@@ -181,7 +198,7 @@ def test_a_store_that_did_not_hear_of_cells_says_so_until_it_is_filled(
     assert not find_dashboard(copy).behind
     silent = run_sweep(workshop.config(seeds=[0, 1], trackers=["jsonl"]), directory=copy, host=workshop.host)
     assert (silent.tracking, silent.problems) == ({}, ())
-    assert (read_json(copy / TRACKING_FILE) or {})[BEHIND]
+    assert read_notes(copy)["mlflow"].behind
     assert find_dashboard(copy).behind
     replay(copy)
     assert not find_dashboard(copy).behind
@@ -228,3 +245,49 @@ def test_a_silent_command_names_the_report_and_keeps_its_choice(
     ran = run("ui", str(copy))
     assert ran.code == 2
     assert "`tokenprune runs replay" in ran.err
+
+
+class Pages:
+    """Shows sweeps on a page of its own.
+
+    A second tracker that leaves a note beside MLflow's.
+    """
+
+    @hookimpl
+    def on_sweep_end(self, event: SweepEnded) -> None:
+        note = TrackerNote(
+            "pages: open them in a browser", (Link("Sweep", "https://pages/1"), Link("All", "https://p"))
+        )
+        leave_note(event.directory, "pages", note)
+
+
+def test_a_second_tracker_leaves_its_note_beside_the_first(
+    run: Commands, toy_sweep: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = load_host()
+    host.add(Pages(), "pages")
+    monkeypatch.setattr(application, "load_host", lambda: host)
+    ran = run("sweep", str(toy_sweep), "--out", str(directory))
+    assert ran.code == 0, ran.err
+    said = ran.err.splitlines()
+    first, second = said.index(f"dashboard: tokenprune ui {directory}"), said.index("pages: open them in a browser")
+    assert said[second + 1 : second + 3] == ["  Sweep  https://pages/1", "  All    https://p"]
+    assert any("Trade-off" in line for line in said[first:])
+    assert set(read_notes(directory)) == {"mlflow", "pages"}
+    again = run("sweep", str(toy_sweep), "--out", str(directory), "--json").json()["sweep"]
+    assert again["tracking"]["pages"]["links"][0] == {"label": "Sweep", "url": "https://pages/1"}
+    only = run("sweep", str(toy_sweep), "--out", str(directory), "--tracker", "pages")
+    assert "pages: open them in a browser" in only.err
+    assert "dashboard" not in only.err
+    alone = run("sweep", str(toy_sweep), "--out", str(directory), "--tracker", "jsonl")
+    assert f"report: {directory}/report/report.html" in alone.err
+
+
+def test_a_note_of_the_one_stays_if_the_other_goes(tmp_path: Path) -> None:
+    leave_note(tmp_path, "one", TrackerNote("first"))
+    leave_note(tmp_path, "other", TrackerNote("second", details={"own": [1]}))
+    mark_behind(tmp_path, ["one"])
+    remove_note(tmp_path, "one")
+    assert read_notes(tmp_path) == {"other": TrackerNote("second", behind=True, details={"own": [1]})}
+    remove_note(tmp_path, "other")
+    assert list(tmp_path.iterdir()) == []

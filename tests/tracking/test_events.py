@@ -6,8 +6,8 @@ from collections import Counter
 
 from tests.sweep.fixtures import FinishedSweep
 from tokenprune.sweep.store.result_store import read_jsonl
-from tokenprune.tracking.facts import legal, sample_table
 from tokenprune.tracking.jsonl_tracker import EVENTS_FILE
+from tokenprune.tracking.run_data import legal, sample_table
 
 
 def test_event_lines(finished: FinishedSweep) -> None:

@@ -11,6 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.sweep.fixtures import FinishedSweep, Workshop
+from tests.tracking.places import place_of
 from tokenprune.report.render.columns import LEGEND
 from tokenprune.sweep import SweepStore, run_sweep
 from tokenprune.tracking.mlflow_store import open_store
@@ -53,13 +54,13 @@ class Dashboard:
 
 @pytest.fixture(scope="module")
 def dashboard(finished: FinishedSweep) -> Dashboard:
-    return Dashboard(finished.outcome.tracking_uri)
+    return Dashboard(place_of(finished.outcome).uri)
 
 
 def test_every_cell_is_one_flat_run(finished: FinishedSweep, dashboard: Dashboard) -> None:
     store = SweepStore(finished.directory)
     assert sorted(dashboard.cells()) == sorted(cell.name for cell in store.plan())
-    assert finished.outcome.experiment_id == dashboard.experiment.experiment_id
+    assert place_of(finished.outcome).experiment_id == dashboard.experiment.experiment_id
     assert not any("mlflow.parentRunId" in run.data.tags for run in dashboard.runs)
     for cell in store.plan():
         run = dashboard.cells()[cell.name]
@@ -133,8 +134,8 @@ def test_artifacts(finished: FinishedSweep, dashboard: Dashboard, monkeypatch: p
     run = dashboard.cells()["first/toy@4"]
     assert dashboard.files(run) == {"cell.json", "samples.json", "kept-0.png", "kept-1.png", "images"}
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "samples.json", "type": "table"}]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", finished.outcome.tracking_uri)
-    mlflow.set_tracking_uri(finished.outcome.tracking_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place_of(finished.outcome).uri)
+    mlflow.set_tracking_uri(place_of(finished.outcome).uri)
     mlflow.set_experiment(experiment_id=dashboard.experiment.experiment_id)
     table = mlflow.load_table("samples.json", run_ids=[run.info.run_id])
     assert list(table.columns[:2]) == ["sample", "prediction"]
@@ -159,7 +160,7 @@ def test_summary_run(finished: FinishedSweep, dashboard: Dashboard) -> None:
     counts = {name: run.data.metrics[f"sweep/{name}"] for name in ("done", "failed", "refused", "pending")}
     assert counts == {"done": 11, "failed": 2, "refused": 2, "pending": 0}
     assert "| 1 |" in run.data.tags["mlflow.note.content"]
-    assert finished.outcome.tracking["summary_run_id"] == run.info.run_id
+    assert place_of(finished.outcome).summary_run_id == run.info.run_id
 
 
 @pytest.mark.parametrize(("rows", "held"), [(1, ("| 7 |", LEGEND)), (900, ("| 7 |",)), (9000, ("`leaderboard.md`",))])
@@ -205,10 +206,10 @@ def test_preset_views(finished: FinishedSweep, dashboard: Dashboard) -> None:
     per_task = next(json.loads(view["state"]) for view in views.values() if view["name"].startswith("Per task"))
     shown = {chart["yaxis"]["key"] for chart in per_task["compareRunCharts"]}
     assert {"quality/family/colour", "quality/family/shape"} <= shown
-    links = {entry["name"]: entry["address"] for entry in finished.outcome.tracking["links"]}
+    links = place_of(finished.outcome).views
     shares = {address.partition("viewStateShareKey=")[2] for address in links.values()} - {""}
     assert {f"mlflow.sharedViewState.{share}" for share in shares} == set(views)
-    assert f"/runs/{finished.outcome.tracking['summary_run_id']}/artifacts/report.html" in links["Report"]
+    assert f"/runs/{place_of(finished.outcome).summary_run_id}/artifacts/report.html" in links["Report"]
     for kind in ("Trade-off", "Per task", "All axes", "Compare answers", "Compare runs", "Report"):
         assert f"[{kind}](/#/" in tags["mlflow.note.content"].splitlines()[0]
 
@@ -225,7 +226,7 @@ def test_a_parallel_chart_has_axes_that_every_run_has(dashboard: Dashboard) -> N
 def test_logging_twice_changes_nothing(finished: FinishedSweep, dashboard: Dashboard) -> None:
     before = {run.info.run_id for run in dashboard.cells().values()}
     assert open_store(finished.directory).reconcile() == []
-    assert {run.info.run_id for run in Dashboard(finished.outcome.tracking_uri).cells().values()} == before
+    assert {run.info.run_id for run in Dashboard(place_of(finished.outcome).uri).cells().values()} == before
 
 
 @pytest.mark.thorough
@@ -256,12 +257,12 @@ def test_everything_can_be_rebuilt_from_the_directory(
 def test_a_half_logged_run_is_replaced(workshop: Workshop, directory: Path) -> None:
     config = workshop.config(pruners=["first"], budgets=[4])
     outcome = run_sweep(config, directory=directory, host=workshop.host)
-    board = Dashboard(outcome.tracking_uri)
+    board = Dashboard(place_of(outcome).uri)
     victim = board.cells()["first/toy@4"]
     board.client.update_run(victim.info.run_id, status="RUNNING")  # as a killed process leaves it
     again = run_sweep(config, directory=directory, host=workshop.host)
     assert again.problems == ()
-    board = Dashboard(outcome.tracking_uri)
+    board = Dashboard(place_of(outcome).uri)
     assert sorted(board.cells()) == ["first/toy@4", "none/toy@all"]
     assert len(board.runs) == 3
     assert board.cells()["first/toy@4"].info.status == "FINISHED"
@@ -272,11 +273,11 @@ def test_runs_follow_the_plan(workshop: Workshop, directory: Path) -> None:
     """Another plan in the same directory: its cells are the dashboard's, and the old ones come back without work."""
     first = run_sweep(workshop.config(pruners=["first"], budgets=[4]), directory=directory, host=workshop.host)
     run_sweep(workshop.config(pruners=["grid"], budgets=[4]), directory=directory, host=workshop.host)
-    assert sorted(Dashboard(first.tracking_uri).cells()) == ["grid/toy@4", "none/toy@all"]
+    assert sorted(Dashboard(place_of(first).uri).cells()) == ["grid/toy@4", "none/toy@all"]
     both = workshop.config(pruners=["first", "grid"], budgets=[4])
     again = run_sweep(both, directory=directory, host=workshop.host)
     assert (again.done, again.skipped) == (3, 3)
-    board = Dashboard(first.tracking_uri)
+    board = Dashboard(place_of(first).uri)
     assert sorted(board.cells()) == ["first/toy@4", "grid/toy@4", "none/toy@all"]
     # the first pruner of each plan had the same colour; in one plan they have two
     assert len({run.data.tags["mlflow.runColor"] for run in board.cells().values()}) == 3
@@ -289,12 +290,13 @@ def test_views_follow_the_plan(workshop: Workshop, directory: Path) -> None:
 
     one = workshop.config(pruners=["first"], budgets=[4], efficiency=False, lens=False)
     outcome = run_sweep(one, directory=directory, host=workshop.host)
-    assert "Compare answers: 4" in names(outcome.tracking_uri)
-    client = MlflowClient(tracking_uri=outcome.tracking_uri)
-    client.set_experiment_tag(outcome.experiment_id, "mlflow.sharedViewState.mine", '{"name": "mine", "state": "{}"}')
+    assert "Compare answers: 4" in names(place_of(outcome).uri)
+    client = MlflowClient(tracking_uri=place_of(outcome).uri)
+    saved = ("mlflow.sharedViewState.mine", '{"name": "mine", "state": "{}"}')
+    client.set_experiment_tag(place_of(outcome).experiment_id, *saved)
     other = workshop.config(pruners=["first"], budgets=["50%"], efficiency=False, lens=False)
     run_sweep(other, directory=directory, host=workshop.host)
-    found = names(outcome.tracking_uri)
+    found = names(place_of(outcome).uri)
     assert "Compare answers: 50%" in found
     assert "Compare answers: 4" not in found
     assert "mine" in found  # a view that a person saved stays

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import urllib.request
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.sweep.fixtures import FinishedSweep
+from tests.tracking.places import place_of
 from tokenprune.errors import ConfigError, PrerequisiteError
-from tokenprune.sweep.runner import TRACKING_FILE
-from tokenprune.sweep.store.atomic_io import read_json, write_json
-from tokenprune.tracking.server import HOST, PORT, Dashboard, choose_port, find_dashboard, main_links, serving
-from tokenprune.tracking.slices import slices_of
+from tokenprune.sweep.store.atomic_io import write_json
+from tokenprune.sweep.store.tracker_notes import TRACKING_FILE, Link
+from tokenprune.tracking.mlflow_note import HOST, PORT, main_links
+from tokenprune.tracking.server import Dashboard, choose_port, find_dashboard, serving
+from tokenprune.tracking.subsets import subsets_of
 from tokenprune.tracking.views import filter_of, note, view_tags, views_of
 
 
@@ -42,7 +46,7 @@ def test_a_store_of_an_earlier_version(finished: FinishedSweep, tmp_path: Path) 
 
 def test_a_store_that_is_gone(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
-    write_json(copy / TRACKING_FILE, dict(read_json(finished.directory / TRACKING_FILE)))
+    shutil.copyfile(finished.directory / TRACKING_FILE, copy / TRACKING_FILE)
     with pytest.raises(PrerequisiteError, match="is gone"):
         find_dashboard(copy)
 
@@ -52,24 +56,23 @@ def test_a_directory_that_was_moved(finished: FinishedSweep, tmp_path: Path) -> 
     for name in ("mlflow.db", TRACKING_FILE):
         (copy / name).write_bytes((finished.directory / name).read_bytes())
     assert find_dashboard(copy).moved
-    assert find_dashboard(copy).uri == f"sqlite:///{copy / 'mlflow.db'}"
+    assert find_dashboard(copy).place.uri == f"sqlite:///{copy / 'mlflow.db'}"
     assert not find_dashboard(finished.directory).moved
 
 
 def test_runs_on_a_server(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
-    facts = {**read_json(finished.directory / TRACKING_FILE), "uri": "http://host:5000/", "own": False}
-    write_json(copy / TRACKING_FILE, facts)
-    assert find_dashboard(copy).server == "http://host:5000"
-    assert find_dashboard(finished.directory).server == ""
+    replace(place_of(finished.outcome), uri="http://host:5000/", own=False).leave(copy)
+    assert find_dashboard(copy).place.server == "http://host:5000"
+    assert find_dashboard(finished.directory).place.server == ""
 
 
 def test_links_come_in_order_and_say_how_many_there_are() -> None:
     links = {"Table": "#/t", "Compare answers: 4": "#/a", "Compare answers: 50%": "#/b", "Trade-off": "#/x"}
-    assert main_links(links, "http://h:1/") == [
-        ("Trade-off", "http://h:1/#/x"),
-        ("Compare answers: 4 (1 of 2)", "http://h:1/#/a"),
-    ]
+    assert main_links(links, "http://h:1/") == (
+        Link("Trade-off", "http://h:1/#/x"),
+        Link("Compare answers: 4 (1 of 2)", "http://h:1/#/a"),
+    )
 
 
 def test_ports() -> None:
@@ -103,7 +106,7 @@ def test_the_server_answers_and_ends(finished: FinishedSweep) -> None:
             headers={"Content-Type": "application/json"},
         )
         found = json.load(urllib.request.urlopen(request, timeout=60))
-        assert finished.outcome.tracking["experiment"] in [one["name"] for one in found["experiments"]]
+        assert place_of(finished.outcome).experiment in [one["name"] for one in found["experiments"]]
     assert process.returncode is not None
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # no worker is left behind
@@ -112,7 +115,7 @@ def test_the_server_answers_and_ends(finished: FinishedSweep) -> None:
 def test_a_store_that_does_not_open(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
     (copy / "mlflow.db").write_bytes(b"this is no database" * 100)
-    write_json(copy / TRACKING_FILE, dict(read_json(finished.directory / TRACKING_FILE)))
+    shutil.copyfile(finished.directory / TRACKING_FILE, copy / TRACKING_FILE)
     with pytest.raises(PrerequisiteError, match="does not open") as caught:
         find_dashboard(copy)
     assert f"tokenprune runs replay {copy}" in caught.value.hint
@@ -131,7 +134,7 @@ def test_a_store_of_another_mlflow(finished: FinishedSweep, tmp_path: Path) -> N
 
 def test_a_server_that_cannot_start_says_where_its_log_is(finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
-    dashboard = Dashboard(copy, "nonsense://x", {}, moved=False)
+    dashboard = Dashboard(copy, replace(place_of(finished.outcome), uri="nonsense://x"), moved=False)
     with pytest.raises(PrerequisiteError, match="the MLflow server ended") as caught, serving(dashboard, _free_port()):
         pass
     assert (copy / "logs" / "mlflow-ui.log").stat().st_size > 0
@@ -163,14 +166,14 @@ def test_the_note_fits_however_many_views_there_are() -> None:
 
 
 def test_view_tags_fit_and_are_those_of_the_sweep(finished: FinishedSweep) -> None:
-    from tests.tracking.test_slices import plan
+    from tests.tracking.test_subsets import plan
 
-    slices = slices_of(plan(40, 4, 2, 1, 1))
+    subsets = subsets_of(plan(40, 4, 2, 1, 1))
     families = [f"family {place}" for place in range(60)]
-    views = views_of("0123456789abcdef", slices, None, families)
+    views = views_of("0123456789abcdef", subsets, None, families)
     tags = view_tags(views, "0123456789abcdef", 0)
     assert len(tags) == len(views)  # no key is used twice
     assert all(len(value) < 20_000 for value in tags.values())
     assert len({view.name for view in views}) == len(views)
-    part = slices.answers[0]
+    part = subsets.answers[0]
     assert filter_of(part, "id") == f"tags.`tokenprune.views` LIKE '%|{part.key}|%' and tags.`tokenprune.sweep` = 'id'"

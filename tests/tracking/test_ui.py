@@ -7,15 +7,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.cli.commands import Commands, environment
 from tests.sweep.fixtures import FinishedSweep
-from tokenprune.cli.links import dashboard_lines
-from tokenprune.sweep.runner import TRACKING_FILE
-from tokenprune.sweep.store.atomic_io import read_json, write_json
+from tests.tracking.places import place_of
+from tokenprune.cli.links import note_lines
+from tokenprune.tracking.mlflow_note import Place
 
 
 @pytest.fixture
@@ -42,15 +43,15 @@ def test_a_sweep_without_a_store(run: Commands, finished: FinishedSweep, tmp_pat
 
 def test_runs_on_a_server_need_no_server(run: Commands, finished: FinishedSweep, tmp_path: Path) -> None:
     copy = finished.copy(tmp_path / "copy")
-    facts = {**read_json(finished.directory / TRACKING_FILE), "uri": "http://host:5000", "own": False}
-    write_json(copy / TRACKING_FILE, facts)
+    place = replace(place_of(finished.outcome), uri="http://host:5000", own=False)
+    place.leave(copy)
     ran = run("ui", str(copy))
     assert ran.code == 0
     assert "dashboard: http://host:5000" in ran.err
     assert [line.split("http")[0].strip() for line in ran.out.splitlines()][:3] == ["Trade-off", "Per task", "All axes"]
     found = run("ui", str(copy), "--json").json()
     assert found["dashboard"] == "http://host:5000"
-    assert found["links"] == {entry["name"]: f"http://host:5000/{entry['address']}" for entry in facts["links"]}
+    assert found["links"] == {name: f"http://host:5000/{address}" for name, address in place.views.items()}
 
 
 @pytest.mark.thorough
@@ -72,13 +73,16 @@ def test_it_serves_until_it_is_ended(finished: FinishedSweep, tmp_path: Path) ->
 
 
 def test_what_a_sweep_says_at_its_end(finished: FinishedSweep) -> None:
-    facts = finished.outcome.tracking
-    lines = dashboard_lines(facts, finished.directory)
+    def lines_of(place: Place) -> list[str]:
+        return list(note_lines(place.note(finished.directory)))
+
+    place = place_of(finished.outcome)
+    lines = lines_of(place)
+    assert lines == list(note_lines(finished.outcome.tracking["mlflow"]))
     assert lines[0] == f"dashboard: tokenprune ui {finished.directory}"
     assert all("http://127.0.0.1:5000/#/" in line for line in lines[1:])
-    served = dashboard_lines({**facts, "uri": "http://host:1/", "own": False}, finished.directory)
-    assert served[0] == "dashboard: http://host:1/"
+    served = lines_of(replace(place, uri="http://host:1/", own=False))
+    assert served[0] == "dashboard: http://host:1"
     assert all("http://host:1/#/" in line for line in served[1:])
-    other = dashboard_lines({**facts, "uri": "sqlite:////x/y.db", "own": False}, finished.directory)
+    other = lines_of(replace(place, uri="sqlite:////x/y.db", own=False))
     assert other[0] == "dashboard: mlflow ui --workers 1 --backend-store-uri sqlite:////x/y.db"
-    assert dashboard_lines({}, finished.directory) == []

@@ -13,7 +13,7 @@ import typer
 
 from tokenprune.cli.display import sweep_display
 from tokenprune.cli.leaderboard import leaderboard_json, show_leaderboard
-from tokenprune.cli.links import dashboard_lines
+from tokenprune.cli.links import note_lines
 from tokenprune.cli.options import ProgressForm
 from tokenprune.cli.output import Invocation
 from tokenprune.errors import ExitCode
@@ -90,7 +90,7 @@ def _show(invocation: Invocation, outcome: SweepOutcome, as_json: bool) -> None:
         show_leaderboard(output, outcome.directory)
     counts = f"{outcome.done} done, {outcome.failed} failed, {outcome.refused} refused, {outcome.pending} pending"
     output.say(f"{counts}, {outcome.seconds:.0f} s, in {outcome.directory}")
-    lines = dashboard_lines(outcome.tracking, outcome.directory)
+    lines = [line for note in outcome.tracking.values() for line in note_lines(note)]
     page = outcome.directory / FOLDER / PAGE
     for line in lines or ([f"report: {page}"] if page.is_file() else []):
         output.say(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,15 +34,10 @@ from tokenprune.sweep.executors.executor import Executor
 from tokenprune.sweep.messages import Answered, Began, Ended, Progress, Report
 from tokenprune.sweep.plan.cells import plan_cells
 from tokenprune.sweep.plan.plan_diff import Survey, survey
-from tokenprune.sweep.store.atomic_io import StorageError, read_json, write_json
+from tokenprune.sweep.store.atomic_io import StorageError
 from tokenprune.sweep.store.result_store import Header, SweepStore
+from tokenprune.sweep.store.tracker_notes import TrackerNote, mark_behind, read_notes
 from tokenprune.sweep.tracker_thread import Listeners
-
-TRACKING_FILE = "tracking.json"
-"""Where a tracker says where its view of the sweep is; written by trackers, read back into the outcome."""
-
-BEHIND = "behind"
-"""Set in that file when cells are run while its tracker is switched off; a tracker that catches up writes it anew."""
 
 SETTLE_S = 5.0
 """Seconds that a measurement waits for trackers at most, so that they are not in it."""
@@ -66,7 +61,7 @@ class SweepOutcome:
         seconds: Wall time of this invocation.
         tracking_s: Time that trackers took, most of it in a thread beside the work.
         tracking_wait_s: Time that the sweep waited for trackers, before measurements and at its end.
-        tracking: What the trackers said about where their view is (`uri`, `experiment_id`, `experiment`, ...).
+        tracking: What each tracker left: a line, and links to its view of the sweep.
         problems: What went wrong in trackers and other plugins, one line each.
         changes: Why cells that were planned before are new ones now, and which were run with other versions, a
             sentence each.
@@ -83,7 +78,7 @@ class SweepOutcome:
     seconds: float
     tracking_s: float = 0.0
     tracking_wait_s: float = 0.0
-    tracking: Mapping[str, Any] = field(default_factory=dict)
+    tracking: Mapping[str, TrackerNote] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
 
@@ -91,16 +86,6 @@ class SweepOutcome:
     def interrupted(self) -> bool:
         """True after Ctrl-C."""
         return self.status == "interrupted"
-
-    @property
-    def tracking_uri(self) -> str:
-        """The tracking store, or an empty text where nothing was tracked."""
-        return str(self.tracking.get("uri", ""))
-
-    @property
-    def experiment_id(self) -> str:
-        """The experiment in the tracking store, or an empty text."""
-        return str(self.tracking.get("experiment_id", ""))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -117,7 +102,7 @@ class SweepOutcome:
             "seconds": self.seconds,
             "tracking_s": self.tracking_s,
             "tracking_wait_s": self.tracking_wait_s,
-            "tracking": dict(self.tracking),
+            "tracking": {name: note.to_json() for name, note in self.tracking.items()},
             "problems": list(self.problems),
             "changes": list(self.changes),
         }
@@ -188,7 +173,7 @@ def run_sweep(
         for cell in found.measured_again:
             store.forget_cost(cell)
         if todo:
-            _mark_behind(store.directory, trackers)
+            mark_behind(store.directory, trackers)
         listeners = Listeners(host, trackers) if track else None
         return _Run(store, header, cells, found, display, listeners).go(made, todo)
 
@@ -198,13 +183,6 @@ def _trackers(config: SweepConfig, host: Host) -> tuple[str, ...]:
     if config.trackers is None:
         return host.trackers.names()
     return tuple(host.trackers.get(name).name for name in config.trackers)
-
-
-def _mark_behind(directory: Path, trackers: Collection[str]) -> None:
-    """Note beside what a tracker wrote earlier that it does not hear of the cells that are run now."""
-    facts = read_json(directory / TRACKING_FILE)
-    if facts is not None and facts.get("tracker") not in trackers:
-        write_json(directory / TRACKING_FILE, {**facts, BEHIND: True})
 
 
 def _executor(name: str, host: Host, options: Mapping[str, Any]) -> Callable[[SweepStore, SweepConfig, Host], Executor]:
@@ -368,10 +346,10 @@ class _Run:
         if self._listeners is not None:
             self._listeners.tell(event)
 
-    def _tracking(self) -> dict[str, Any]:
-        """What the tracker of this invocation wrote; what one that is switched off wrote earlier is not of it."""
-        facts = read_json(self._store.directory / TRACKING_FILE) or {}
-        return facts if self._listeners is not None and facts.get("tracker") in self._listeners.trackers else {}
+    def _tracking(self) -> dict[str, TrackerNote]:
+        """The notes of this invocation's trackers; those that are switched off may have left others earlier."""
+        trackers = self._listeners.trackers if self._listeners is not None else ()
+        return {name: note for name, note in read_notes(self._store.directory).items() if name in trackers}
 
 
 def _before_a_cost(cell: Cell, report: Report) -> bool:

@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from PIL import Image
 from tokenprune.report.figures.overlays import png_bytes, stored_overlay
 from tokenprune.sweep.store.result_store import SweepStore
 from tokenprune.sweep.store.sweep_data import CellRecord
-from tokenprune.tracking.facts import (
+from tokenprune.tracking.run_data import (
     PICTURES,
     PREFIX,
-    Look,
+    RunStyle,
     curves_of,
     data_set_of,
     fingerprint,
@@ -36,33 +35,23 @@ _PARAMS, _METRICS = 90, 900
 """MLflow takes up to 100 params and 1,000 entries of all kinds per call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a sweep's runs are; `own` is true for the store in the sweep directory."""
-
-    uri: str
-    experiment_id: str
-    experiment: str
-    own: bool
-
-
 class Runs:
     """Writes runs; keeps nothing of the sweep in memory, so that a run costs the same however many there are.
 
     Args:
         client: An `MlflowClient`.
-        place: The experiment.
+        experiment_id: The experiment.
         store: The sweep directory.
         sweep_id: The sweep's id.
-        look: How the runs are shown.
+        style: How the runs are shown.
     """
 
-    def __init__(self, client: Any, place: Place, store: SweepStore, sweep_id: str, look: Look) -> None:
+    def __init__(self, client: Any, experiment_id: str, store: SweepStore, sweep_id: str, style: RunStyle) -> None:
         self.client = client
-        self.place = place
+        self._experiment_id = experiment_id
         self._store = store
         self._sweep_id = sweep_id
-        self._look = look
+        self._style = style
 
     def find(self, kind: str, cell_id: str = "") -> list[Any]:
         """The sweep's runs of a kind (`cell`, `summary`), of one cell or of all."""
@@ -72,7 +61,7 @@ class Runs:
         runs: list[Any] = []
         token = None
         while True:
-            page = self.client.search_runs([self.place.experiment_id], query, max_results=1000, page_token=token)
+            page = self.client.search_runs([self._experiment_id], query, max_results=1000, page_token=token)
             runs += page
             token = page.token
             if not token:
@@ -90,7 +79,7 @@ class Runs:
         for run in runs:
             if not kept and _settled(run, entry):
                 kept = True
-                for name, value in self._look.tags(entry.cell).items():
+                for name, value in self._style.tags(entry.cell).items():
                     if run.data.tags.get(name) != value:
                         self.client.set_tag(run.info.run_id, name, value)
             else:
@@ -108,11 +97,11 @@ class Runs:
         facts = entry.result or entry.error or {}
         started = _milliseconds(facts.get("started") or facts.get("ended"))
         rows = self._store.samples(cell.id) if entry.result else []
-        tags = {**tags_of(cell, self._sweep_id, entry.state, facts), **self._look.tags(cell)}
+        tags = {**tags_of(cell, self._sweep_id, entry.state, facts), **self._style.tags(cell)}
         if rows:
             tags["mlflow.loggedArtifacts"] = json.dumps([{"path": TABLE_FILE, "type": "table"}])
-        name = self._look.name(cell)
-        run = self.client.create_run(self.place.experiment_id, start_time=started, run_name=name, tags=tags)
+        name = self._style.name(cell)
+        run = self.client.create_run(self._experiment_id, start_time=started, run_name=name, tags=tags)
         run_id = str(run.info.run_id)
         self.log(
             run_id,

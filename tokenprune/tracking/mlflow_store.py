@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from tokenprune.cell import REFERENCE
 from tokenprune.report import leaderboard, markdown_table
 from tokenprune.report.figures.colours import sweep_colours
 from tokenprune.report.render.page import FOLDER, PAGE
-from tokenprune.sweep.runner import TRACKING_FILE
-from tokenprune.sweep.store.atomic_io import read_json, write_json
+from tokenprune.sweep.store.atomic_io import read_json
 from tokenprune.sweep.store.result_store import SweepStore
 from tokenprune.sweep.store.sweep_data import SweepData, read_sweep
-from tokenprune.tracking.facts import PREFIX, Look, legal, metrics_of
-from tokenprune.tracking.mlflow_runs import Place, Runs, client_class
-from tokenprune.tracking.own_store import ARTIFACTS, own_uri, prepare
-from tokenprune.tracking.slices import ANSWER_RUNS, slices_of
+from tokenprune.tracking.database import ARTIFACTS, database_uri, prepare
+from tokenprune.tracking.mlflow_note import Place, read_place
+from tokenprune.tracking.mlflow_runs import Runs, client_class
+from tokenprune.tracking.run_data import PREFIX, RunStyle, legal, metrics_of
+from tokenprune.tracking.subsets import ANSWER_RUNS, subsets_of
 from tokenprune.tracking.views import (
     artifact_link,
     compare_link,
@@ -53,38 +53,23 @@ class MlflowStore:
         self._report = self._directory / FOLDER
         make_client = client_class()
         given = os.environ.get("MLFLOW_TRACKING_URI", "")
-        uri = given or own_uri(self._directory)
+        uri = given or database_uri(self._directory)
         cells = [entry.cell for entry in data.cells]
-        self._slices = slices_of(cells)
-        self._look = Look(sweep_colours(data), self._slices.all(), len({cell.model for cell in cells}) > 1)
+        self._subsets = subsets_of(cells)
+        self._style = RunStyle(sweep_colours(data), self._subsets.all(), len({cell.model for cell in cells}) > 1)
         self.repaired = "" if given else prepare(self._directory, make_client)
         """What was wrong with the directory's own store; `reconcile` fills the new one."""
         self._client = make_client(tracking_uri=uri)
-        self.place = self._experiment(uri, own=not given)
-        self._runs = Runs(self._client, self.place, data.store, data.header.sweep_id, self._look)
+        experiment = self._experiment(own=not given)
+        self._experiment_id = str(experiment.experiment_id)
+        self._place = Place(uri, self._experiment_id, str(experiment.name), not given, self._style, {})
+        self._runs = Runs(self._client, self._experiment_id, data.store, data.header.sweep_id, self._style)
 
-    def announce(self, summary_run: str = "") -> None:
-        """Bring the preset views up to date, and write where the runs are into the sweep directory.
-
-        The file is for the command line, for people, and for `cell_runs`.
-        """
-        command = f"tokenprune ui {shlex.quote(str(self._directory))}" if self.place.own else ""
-        write_json(
-            self._directory / TRACKING_FILE,
-            {
-                "tracker": "mlflow",
-                "uri": self.place.uri,
-                "own": self.place.own,
-                "experiment_id": self.place.experiment_id,
-                "experiment": self.place.experiment,
-                "summary_run_id": summary_run,
-                "links": [
-                    {"name": name, "address": address} for name, address in self._show_views(summary_run).items()
-                ],
-                "command": command,
-                "look": self._look.to_json(),
-            },
-        )
+    def announce(self, summary_run: str = "") -> Place:
+        """Bring the preset views up to date, and note where the runs are, for people and for `cell_runs`."""
+        place = replace(self._place, views=self._show_views(summary_run), summary_run_id=summary_run)
+        place.leave(self._directory)
+        return place
 
     def reconcile(self) -> list[str]:
         """Make the runs agree with the directory.
@@ -110,11 +95,11 @@ class MlflowStore:
                 self._client.delete_run(run.info.run_id)
         return logged
 
-    def log_summary(self, status: str, seconds: float) -> str:
+    def log_summary(self, status: str, seconds: float) -> Place:
         """Replace the sweep's summary run: report, figures, tables, counts; and the experiment's note and views.
 
         Returns:
-            The run's id.
+            Where the runs are.
         """
         data = self._data
         table = markdown_table(leaderboard(data))
@@ -126,7 +111,7 @@ class MlflowStore:
             f"{PREFIX}.status": status,
             "mlflow.note.content": summary_note(table),
         }
-        run = self._client.create_run(self.place.experiment_id, run_name=f"summary of {data.header.name}", tags=tags)
+        run = self._client.create_run(self._experiment_id, run_name=f"summary of {data.header.name}", tags=tags)
         run_id = str(run.info.run_id)
         states = [entry.state for entry in data.cells]
         counts = {f"sweep/{state}": float(states.count(state)) for state in ("done", "failed", "refused", "pending")}
@@ -136,18 +121,18 @@ class MlflowStore:
             self._client.log_artifacts(run_id, str(self._report))
         self._client.log_artifact(run_id, str(self._directory / "sweep.json"))
         self._client.set_terminated(run_id, "FAILED" if status == "interrupted" else "FINISHED")
-        text = note(data.header.name, self._show_views(run_id), table)
-        self._client.set_experiment_tag(self.place.experiment_id, "mlflow.note.content", text)
-        self.announce(run_id)
-        return run_id
+        place = self.announce(run_id)
+        text = note(data.header.name, place.views, table)
+        self._client.set_experiment_tag(self._experiment_id, "mlflow.note.content", text)
+        return place
 
     def _show_views(self, summary_run: str) -> dict[str, str]:
         """Write the experiment's view tags where they differ, and hand back the address of every view and page."""
-        sweep_id, experiment_id = self._data.header.sweep_id, self.place.experiment_id
+        sweep_id, experiment_id = self._data.header.sweep_id, self._experiment_id
         results = [entry.result for entry in self._data.cells if entry.result is not None]
         families = dict.fromkeys(legal(name) for result in results for name in result["quality"]["families"])
         everywhere = set.intersection(*(set(metrics_of(result)) for result in results)) if results else None
-        views = views_of(sweep_id, self._slices, everywhere, list(families))
+        views = views_of(sweep_id, self._subsets, everywhere, list(families))
         created = int(datetime.fromisoformat(self._data.header.created).timestamp() * 1000)
         wanted = view_tags(views, sweep_id, created)
         there = self._client.get_experiment(experiment_id).tags
@@ -160,7 +145,7 @@ class MlflowStore:
         addresses = links(experiment_id, views)
         if summary_run:
             # the page's axes are params that differ and metrics that all have: so no failed runs, and one budget alone
-            for part in self._slices.answers[:1]:
+            for part in self._subsets.answers[:1]:
                 pruned = f"attributes.status = 'FINISHED' and tags.`{PREFIX}.pruner` != '{REFERENCE}'"
                 query = f"{filter_of(part, sweep_id)} and {pruned}"
                 found = self._client.search_runs([experiment_id], query, max_results=ANSWER_RUNS)
@@ -171,8 +156,8 @@ class MlflowStore:
                 addresses["Report"] = artifact_link(experiment_id, summary_run, PAGE)
         return addresses
 
-    def _experiment(self, uri: str, *, own: bool) -> Place:
-        """Find or create the sweep's experiment; artifacts of our own store lie beside it."""
+    def _experiment(self, *, own: bool) -> Any:
+        """Find or create the sweep's experiment; the artifacts of the directory's own store lie beside it."""
         chosen = os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
         name = chosen or f"tokenprune {self._data.header.name}"
         found = None
@@ -189,7 +174,7 @@ class MlflowStore:
             self._client.restore_experiment(experiment_id)
         if found.tags.get(self._tag) != str(self._directory):
             self._client.set_experiment_tag(experiment_id, self._tag, str(self._directory))
-        return Place(uri, experiment_id, str(found.name), own)
+        return found
 
     @property
     def _tag(self) -> str:
@@ -250,10 +235,8 @@ def cell_runs(directory: Path, sweep_id: str) -> Runs | None:
     Returns:
         `None` where no store is announced.
     """
-    facts: Mapping[str, Any] | None = read_json(directory / TRACKING_FILE)
-    if facts is None:
+    place = read_place(directory)
+    if place is None:
         return None
-    place = Place(facts["uri"], facts["experiment_id"], facts["experiment"], facts["own"])
-    return Runs(
-        client_class()(tracking_uri=place.uri), place, SweepStore(directory), sweep_id, Look.from_json(facts["look"])
-    )
+    client = client_class()(tracking_uri=place.uri)
+    return Runs(client, place.experiment_id, SweepStore(directory), sweep_id, place.style)

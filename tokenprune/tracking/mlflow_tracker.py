@@ -5,7 +5,7 @@ store are compared; in between, each cell is logged on its own, at a cost that d
 itself is imported at the first event, never when plugins are listed.
 
 A store that fails is left alone until the sweep ends (a lost server answers only after minutes of retries), and gets
-everything that it missed then, if it is back: the file `tracking.json` is there while the store is well.
+everything that it missed then, if it is back: the tracker's note is in the directory while the store is well.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tokenprune.hookspecs import hookimpl
 if TYPE_CHECKING:
     from tokenprune.events import CellEnded, CellFailed, SweepEnded, SweepStarted
     from tokenprune.sweep.store.sweep_data import CellRecord
+    from tokenprune.tracking.mlflow_note import Place
 
 TOKENPRUNE_TRACKER = "mlflow"
 
@@ -46,11 +47,13 @@ class Replayed:
 
     Args:
         logged: How many cells were logged now.
-        repaired: What was wrong with the directory's own store, a sentence; empty where nothing was.
+        repaired: What was wrong with the directory's own store, a sentence; empty if nothing was.
+        place: Where the runs are.
     """
 
     logged: int
     repaired: str
+    place: Place
 
 
 @hookimpl
@@ -60,9 +63,10 @@ def on_sweep_start(event: SweepStarted) -> None:
     Raises:
         PrerequisiteError: The server does not answer; or the directory's own store was broken, and is a new one now.
     """
+    from tokenprune.sweep.store.tracker_notes import remove_note
     from tokenprune.tracking.mlflow_store import open_store
 
-    _health_file(event.directory).unlink(missing_ok=True)
+    remove_note(event.directory, TOKENPRUNE_TRACKER)
     _probe(_later(event.directory))
     with _health(event.directory):
         store = open_store(event.directory)
@@ -95,9 +99,10 @@ def on_sweep_end(event: SweepEnded) -> None:
     Raises:
         PrerequisiteError: The store failed during the sweep, and still does; or the directory's own was replaced.
     """
+    from tokenprune.sweep.store.tracker_notes import read_notes
     from tokenprune.tracking.mlflow_store import open_store
 
-    lost = not _health_file(event.directory).is_file()
+    lost = TOKENPRUNE_TRACKER not in read_notes(event.directory)
     try:
         if lost:
             _probe(_later(event.directory))
@@ -133,8 +138,7 @@ def replay(directory: str | Path) -> Replayed:
         store = open_store(place)
         store.announce()
         logged = store.reconcile()
-        store.log_summary("replayed", 0.0)
-        return Replayed(len(logged), store.repaired)
+        return Replayed(len(logged), store.repaired, store.log_summary("replayed", 0.0))
 
 
 def _log(directory: Path, sweep_id: str, entry: CellRecord) -> None:
@@ -205,6 +209,7 @@ def _told() -> Iterator[None]:
 @contextmanager
 def _health(directory: Path) -> Iterator[None]:
     """Take the health file away where the store fails; what MLflow would print about that comes as an exception."""
+    from tokenprune.sweep.store.tracker_notes import remove_note
     from tokenprune.tracking.mlflow_runs import client_class
 
     client_class()  # it sets the levels of mlflow's loggers, so it comes first
@@ -215,14 +220,8 @@ def _health(directory: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _health_file(directory).unlink(missing_ok=True)
+        remove_note(directory, TOKENPRUNE_TRACKER)
         raise
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _health_file(directory: Path) -> Path:
-    from tokenprune.sweep.runner import TRACKING_FILE
-
-    return directory / TRACKING_FILE

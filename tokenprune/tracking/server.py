@@ -13,25 +13,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tokenprune.errors import PrerequisiteError
-from tokenprune.sweep.runner import BEHIND, TRACKING_FILE
-from tokenprune.sweep.store.atomic_io import read_json
 from tokenprune.sweep.store.result_store import SweepStore
-from tokenprune.tracking.own_store import DATABASE, State, own_uri, state_of
+from tokenprune.sweep.store.tracker_notes import TRACKING_FILE, read_notes
+from tokenprune.tracking.database import DATABASE, State, database_uri, state_of
+from tokenprune.tracking.mlflow_note import HOST, PORT, TRACKER, Place, read_place
 
-PORT = 5000
-HOST = "127.0.0.1"
 START_S = 120.0
 """Seconds that the server gets to answer: it takes a few, a busy machine makes it a minute."""
 
 _POSIX = os.name == "posix"
-_KINDS = ("Trade-off", "Per task", "All axes", "Compare answers", "Kept tokens", "Compare runs", "Report")
-"""The views and pages that are named first, in this order."""
-
 _FAULTS: Mapping[State, str] = {
     "absent": "is gone",
     "broken": "does not open",
@@ -45,22 +39,15 @@ class Dashboard:
 
     Args:
         directory: The sweep directory.
-        uri: The MLflow store, a server's address or a database.
-        links: Address of every view and page, relative to the MLflow page, by name.
+        place: The MLflow store and its views.
         moved: Whether the directory lay elsewhere when the store was written.
         behind: Whether cells were run later that were not logged to it.
     """
 
     directory: Path
-    uri: str
-    links: Mapping[str, str]
+    place: Place
     moved: bool
     behind: bool = False
-
-    @property
-    def server(self) -> str:
-        """Address of the server that holds the runs; empty where they are in the directory's own database."""
-        return self.uri.rstrip("/") if self.uri.startswith(("http://", "https://")) else ""
 
 
 def find_dashboard(directory: str | Path) -> Dashboard:
@@ -72,40 +59,20 @@ def find_dashboard(directory: str | Path) -> Dashboard:
     """
     store = SweepStore(directory)
     store.header()
-    facts: Mapping[str, Any] | None = read_json(store.directory / TRACKING_FILE)
     replay = f"`tokenprune runs replay {shlex.quote(str(store.directory))}`"
     fill = f"{replay} makes one from the directory's files"
-    if facts is None:
-        raise PrerequisiteError(f"the sweep in {store.directory} has no MLflow store", hint=fill)
-    if "look" not in facts:
-        # an earlier version wrote it, whose runs lack the tags that the views look for
-        raise PrerequisiteError(f"the MLflow store of {store.directory} is of an earlier version", hint=fill)
-    uri, own = str(facts["uri"]), bool(facts["own"])
-    state = state_of(store.directory / DATABASE) if own else "sound"
+    place = read_place(store.directory)
+    if place is None:
+        earlier = (store.directory / TRACKING_FILE).is_file() and not read_notes(store.directory)
+        what = f"the MLflow store of {store.directory} is of an earlier version"
+        raise PrerequisiteError(what if earlier else f"the sweep in {store.directory} has no MLflow store", hint=fill)
+    state = state_of(store.directory / DATABASE) if place.own else "sound"
     if state in _FAULTS:
         hint = f"{replay} brings it up to date" if state == "outdated" else fill
         raise PrerequisiteError(f"the MLflow store of {store.directory} {_FAULTS[state]}", hint=hint)
-    here = own_uri(store.directory)
-    links = {entry["name"]: entry["address"] for entry in facts["links"]}
-    behind = bool(facts.get(BEHIND))
-    return Dashboard(store.directory, here if own else uri, links, moved=own and uri != here, behind=behind)
-
-
-def main_links(links: Mapping[str, str], base: str) -> list[tuple[str, str]]:
-    """Name and whole address of the first view of each kind; a kind of several says how many there are.
-
-    Args:
-        links: Addresses relative to the MLflow page, by name.
-        base: Address of the page.
-    """
-    found = []
-    for kind in _KINDS:
-        names = [name for name in links if name.partition(":")[0] == kind]
-        if names:
-            # a single view needs no more than its kind; of several, the name says which one this is
-            title = kind if len(names) == 1 else f"{names[0]} (1 of {len(names)})"
-            found.append((title, f"{base.rstrip('/')}/{links[names[0]]}"))
-    return found
+    here = database_uri(store.directory) if place.own else place.uri
+    behind = read_notes(store.directory)[TRACKER].behind
+    return Dashboard(store.directory, replace(place, uri=here), moved=place.uri != here, behind=behind)
 
 
 def choose_port(wanted: int | None, host: str = HOST) -> int:
@@ -134,7 +101,7 @@ def serving(dashboard: Dashboard, port: int, host: str = HOST) -> Iterator[subpr
     choose_port(port, host)
     log = dashboard.directory / "logs" / "mlflow-ui.log"
     log.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", dashboard.uri, "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", dashboard.place.uri, "--workers", "1"]
     # jobs bring a dozen helper processes along, which a page that only shows runs does not need
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment.pop("MLFLOW_TRACKING_URI", None)

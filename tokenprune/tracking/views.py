@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 from tokenprune.report.render.columns import LEGEND
 from tokenprune.report.render.escaping import markdown_text
-from tokenprune.tracking.facts import PICTURES, PREFIX
-from tokenprune.tracking.slices import Slice, Slices
+from tokenprune.tracking.run_data import PICTURES, PREFIX
+from tokenprune.tracking.subsets import RunSubset, SweepSubsets
 
 VIEW_TAG = "mlflow.sharedViewState."
 _TAG_LIMIT = 20_000
@@ -57,7 +57,7 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class DashboardView:
     """One preset view.
 
     Args:
@@ -72,7 +72,7 @@ class View:
     name: str
     key: str
     mode: str
-    part: Slice
+    part: RunSubset
     charts: Mapping[str, Sequence[Mapping[str, Any]]]
     order: str = "quality/accuracy"
 
@@ -83,36 +83,36 @@ class View:
 
 
 def views_of(
-    sweep_id: str, slices: Slices, everywhere: Collection[str] | None = None, families: Collection[str] = ()
-) -> list[View]:
+    sweep_id: str, subsets: SweepSubsets, everywhere: Collection[str] | None = None, families: Collection[str] = ()
+) -> list[DashboardView]:
     """The preset views of a sweep, the most useful ones first.
 
     Args:
         sweep_id: Several sweeps may share an experiment; each has views of its own.
-        slices: The parts that they show.
+        subsets: The parts that they show.
         everywhere: Metrics that every run with a result has; `None` while there is none. A run that lacks one of the
             metrics of a parallel chart is left out of it, so only these are its axes.
         families: Families of questions, as metric names write them.
     """
 
-    def view(kind: str, mode: str, part: Slice, charts: Mapping[str, Sequence[Mapping[str, Any]]]) -> View:
+    def view(kind: str, mode: str, part: RunSubset, charts: Mapping[str, Sequence[Mapping[str, Any]]]) -> DashboardView:
         key = f"{PREFIX}-{sweep_id[:8]}-{kind.lower().replace(' ', '-')}-{part.key}"
-        return View(f"{kind}: {part.title}" if part.title else kind, key, mode, part, charts)
+        return DashboardView(f"{kind}: {part.title}" if part.title else kind, key, mode, part, charts)
 
     axes = ["lens/output_error", "cost/tokens_layer_average", "cost/over_unpruned_counted", "quality/accuracy"]
     parallel = _parallel([axis for axis in axes if everywhere is None or axis in everywhere])
     return [
-        *(view("Trade-off", "CHART", part, _TRADE_OFF) for part in slices.charts),
-        *(view("Per task", "CHART", part, _per_task(families)) for part in slices.tasks),
-        *(view("All axes", "CHART", part, {"all axes": [parallel]}) for part in slices.charts),
-        *(view("Compare answers", "ARTIFACT", part, {}) for part in slices.answers),
-        *(view("Kept tokens", "CHART", part, {"kept tokens": [_pictures()]}) for part in slices.answers),
-        *(view("Error and accuracy", "CHART", part, _ERRORS) for part in slices.charts),
-        *(view("Table", "TABLE", part, {}) for part in slices.charts),
+        *(view("Trade-off", "CHART", part, _TRADE_OFF) for part in subsets.charts),
+        *(view("Per task", "CHART", part, _per_task(families)) for part in subsets.tasks),
+        *(view("All axes", "CHART", part, {"all axes": [parallel]}) for part in subsets.charts),
+        *(view("Compare answers", "ARTIFACT", part, {}) for part in subsets.answers),
+        *(view("Kept tokens", "CHART", part, {"kept tokens": [_pictures()]}) for part in subsets.answers),
+        *(view("Error and accuracy", "CHART", part, _ERRORS) for part in subsets.charts),
+        *(view("Table", "TABLE", part, {}) for part in subsets.charts),
     ]
 
 
-def view_tags(views: Sequence[View], sweep_id: str, created_ms: int) -> dict[str, str]:
+def view_tags(views: Sequence[DashboardView], sweep_id: str, created_ms: int) -> dict[str, str]:
     """Experiment tags of preset views."""
     return {f"{VIEW_TAG}{view.key}": _tag(view, sweep_id, created_ms) for view in views}
 
@@ -122,7 +122,7 @@ def own_tag(name: str, sweep_id: str) -> bool:
     return name.startswith(f"{VIEW_TAG}{PREFIX}-{sweep_id[:8]}-")
 
 
-def links(experiment_id: str, views: Sequence[View]) -> dict[str, str]:
+def links(experiment_id: str, views: Sequence[DashboardView]) -> dict[str, str]:
     """Addresses of the preset views by name, relative to the MLflow page."""
     base = f"#/experiments/{experiment_id}/runs?{_WORKFLOW}"
     return {view.name: f"{base}&compareRunsMode={view.mode}&viewStateShareKey={view.key}" for view in views}
@@ -175,7 +175,7 @@ def summary_note(table: str) -> str:
     return next(text for text in forms if len(text) < _NOTE_LIMIT)
 
 
-def filter_of(part: Slice, sweep_id: str) -> str:
+def filter_of(part: RunSubset, sweep_id: str) -> str:
     """The search that finds the runs of a part."""
     return f"tags.`{PREFIX}.views` LIKE '%|{part.key}|%' and tags.`{PREFIX}.sweep` = '{sweep_id}'"
 
@@ -245,7 +245,7 @@ def _placed(charts: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[dict[
             yield {"uuid": f"{name}-{place}", "metricSectionId": name, **state, **chart}
 
 
-def _tag(view: View, sweep_id: str, created_ms: int) -> str:
+def _tag(view: DashboardView, sweep_id: str, created_ms: int) -> str:
     whole = {
         "searchFilter": filter_of(view.part, sweep_id),
         "orderByKey": f"metrics.`{view.order}`",

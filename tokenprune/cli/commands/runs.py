@@ -146,8 +146,6 @@ def replay(context: typer.Context, directory: SweepDirectory, as_json: AsJson = 
     Example: MLFLOW_TRACKING_URI=http://server:5000 tokenprune runs replay runs/default
     """
     from tokenprune.sweep import SweepStore
-    from tokenprune.sweep.runner import TRACKING_FILE
-    from tokenprune.sweep.store.atomic_io import read_json
     from tokenprune.tracking.mlflow_tracker import replay as fill
 
     output = invocation_of(context).output
@@ -157,14 +155,12 @@ def replay(context: typer.Context, directory: SweepDirectory, as_json: AsJson = 
         filled = fill(store.directory)
     if filled.repaired:
         output.warning(filled.repaired)
-    facts = read_json(store.directory / TRACKING_FILE) or {}
+    place = filled.place
     if as_json:
-        place = {name: facts.get(name, "") for name in ("uri", "experiment_id", "experiment")}
-        output.json({"directory": str(store.directory), "logged": filled.logged, **place})
+        found = {"uri": place.uri, "experiment_id": place.experiment_id, "experiment": place.experiment}
+        output.json({"directory": str(store.directory), "logged": filled.logged, **found})
     else:
-        output.say(
-            f"{filled.logged} cells logged now, in experiment `{facts.get('experiment', '')}` of {facts.get('uri', '')}"
-        )
+        output.say(f"{filled.logged} cells logged now, in experiment `{place.experiment}` of {place.uri}")
 
 
 @app.command()
@@ -224,7 +220,7 @@ def _without_result(entry: CellRecord) -> dict[str, Any]:
 
 
 def _cell_row(entry: CellRecord) -> dict[str, Any]:
-    from tokenprune.tracking.facts import environment_of, metrics_of, params_of
+    from tokenprune.tracking.run_data import environment_of, metrics_of, params_of
 
     metrics = metrics_of(entry.result) if entry.result is not None else {}
     error = error_line(entry.error) if entry.error is not None else ""

@@ -41,8 +41,9 @@ def ui(
             "the sweep went on without MLflow, so cells that it ran then are missing on this page",
             f"`tokenprune runs replay {shlex.quote(str(dashboard.directory))}` adds them",
         )
-    if dashboard.server:
-        _show(output, dashboard.links, dashboard.server, browser=browser, as_json=as_json)
+    place = dashboard.place
+    if place.server:
+        _show(output, place.views, place.server, browser=browser, as_json=as_json)
         return
     if dashboard.moved:
         output.warning(
@@ -53,7 +54,7 @@ def ui(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended in any way, it takes its server along
     output.say(f"starting the MLflow server of {dashboard.directory}")
     with serving(dashboard, chosen, host) as server:
-        _show(output, dashboard.links, f"http://{host}:{chosen}", browser=browser, as_json=as_json)
+        _show(output, place.views, f"http://{host}:{chosen}", browser=browser, as_json=as_json)
         output.say("Ctrl-C ends it")
         try:
             code = server.wait()
@@ -63,15 +64,15 @@ def ui(
     raise PrerequisiteError(f"the MLflow server ended with code {code}", hint=f"see {log}")
 
 
-def _show(output: Output, links: Mapping[str, str], base: str, *, browser: bool, as_json: bool) -> None:
-    from tokenprune.tracking.server import main_links
+def _show(output: Output, views: Mapping[str, str], base: str, *, browser: bool, as_json: bool) -> None:
+    from tokenprune.tracking.mlflow_note import main_links
 
-    found = main_links(links, base)
+    links = main_links(views, base)
     if as_json:
-        output.json({"dashboard": base, "links": {name: f"{base}/{address}" for name, address in links.items()}})
+        output.json({"dashboard": base, "links": {name: f"{base}/{address}" for name, address in views.items()}})
     else:
         output.say(f"dashboard: {base}")
-        for line in link_lines(found):
+        for line in link_lines(links):
             output.text(line)
     if browser:
-        webbrowser.open(found[0][1] if found else base)
+        webbrowser.open(links[0].url if links else base)

@@ -9,9 +9,8 @@ view finds its runs by a plain filter.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenprune.cell import REFERENCE, Cell
 
@@ -26,7 +25,7 @@ Subject = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class RunSubset:
     """A part of a sweep; the unpruned cells of its model and task belong to it whatever the budget and the pruners.
 
     Args:
@@ -51,25 +50,9 @@ class Slice:
             return True
         return self.budget in (None, cell.budget_label) and (self.labels is None or cell.label in self.labels)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Slice:
-        """The inverse of `to_json`."""
-        subject, labels = data["subject"], data["labels"]
-        return cls(
-            data["key"],
-            data["title"],
-            None if subject is None else (subject[0], subject[1], subject[2]),
-            data["budget"],
-            None if labels is None else tuple(labels),
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class Slices:
+class SweepSubsets:
     """The parts that the views of a sweep show.
 
     Args:
@@ -78,25 +61,25 @@ class Slices:
         answers: Parts of at most 10 runs, per model, task and budget, the smallest budget first.
     """
 
-    charts: tuple[Slice, ...]
-    tasks: tuple[Slice, ...]
-    answers: tuple[Slice, ...]
+    charts: tuple[RunSubset, ...]
+    tasks: tuple[RunSubset, ...]
+    answers: tuple[RunSubset, ...]
 
-    def all(self) -> tuple[Slice, ...]:
+    def all(self) -> tuple[RunSubset, ...]:
         """Every part."""
         return (*self.charts, *self.tasks, *self.answers)
 
 
-def slices_of(cells: Sequence[Cell]) -> Slices:
+def subsets_of(cells: Sequence[Cell]) -> SweepSubsets:
     """Split a sweep for its views.
 
     One pruner at one budget is never split: with more than 99 seeds its part is larger than the page loads.
     """
     titles = subject_titles(cells)
     by_subject = {subject: [cell for cell in cells if subject_of(cell) == subject] for subject in titles}
-    charts: list[Slice] = []
-    tasks: list[Slice] = []
-    answers: list[Slice] = []
+    charts: list[RunSubset] = []
+    tasks: list[RunSubset] = []
+    answers: list[RunSubset] = []
     for subject, members in by_subject.items():
         title = titles[subject]
         tasks += _by_budget(f"task-{len(tasks)}", title, subject, members)
@@ -105,12 +88,12 @@ def slices_of(cells: Sequence[Cell]) -> Slices:
             key = f"answers-{len(answers)}"
             answers += _by_pruner(key, _joined(several, budget), subject, budget, members, ANSWER_RUNS)
     if len(cells) <= CHART_RUNS:
-        charts.append(Slice("chart-0", ""))
+        charts.append(RunSubset("chart-0", ""))
     else:
         for subject, members in by_subject.items():
             several = titles[subject] if len(titles) > 1 else ""
             charts += _by_budget(f"chart-{len(charts)}", several, subject, members)
-    return Slices(tuple(charts), tuple(tasks), tuple(answers))
+    return SweepSubsets(tuple(charts), tuple(tasks), tuple(answers))
 
 
 def subject_of(cell: Cell) -> Subject:
@@ -136,10 +119,10 @@ def short_model(model: str) -> str:
     return Path(model).name or model
 
 
-def _by_budget(key: str, title: str, subject: Subject, cells: Sequence[Cell]) -> Iterator[Slice]:
+def _by_budget(key: str, title: str, subject: Subject, cells: Sequence[Cell]) -> Iterator[RunSubset]:
     """One part where the cells fit, otherwise one per budget, split further where that does not fit either."""
     if len(cells) <= CHART_RUNS:
-        yield Slice(key, title, subject)
+        yield RunSubset(key, title, subject)
         return
     for place, budget in enumerate(dict.fromkeys(_budgets(cells))):
         yield from _by_pruner(f"{key}-{place}", _joined(title, budget), subject, budget, cells, CHART_RUNS)
@@ -147,7 +130,7 @@ def _by_budget(key: str, title: str, subject: Subject, cells: Sequence[Cell]) ->
 
 def _by_pruner(
     key: str, title: str, subject: Subject, budget: str, cells: Sequence[Cell], limit: int
-) -> Iterator[Slice]:
+) -> Iterator[RunSubset]:
     """One budget, in runs of neighbouring pruners that fit beside the unpruned cells."""
     room = limit - sum(cell.pruner == REFERENCE for cell in cells)
     counts: dict[str, int] = {}
@@ -155,7 +138,7 @@ def _by_pruner(
         if cell.pruner != REFERENCE and cell.budget_label == budget:
             counts[cell.label] = counts.get(cell.label, 0) + 1
     if sum(counts.values()) <= room:
-        yield Slice(key, title, subject, budget)
+        yield RunSubset(key, title, subject, budget)
         return
     parts: list[list[str]] = [[]]
     used = 0
@@ -167,7 +150,7 @@ def _by_pruner(
         used += count
     for place, labels in enumerate(parts):
         span = labels[0] if len(labels) == 1 else f"{labels[0]} to {labels[-1]}"
-        yield Slice(f"{key}-{place}", _joined(title, span), subject, budget, tuple(labels))
+        yield RunSubset(f"{key}-{place}", _joined(title, span), subject, budget, tuple(labels))
 
 
 def _budgets(cells: Sequence[Cell]) -> list[str]:

@@ -21,10 +21,11 @@ from mlflow.tracking import MlflowClient
 from tests.cli.commands import Commands, environment
 from tests.processes import wait_for
 from tests.sweep.fixtures import FinishedSweep, Workshop
+from tests.tracking.places import place_of
 from tokenprune.errors import PrerequisiteError
 from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
+from tokenprune.tracking.database import state_of
 from tokenprune.tracking.mlflow_tracker import replay
-from tokenprune.tracking.own_store import state_of
 
 STEP = "451aebb31d03"
 """An early version of MLflow's database; going on from there adds a column that is there already."""
@@ -68,11 +69,11 @@ def small(workshop: Workshop, directory: Path) -> Callable[[], SweepOutcome]:
 
 
 @pytest.fixture
-def filled(finished: FinishedSweep, tmp_path: Path) -> Path:
+def filled(finished: FinishedSweep, migrated_store: Path, tmp_path: Path) -> Path:
     """A finished sweep with its store and artifacts, which the test may change."""
     folder = finished.copy(tmp_path / "filled")
-    shutil.copyfile(finished.directory / "mlflow.db", folder / "mlflow.db")
-    shutil.copytree(finished.directory / "mlflow-artifacts", folder / "mlflow-artifacts")
+    shutil.copyfile(migrated_store, folder / "mlflow.db")
+    assert replay(folder).logged == 15
     return folder
 
 
@@ -101,7 +102,7 @@ def test_a_kill_while_the_store_is_made_leaves_none(finished: FinishedSweep, tmp
 def test_a_full_disk_while_the_store_is_made_leaves_none(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tokenprune.tracking.mlflow_runs import client_class; "
-        "from tokenprune.tracking.own_store import prepare; prepare(Path(sys.argv[1]), client_class())"
+        "from tokenprune.tracking.database import prepare; prepare(Path(sys.argv[1]), client_class())"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
 
@@ -149,7 +150,7 @@ def test_a_store_that_does_not_open_is_set_aside_and_filled_again(
     assert "filled from the directory, nothing is lost" in problem
     assert (directory / "mlflow.db.broken-1").read_bytes() == broken
     assert each_once(directory, client_of(directory))
-    assert again.tracking["own"] is True
+    assert place_of(again).own is True
     assert small().problems == ()
     garble(directory / "mlflow.db")
     assert "mlflow.db.broken-2" in small().problems[0]
@@ -261,7 +262,7 @@ def test_a_moved_directory_keeps_one_experiment_and_its_artifacts(
     assert not directory.exists()  # the old folder is not made again
     client = client_of(moved)
     (experiment,) = [one for one in client.search_experiments(ViewType.ALL) if one.name != "Default"]
-    assert experiment.name == outcome.tracking["experiment"] == "tokenprune moved with a space"
+    assert experiment.name == place_of(outcome).experiment == "tokenprune moved with a space"
     assert experiment.artifact_location == (moved / "mlflow-artifacts").as_uri()
     assert each_once(moved, client)
     for run in client.search_runs([experiment.experiment_id]):

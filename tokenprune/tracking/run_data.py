@@ -10,13 +10,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tokenprune.cell import REFERENCE, Cell
 from tokenprune.evaluation.environment import facts_of
 from tokenprune.report.data.costs import Quartiles
-from tokenprune.tracking.slices import Slice, short_model
+from tokenprune.tracking.subsets import RunSubset, short_model
 
 PREFIX = "tokenprune"
 PICTURES = "kept tokens"
@@ -61,17 +61,17 @@ def params_of(cell: Cell) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class RunStyle:
     """How the runs of a sweep are shown: what depends on the whole plan, in a form that does not grow with it.
 
     Args:
         colours: Colour of each pruner by its label.
-        slices: The parts that the views show.
+        subsets: The parts that the views show.
         several_models: Whether a run's name must say the model.
     """
 
     colours: Mapping[str, str]
-    slices: tuple[Slice, ...]
+    subsets: tuple[RunSubset, ...]
     several_models: bool
 
     def name(self, cell: Cell) -> str:
@@ -80,17 +80,15 @@ class Look:
 
     def tags(self, cell: Cell) -> dict[str, str]:
         """The tags that change when the plan does."""
-        parts = "|".join(part.key for part in self.slices if part.holds(cell))
+        parts = "|".join(part.key for part in self.subsets if part.holds(cell))
         return {"mlflow.runColor": self.colours.get(cell.label, ""), f"{PREFIX}.views": f"|{parts}|"}
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
-
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Look:
-        """The inverse of `to_json`."""
-        return cls(data["colours"], tuple(map(Slice.from_json, data["slices"])), data["several_models"])
+    def from_json(cls, data: Mapping[str, Any]) -> RunStyle:
+        """The inverse of `dataclasses.asdict`, also after a way through JSON."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(cls).validate_python(data)
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
