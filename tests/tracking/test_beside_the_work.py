@@ -13,12 +13,12 @@ from mlflow.tracking import MlflowClient
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tests.tracking.places import place_of
 from tokenprune import hookimpl
-from tokenprune.evaluation import cell_cost as measuring
 from tokenprune.events import CellEnded, CellStarted, SweepEnded, SweepStarted
 from tokenprune.plugins import load_host
 from tokenprune.sweep import SweepStore, run_sweep
+from tokenprune.sweep.worker import cell_cost as measuring
 from tokenprune.tracking import mlflow_tracker
-from tokenprune.tracking.mlflow_runs import Runs
+from tokenprune.tracking.mlflow_runs import RunWriter
 from tokenprune.tracking.mlflow_store import open_store
 
 PLAIN = ("tokenprune.baselines", "tokenprune.families", "tokenprune.checkpoints", "tokenprune.sweep.executors.executor")
@@ -190,16 +190,16 @@ def test_an_event_reads_one_cell_only(
 def test_a_store_that_fails_once_gets_the_rest_at_the_end(
     workshop: Workshop, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, calls = Runs.log_cell, 0
+    whole, calls = RunWriter.log_cell, 0
 
-    def fail_once(self: Runs, entry: Any) -> None:
+    def fail_once(self: RunWriter, entry: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise ConnectionError("the server is away")
         whole(self, entry)
 
-    monkeypatch.setattr(Runs, "log_cell", fail_once)
+    monkeypatch.setattr(RunWriter, "log_cell", fail_once)
     config = workshop.config(pruners=["first", "grid"], budgets=[4], efficiency=False)
     outcome = run_sweep(config, directory=directory, host=workshop.host)
     assert calls == 1  # it was left alone after that

@@ -35,8 +35,8 @@ _PARAMS, _METRICS = 90, 900
 """MLflow takes up to 100 params and 1,000 entries of all kinds per call."""
 
 
-class Runs:
-    """Writes runs; keeps nothing of the sweep in memory, so that a run costs the same however many there are.
+class RunWriter:
+    """Writes runs; it keeps nothing of the sweep in memory, so a run costs the same however many there are.
 
     Args:
         client: An `MlflowClient`.
@@ -58,22 +58,15 @@ class Runs:
         query = f"tags.`{PREFIX}.kind` = '{kind}' and tags.`{PREFIX}.sweep` = '{self._sweep_id}'"
         if cell_id:
             query += f" and tags.`{PREFIX}.cell_id` = '{cell_id}'"
-        runs: list[Any] = []
-        token = None
-        while True:
-            page = self.client.search_runs([self._experiment_id], query, max_results=1000, page_token=token)
-            runs += page
-            token = page.token
-            if not token:
-                return runs
+        return every(
+            lambda token: self.client.search_runs([self._experiment_id], query, max_results=1000, page_token=token)
+        )
 
     def keep_one(self, runs: Sequence[Any], entry: CellRecord) -> bool:
-        """Delete all of a cell's runs but one that is complete and says what the directory says.
-
-        The one that stays gets the tags that another plan gives it.
+        """Delete all of a cell's runs but one that is complete and agrees with the directory; it gets the plan's tags.
 
         Returns:
-            False where there is none such.
+            False if no run stays.
         """
         kept = False
         for run in runs:
@@ -87,7 +80,7 @@ class Runs:
         return kept
 
     def log_cell(self, entry: CellRecord) -> None:
-        """Log one finished cell; a run that already holds it is kept, an older one is replaced."""
+        """Log one finished cell; a run that already holds it stays, another one is replaced."""
         if not self.keep_one(self.find("cell", entry.cell.id), entry):
             self.create_cell(entry)
 
@@ -134,7 +127,7 @@ class Runs:
             entries, points = entries[_PARAMS:], points[_METRICS:]
 
     def _log_data_set(self, run_id: str, entry: CellRecord) -> None:
-        """Say which questions were asked: shown in the column *Dataset*, and what runs can be filtered by."""
+        """Log the data set of a cell, for the column *Dataset* and for filters."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         used = InputTag("mlflow.data.context", "evaluation")
@@ -156,6 +149,16 @@ class Runs:
             self.client.log_artifacts(run_id, folder)
 
 
+def every(search: Callable[[str | None], Any]) -> list[Any]:
+    """All pages of a search, which gets the token of the page."""
+    page = search(None)
+    found = list(page)
+    while page.token:
+        page = search(page.token)
+        found += page
+    return found
+
+
 def client_class() -> Callable[..., Any]:
     """Import mlflow, whose import takes a second, on first use."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is imported
@@ -165,7 +168,7 @@ def client_class() -> Callable[..., Any]:
 
 
 def _settled(run: Any, entry: CellRecord) -> bool:
-    """True where a run is complete and was made of what the directory says."""
+    """Whether a run is complete and was made of what the directory says."""
     made_of = run.data.tags.get(f"{PREFIX}.facts")
     return run.info.status in ("FINISHED", "FAILED") and made_of == fingerprint(entry.result or entry.error or {})
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from tokenprune.sweep.store.result_store import SweepStore
 from tokenprune.sweep.store.sweep_data import SweepData, read_sweep
 from tokenprune.tracking.database import ARTIFACTS, database_uri, prepare
 from tokenprune.tracking.mlflow_note import Place, read_place
-from tokenprune.tracking.mlflow_runs import Runs, client_class
+from tokenprune.tracking.mlflow_runs import RunWriter, client_class, every
 from tokenprune.tracking.run_data import PREFIX, RunStyle, legal, metrics_of
 from tokenprune.tracking.subsets import ANSWER_RUNS, subsets_of
 from tokenprune.tracking.views import (
@@ -39,8 +39,8 @@ _DELETED = "deleted"
 class MlflowStore:
     """The runs of one sweep directory, as a whole.
 
-    Opening it creates the store where it is not there, and replaces the directory's own one where that does not open.
-    Everything is found again by the tags `tokenprune.sweep` and `tokenprune.cell_id`, so that logging twice changes
+    Opening it creates the store if there is none, and replaces the directory's own store if that does not open or came
+    from another place. Runs are found by the tags `tokenprune.sweep` and `tokenprune.cell_id`, so logging twice changes
     nothing.
 
     Args:
@@ -49,6 +49,7 @@ class MlflowStore:
 
     def __init__(self, data: SweepData) -> None:
         self._data = data
+        self._sweep_id = data.header.sweep_id
         self._directory = data.store.directory
         self._report = self._directory / FOLDER
         make_client = client_class()
@@ -56,27 +57,28 @@ class MlflowStore:
         uri = given or database_uri(self._directory)
         cells = [entry.cell for entry in data.cells]
         self._subsets = subsets_of(cells)
-        self._style = RunStyle(sweep_colours(data), self._subsets.all(), len({cell.model for cell in cells}) > 1)
+        style = RunStyle(sweep_colours(data), self._subsets.all(), len({cell.model for cell in cells}) > 1)
         self.repaired = "" if given else prepare(self._directory, make_client)
         """What was wrong with the directory's own store; `reconcile` fills the new one."""
         self._client = make_client(tracking_uri=uri)
         experiment = self._experiment(own=not given)
         self._experiment_id = str(experiment.experiment_id)
-        self._place = Place(uri, self._experiment_id, str(experiment.name), not given, self._style, {})
-        self._runs = Runs(self._client, self._experiment_id, data.store, data.header.sweep_id, self._style)
+        self._place = Place(uri, self._experiment_id, str(experiment.name), not given, style, {})
+        self._runs = RunWriter(self._client, self._experiment_id, data.store, self._sweep_id, style)
 
     def announce(self, summary_run: str = "") -> Place:
-        """Bring the preset views up to date, and note where the runs are, for people and for `cell_runs`."""
-        place = replace(self._place, views=self._show_views(summary_run), summary_run_id=summary_run)
+        """Bring the preset views up to date, and note where the runs are, for people and for `run_writer`."""
+        views = {**self._preset_views(), **(self._pages(summary_run) if summary_run else {})}
+        place = replace(self._place, views=views, summary_run_id=summary_run)
         place.leave(self._directory)
         return place
 
     def reconcile(self) -> list[str]:
         """Make the runs agree with the directory.
 
-        Every finished cell without a run is logged (a killed process wrote the files, but not the run), a second run
-        of a cell is deleted (a server that died in a request may have taken it), and so are runs of cells that are no
-        longer planned (their files stay, so that planning them again brings them back).
+        A finished cell without a run is logged: a killed process wrote the files, but not the run. A second run of a
+        cell is deleted: a server that died in a request may have taken the request. So are the runs of cells that are
+        not planned any more; their files stay, so planning them again brings them back.
 
         Returns:
             The ids of the cells that were logged now.
@@ -90,13 +92,12 @@ class MlflowStore:
             if entry.state != "pending" and not self._runs.keep_one(runs, entry):
                 self._runs.create_cell(entry)
                 logged.append(entry.cell.id)
-        for runs in known.values():
-            for run in runs:
-                self._client.delete_run(run.info.run_id)
+        for run in itertools.chain.from_iterable(known.values()):
+            self._client.delete_run(run.info.run_id)
         return logged
 
     def log_summary(self, status: str, seconds: float) -> Place:
-        """Replace the sweep's summary run: report, figures, tables, counts; and the experiment's note and views.
+        """Replace the sweep's summary run (report, figures, tables, counts), the experiment's note and its views.
 
         Returns:
             Where the runs are.
@@ -107,7 +108,7 @@ class MlflowStore:
             self._client.delete_run(run.info.run_id)
         tags = {
             f"{PREFIX}.kind": "summary",
-            f"{PREFIX}.sweep": data.header.sweep_id,
+            f"{PREFIX}.sweep": self._sweep_id,
             f"{PREFIX}.status": status,
             "mlflow.note.content": summary_note(table),
         }
@@ -126,80 +127,71 @@ class MlflowStore:
         self._client.set_experiment_tag(self._experiment_id, "mlflow.note.content", text)
         return place
 
-    def _show_views(self, summary_run: str) -> dict[str, str]:
-        """Write the experiment's view tags where they differ, and hand back the address of every view and page."""
-        sweep_id, experiment_id = self._data.header.sweep_id, self._experiment_id
+    def _preset_views(self) -> dict[str, str]:
+        """Write the view tags of the experiment that differ, and return the address of every view."""
         results = [entry.result for entry in self._data.cells if entry.result is not None]
         families = dict.fromkeys(legal(name) for result in results for name in result["quality"]["families"])
         everywhere = set.intersection(*(set(metrics_of(result)) for result in results)) if results else None
-        views = views_of(sweep_id, self._subsets, everywhere, list(families))
+        views = views_of(self._sweep_id, self._subsets, everywhere, list(families))
         created = int(datetime.fromisoformat(self._data.header.created).timestamp() * 1000)
-        wanted = view_tags(views, sweep_id, created)
-        there = self._client.get_experiment(experiment_id).tags
+        wanted = view_tags(views, self._sweep_id, created)
+        tags = self._client.get_experiment(self._experiment_id).tags
         for name, value in wanted.items():
-            if there.get(name) != value:
-                self._client.set_experiment_tag(experiment_id, name, value)
-        for name in there:
-            if own_tag(name, sweep_id) and name not in wanted:
-                self._client.delete_experiment_tag(experiment_id, name)
-        addresses = links(experiment_id, views)
-        if summary_run:
-            # the page's axes are params that differ and metrics that all have: so no failed runs, and one budget alone
-            for part in self._subsets.answers[:1]:
-                pruned = f"attributes.status = 'FINISHED' and tags.`{PREFIX}.pruner` != '{REFERENCE}'"
-                query = f"{filter_of(part, sweep_id)} and {pruned}"
-                found = self._client.search_runs([experiment_id], query, max_results=ANSWER_RUNS)
-                if len(found) > 1:
-                    run_ids = [str(run.info.run_id) for run in found]
-                    addresses[f"Compare runs: {part.title}"] = compare_link(experiment_id, run_ids)
-            if (self._report / PAGE).is_file():
-                addresses["Report"] = artifact_link(experiment_id, summary_run, PAGE)
-        return addresses
+            if tags.get(name) != value:
+                self._client.set_experiment_tag(self._experiment_id, name, value)
+        for name in tags:
+            if own_tag(name, self._sweep_id) and name not in wanted:
+                self._client.delete_experiment_tag(self._experiment_id, name)
+        return links(self._experiment_id, views)
+
+    def _pages(self, summary_run: str) -> dict[str, str]:
+        """The addresses of MLflow's comparison of runs, and of the report in the summary run."""
+        pages = {}
+        # the comparison has params that differ and metrics that all have as axes: so no failed runs, and one budget
+        for subset in self._subsets.answers[:1]:
+            pruned = f"attributes.status = 'FINISHED' and tags.`{PREFIX}.pruner` != '{REFERENCE}'"
+            query = f"{filter_of(subset, self._sweep_id)} and {pruned}"
+            runs = self._client.search_runs([self._experiment_id], query, max_results=ANSWER_RUNS)
+            if len(runs) > 1:
+                compared = compare_link(self._experiment_id, [str(run.info.run_id) for run in runs])
+                pages[f"Compare runs: {subset.title}"] = compared
+        if (self._report / PAGE).is_file():
+            pages["Report"] = artifact_link(self._experiment_id, summary_run, PAGE)
+        return pages
 
     def _experiment(self, *, own: bool) -> Any:
         """Find or create the sweep's experiment; the artifacts of the directory's own store lie beside it."""
         chosen = os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
-        name = chosen or f"tokenprune {self._data.header.name}"
-        found = None
-        if not chosen:
-            found = self._only_one(name) if own else self._tagged()
+        name = chosen or f"{PREFIX} {self._data.header.name}"
+        if own and not chosen:
+            self._delete_others(name)
+        found = None if own or chosen else self._tagged()
         found = found or self._client.get_experiment_by_name(name)
         if found is None:
             location = (self._directory / ARTIFACTS).as_uri() if own else None
             experiment_id = str(self._client.create_experiment(name, artifact_location=location))
             self._client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
             found = self._client.get_experiment(experiment_id)
-        experiment_id = str(found.experiment_id)
         if found.lifecycle_stage == _DELETED:  # on MLflow's page; the sweep is still wanted, or nobody would run it
-            self._client.restore_experiment(experiment_id)
+            self._client.restore_experiment(found.experiment_id)
         if found.tags.get(self._tag) != str(self._directory):
-            self._client.set_experiment_tag(experiment_id, self._tag, str(self._directory))
+            self._client.set_experiment_tag(found.experiment_id, self._tag, str(self._directory))
         return found
 
     @property
     def _tag(self) -> str:
-        """Names the sweep in a tag of its experiment, which other sweeps may share; the value is the directory."""
-        return f"{PREFIX}.sweep.{self._data.header.sweep_id}"
+        """Tag of the sweep's experiment, which other sweeps may share; its value is the directory."""
+        return f"{PREFIX}.sweep.{self._sweep_id}"
 
-    def _only_one(self, name: str) -> Any | None:
-        """The experiment of our own store, which holds one sweep; it gets the name of a directory that was renamed.
-
-        An earlier version made a second experiment then: that one is deleted, as on MLflow's page.
-        """
-        ours = [found for found in self._experiments() if found.name.startswith(f"{PREFIX} ")]
-        if not ours:
-            return None
-        kept = min(ours, key=lambda found: (found.lifecycle_stage == _DELETED, found.name != name))
-        for other in ours:
-            if other is not kept and other.lifecycle_stage != _DELETED:
+    def _delete_others(self, name: str) -> None:
+        """Delete, as on MLflow's page, experiments of other names in the directory's store, which holds one sweep."""
+        for other in self._experiments():
+            named = other.name.startswith(f"{PREFIX} ") and other.name != name
+            if named and other.lifecycle_stage != _DELETED:
                 self._client.delete_experiment(other.experiment_id)
-        if kept.lifecycle_stage != _DELETED and name not in [found.name for found in ours]:
-            self._client.rename_experiment(kept.experiment_id, name)
-            return self._client.get_experiment(kept.experiment_id)
-        return kept
 
     def _tagged(self) -> Any | None:
-        """The experiment in which a shared store has this sweep, but not that of a directory that this copies."""
+        """The experiment in which a shared store has this sweep, but not that of a directory that this one copies."""
         found = self._experiments(f"tags.`{self._tag}` LIKE '%'")
         mine = [one for one in found if one.tags[self._tag] == str(self._directory)]
         moved = [one for one in found if not self._is_there(Path(one.tags[self._tag]))]
@@ -208,20 +200,13 @@ class MlflowStore:
     def _is_there(self, directory: Path) -> bool:
         """Whether a directory holds this sweep."""
         header = read_json(directory / "sweep.json")
-        return header is not None and header.get("sweep_id") == self._data.header.sweep_id
+        return header is not None and header.get("sweep_id") == self._sweep_id
 
-    def _experiments(self, query: str | None = None) -> Sequence[Any]:
+    def _experiments(self, query: str | None = None) -> list[Any]:
         """All experiments that a search finds, also deleted ones."""
         from mlflow.entities import ViewType
 
-        experiments: list[Any] = []
-        token = None
-        while True:
-            page = self._client.search_experiments(ViewType.ALL, filter_string=query, page_token=token)
-            experiments += page
-            token = page.token
-            if not token:
-                return experiments
+        return every(lambda token: self._client.search_experiments(ViewType.ALL, filter_string=query, page_token=token))
 
 
 def open_store(directory: Path) -> MlflowStore:
@@ -229,14 +214,14 @@ def open_store(directory: Path) -> MlflowStore:
     return MlflowStore(read_sweep(directory))
 
 
-def cell_runs(directory: Path, sweep_id: str) -> Runs | None:
-    """The runs of a sweep whose store was opened and announced before; reads one small file, however many cells.
+def run_writer(directory: Path, sweep_id: str) -> RunWriter | None:
+    """Writes the runs of a sweep whose store was announced before; reads one small file, however many cells there are.
 
     Returns:
-        `None` where no store is announced.
+        `None` if no store is announced.
     """
     place = read_place(directory)
     if place is None:
         return None
     client = client_class()(tracking_uri=place.uri)
-    return Runs(client, place.experiment_id, SweepStore(directory), sweep_id, place.style)
+    return RunWriter(client, place.experiment_id, SweepStore(directory), sweep_id, place.style)

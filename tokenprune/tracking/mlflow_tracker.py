@@ -142,10 +142,10 @@ def replay(directory: str | Path) -> Replayed:
 
 
 def _log(directory: Path, sweep_id: str, entry: CellRecord) -> None:
-    from tokenprune.tracking.mlflow_store import cell_runs
+    from tokenprune.tracking.mlflow_store import run_writer
 
     with _health(directory):
-        runs = cell_runs(directory, sweep_id)
+        runs = run_writer(directory, sweep_id)
         if runs is not None:
             runs.log_cell(entry)
 
