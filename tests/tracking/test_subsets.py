@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -112,12 +113,12 @@ def test_runs_say_the_model_only_where_there_are_several() -> None:
     assert RunStyle({}, (), several_models=True).name(entry) == "model-7b: iwp/toy@25%"
 
 
-def test_the_look_survives_its_file() -> None:
+def test_the_style_survives_its_file() -> None:
     cells = plan(60, 2, 2, 1, 1)
-    look = RunStyle({"none": "#444444", "pruner-000": "#1f77b4"}, subsets_of(cells).all(), several_models=False)
-    again = RunStyle.from_json(look.to_json())
-    assert again == look
+    style = RunStyle({"none": "#444444", "pruner-000": "#1f77b4"}, subsets_of(cells).all(), several_models=False)
+    again = RunStyle.from_json(json.loads(json.dumps(asdict(style))))
+    assert again == style
     for entry in cells:
-        assert again.tags(entry) == look.tags(entry)
-    unpruned = look.tags(cells[0])["tokenprune.views"].strip("|").split("|")
-    assert unpruned == [part.key for part in look.subsets if part.subject in (None, subject_of(cells[0]))]
+        assert again.tags(entry) == style.tags(entry)
+    unpruned = style.tags(cells[0])["tokenprune.views"].strip("|").split("|")
+    assert unpruned == [part.key for part in style.subsets if part.subject in (None, subject_of(cells[0]))]

@@ -1,11 +1,11 @@
 """A run per cell in MLflow: a view of the sweep directory that can be refilled from it at any time.
 
-It keeps nothing in memory between events: at the start and at the end of a sweep the whole directory and the whole
-store are compared; in between, each cell is logged on its own, at a cost that does not grow with the sweep. mlflow
-itself is imported at the first event, never when plugins are listed.
+The tracker keeps nothing in memory between events. At the start and the end of a sweep it compares the whole directory
+with the whole store; in between it logs each cell on its own, at a cost that does not grow with the sweep. It imports
+mlflow at the first event, never when plugins are listed.
 
-A store that fails is left alone until the sweep ends (a lost server answers only after minutes of retries), and gets
-everything that it missed then, if it is back: the tracker's note is in the directory while the store is well.
+If the store fails, the tracker removes its note from the directory and leaves the store alone until the sweep ends,
+because a lost server answers only after minutes of retries. At the end it logs what the store missed, if that is back.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 TOKENPRUNE_TRACKER = "mlflow"
 
 PROBE_S = 5.0
-"""Seconds that a server gets for a sign of life."""
+"""Seconds within which a server must answer the first request."""
 
 _NOISY = ("mlflow", "alembic")
 
@@ -61,19 +61,19 @@ def on_sweep_start(event: SweepStarted) -> None:
     """Open the store, and log what an earlier process finished but did not log.
 
     Raises:
-        PrerequisiteError: The server does not answer; or the directory's own store was broken, and is a new one now.
+        PrerequisiteError: The server does not answer; or the directory's own store was broken and is replaced.
     """
     from tokenprune.sweep.store.tracker_notes import remove_note
     from tokenprune.tracking.mlflow_store import open_store
 
     remove_note(event.directory, TOKENPRUNE_TRACKER)
-    _probe(_later(event.directory))
-    with _health(event.directory):
+    _probe(_retry_hint(event.directory))
+    with _watched(event.directory):
         store = open_store(event.directory)
         store.announce()
         store.reconcile()
     if store.repaired:
-        raise PrerequisiteError(store.repaired)  # all is well now: this is how a plugin says something
+        raise PrerequisiteError(store.repaired)  # nothing failed: this is how a plugin reports something
 
 
 @hookimpl
@@ -97,7 +97,7 @@ def on_sweep_end(event: SweepEnded) -> None:
     """Log what is missing, and the summary run with the report.
 
     Raises:
-        PrerequisiteError: The store failed during the sweep, and still does; or the directory's own was replaced.
+        PrerequisiteError: The store failed during the sweep and still fails; or the directory's own was replaced.
     """
     from tokenprune.sweep.store.tracker_notes import read_notes
     from tokenprune.tracking.mlflow_store import open_store
@@ -105,17 +105,16 @@ def on_sweep_end(event: SweepEnded) -> None:
     lost = TOKENPRUNE_TRACKER not in read_notes(event.directory)
     try:
         if lost:
-            _probe(_later(event.directory))
-        with _health(event.directory):
+            _probe(_retry_hint(event.directory))
+        with _watched(event.directory):
             store = open_store(event.directory)
             store.reconcile()
             store.log_summary(event.status, event.seconds)
     except Exception as error:
         if not lost:
             raise
-        raise PrerequisiteError(
-            f"the MLflow store failed during the sweep: its runs are missing or incomplete; {_later(event.directory)}"
-        ) from error
+        what = "the MLflow store failed during the sweep: its runs are missing or incomplete"
+        raise PrerequisiteError(f"{what}; {_retry_hint(event.directory)}") from error
     if store.repaired:
         raise PrerequisiteError(store.repaired)
 
@@ -132,7 +131,7 @@ def replay(directory: str | Path) -> Replayed:
     place = Path(directory).resolve()
     _probe("start it, or unset MLFLOW_TRACKING_URI to fill `mlflow.db` in the directory")
     write_report(place)
-    with _told(), _health(place):
+    with _user_errors(), _watched(place):
         from tokenprune.tracking.mlflow_store import open_store
 
         store = open_store(place)
@@ -144,22 +143,22 @@ def replay(directory: str | Path) -> Replayed:
 def _log(directory: Path, sweep_id: str, entry: CellRecord) -> None:
     from tokenprune.tracking.mlflow_store import run_writer
 
-    with _health(directory):
+    with _watched(directory):
         runs = run_writer(directory, sweep_id)
         if runs is not None:
             runs.log_cell(entry)
 
 
-def _later(directory: Path) -> str:
-    """What to do about a store that was away."""
+def _retry_hint(directory: Path) -> str:
+    """What the user can do about a store that failed."""
     return f"nothing is lost: when it is back, `tokenprune runs replay {shlex.quote(str(directory))}` fills it"
 
 
 def _probe(hint: str) -> None:
-    """Ask a server for a sign of life, which takes moments where the client's own retries take minutes.
+    """Check that a server answers: this takes moments, the client's own retries take minutes.
 
     Raises:
-        PrerequisiteError: There is none.
+        PrerequisiteError: It does not.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri.startswith(("http://", "https://")):
@@ -170,10 +169,10 @@ def _probe(hint: str) -> None:
     try:
         urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=PROBE_S).close()
     except urllib.error.HTTPError:
-        return  # somebody answers; what it thinks of us will be seen
+        return  # it answers; the client will see what it refuses
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLError):
-            return  # somebody answers; the client may know its certificate
+            return  # it answers; the client may know its certificate
         reason = str(error.reason)
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = str(error) or type(error).__name__
@@ -182,8 +181,8 @@ def _probe(hint: str) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Tell what MLflow says of a store, whose address is the user's, as the user's mistake.
+def _user_errors() -> Iterator[None]:
+    """Report MLflow's errors about a store as the user's mistake, because the user gave its address.
 
     Raises:
         PrerequisiteError: The store cannot be opened, or does not take a run.
@@ -207,8 +206,8 @@ def _told() -> Iterator[None]:
 
 
 @contextmanager
-def _health(directory: Path) -> Iterator[None]:
-    """Take the health file away where the store fails; what MLflow would print about that comes as an exception."""
+def _watched(directory: Path) -> Iterator[None]:
+    """Remove the note if the store fails, and silence MLflow's log: its errors come as exceptions too."""
     from tokenprune.sweep.store.tracker_notes import remove_note
     from tokenprune.tracking.mlflow_runs import client_class
 

@@ -1,7 +1,7 @@
-"""What a tracker says about a cell: stable names of params, metrics and tags, made from the files of the sweep.
+"""What the run of a cell holds: params, metrics and tags with stable names, made from the files of the sweep.
 
-Metric names have sections (`quality/`, `cost/`, `lens/`), because the charts of MLflow are grouped by the text before
-the last slash; names hold only characters that MLflow allows.
+Metric names have sections (`quality/`, `cost/`, `lens/`), because MLflow groups charts by the text before the last
+slash. Names hold only characters that MLflow allows.
 """
 
 from __future__ import annotations
@@ -34,14 +34,13 @@ _COSTS = (
     "floor_over_unpruned",
     "energy_j",
 )
-"""Measurements with quartiles and an interval; what could not be measured is `None` or not there."""
+"""Measurements with quartiles and an interval; one that could not be measured is `None` or missing."""
 
-
-_PARTS = ("q1", "q3", "low", "high")
+_BOUNDS = ("q1", "q3", "low", "high")
 
 
 def params_of(cell: Cell) -> dict[str, str]:
-    """Short scalars that charts and tables vary: numbers as plain numbers, so that axes are numeric."""
+    """What varies between cells, as short texts; numbers are plain numbers, so that axes are numeric."""
     whole = cell.pruner == REFERENCE
     amount = 1.0 if whole else cell.budget_ratio if cell.budget_ratio is not None else cell.budget_tokens
     params = {
@@ -56,18 +55,18 @@ def params_of(cell: Cell) -> dict[str, str]:
         "dtype": cell.dtype,
         "attention": cell.attention,
     }
-    # the compare page begins with the first three that differ, by name: `pruner` has to stand before the options
+    # the page that compares runs begins with the first three that differ, by name: `pruner` comes before its options
     return {**params, **{f"pruner.{name}": str(value) for name, value in sorted(cell.options.items())}}
 
 
 @dataclass(frozen=True, slots=True)
 class RunStyle:
-    """How the runs of a sweep are shown: what depends on the whole plan, in a form that does not grow with it.
+    """How the runs of a sweep are shown: what depends on the whole plan, in a form that does not grow with the plan.
 
     Args:
         colours: Colour of each pruner by its label.
-        subsets: The parts that the views show.
-        several_models: Whether a run's name must say the model.
+        subsets: The subsets that the views show.
+        several_models: Whether a run's name must contain the model.
     """
 
     colours: Mapping[str, str]
@@ -75,13 +74,13 @@ class RunStyle:
     several_models: bool
 
     def name(self, cell: Cell) -> str:
-        """The run's name: `pruner/task@budget`, with what else tells it from its neighbours."""
+        """The run's name: `pruner/task@budget`, with the seed and the model if they are needed."""
         return f"{short_model(cell.model)}: {cell.name}" if self.several_models else cell.name
 
     def tags(self, cell: Cell) -> dict[str, str]:
-        """The tags that change when the plan does."""
-        parts = "|".join(part.key for part in self.subsets if part.holds(cell))
-        return {"mlflow.runColor": self.colours.get(cell.label, ""), f"{PREFIX}.views": f"|{parts}|"}
+        """The tags that follow from the plan."""
+        keys = "|".join(subset.key for subset in self.subsets if subset.holds(cell))
+        return {"mlflow.runColor": self.colours.get(cell.label, ""), f"{PREFIX}.views": f"|{keys}|"}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunStyle:
@@ -92,12 +91,12 @@ class RunStyle:
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
-    """A result or an error in 16 hexadecimal digits: a run that has others says what was true before."""
+    """A result or an error as 16 hexadecimal digits: a run with other digits is out of date."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def tags_of(cell: Cell, sweep_id: str, outcome: str, facts: Mapping[str, Any]) -> dict[str, str]:
-    """What runs are found by, and which result or error they were made of."""
+    """The tags by which runs are found, and the fingerprint of the result or error that a run holds."""
     return {
         f"{PREFIX}.facts": fingerprint(facts),
         f"{PREFIX}.kind": "cell",
@@ -115,12 +114,12 @@ def tags_of(cell: Cell, sweep_id: str, outcome: str, facts: Mapping[str, Any]) -
 
 
 def environment_of(facts: Mapping[str, Any]) -> dict[str, str]:
-    """What a cell was run with, flat, by names that MLflow accepts; empty where its result does not say."""
+    """Versions and devices that a cell was run with, by names that MLflow accepts; empty if its result lacks them."""
     return {legal(name).replace(" ", "_"): value for name, value in facts_of(facts.get("environment")).items()}
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """Every figure of a result under its stable name; what was not measured is left out."""
+    """Every number of a result under its stable name; what was not measured is left out."""
     quality, against, lens, cost = (result.get(name) or {} for name in ("quality", "against_none", "lens", "cost"))
     found: dict[str, Any] = {
         "quality/accuracy": quality["accuracy"],
@@ -131,8 +130,8 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
         **{f"quality/family/{legal(name)}": facts["accuracy"] for name, facts in quality["families"].items()},
         **{f"cost/tokens_{name}": value for name, value in result["tokens"].items()},
         **{f"cost/{name}": cost[name]["median"] for name in _COSTS if cost.get(name)},
-        **{f"cost/{name}_{part}": cost[name].get(part) for name in _COSTS if cost.get(name) for part in _PARTS},
-        **_told(cost),
+        **{f"cost/{name}_{bound}": cost[name].get(bound) for name in _COSTS if cost.get(name) for bound in _BOUNDS},
+        **_certainty(cost),
         **{f"cost/{name}": cost.get(name) for name in ("peak_mem_mib", "kv_mib")},
         "cost/prefill_gflops": None if cost.get("prefill_tflops") is None else 1000.0 * cost["prefill_tflops"],
         "lens/dual_error": lens.get("dual_error"),
@@ -142,8 +141,8 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def _told(cost: Mapping[str, Any]) -> dict[str, Any]:
-    """How well the ratios are known, and each as it counts: 1 if its 95 % interval holds 1."""
+def _certainty(cost: Mapping[str, Any]) -> dict[str, Any]:
+    """How precisely the ratios are known, and each ratio as it counts: 1 if its 95 % interval holds 1."""
     precision = cost.get("precision") or {}
     found: dict[str, Any] = {
         "cost/precision_met": precision.get("met"),
@@ -151,15 +150,15 @@ def _told(cost: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name in ("over_unpruned", "over_floor"):
         if cost.get(name):
-            parts = {part: cost[name].get(part) for part in ("median", *_PARTS)}
-            found[f"cost/{name}_counted"] = Quartiles(**parts).counted
+            bounds = {bound: cost[name].get(bound) for bound in ("median", *_BOUNDS)}
+            found[f"cost/{name}_counted"] = Quartiles(**bounds).counted
     return found
 
 
 def data_set_of(cell: Cell) -> dict[str, str]:
     """The questions of a cell, as MLflow describes a data set that it does not hold.
 
-    The name stays the task's, so that the column *Dataset* is short; another digest says that it is another data set.
+    The name is the task's, so that the column *Dataset* is short; the digest tells data sets apart.
     """
     return {
         "name": cell.task,
@@ -178,7 +177,7 @@ def data_set_of(cell: Cell) -> dict[str, str]:
 
 
 def curves_of(result: Mapping[str, Any]) -> dict[str, Sequence[float]]:
-    """Figures per decoder layer; the layer is the step of the metric."""
+    """Errors per decoder layer; the layer is the step of the metric."""
     lens = result.get("lens") or {}
     return {
         f"lens/{name}_by_layer": lens[f"{name}_per_layer"]
@@ -202,5 +201,5 @@ def sample_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def legal(name: str) -> str:
-    """A metric name part that MLflow accepts."""
+    """A component of a metric name that MLflow accepts."""
     return re.sub(r"[^A-Za-z0-9_\-. ]", "_", name)

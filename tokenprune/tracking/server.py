@@ -1,4 +1,4 @@
-"""The MLflow page of a sweep directory: found, started, and its addresses."""
+"""The MLflow page of a sweep directory: where its runs are, and a server for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tokenprune.tracking.database import DATABASE, State, database_uri, state_of
 from tokenprune.tracking.mlflow_note import HOST, PORT, TRACKER, Place, read_place
 
 START_S = 120.0
-"""Seconds that the server gets to answer: it takes a few, a busy machine makes it a minute."""
+"""Seconds within which the server must answer: it takes a few, on a busy machine a minute."""
 
 _POSIX = os.name == "posix"
 _FAULTS: Mapping[State, str] = {
@@ -35,7 +35,7 @@ _FAULTS: Mapping[State, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """Where the runs of a sweep are looked at.
+    """Where the runs of a sweep are.
 
     Args:
         directory: The sweep directory.
@@ -76,10 +76,10 @@ def find_dashboard(directory: str | Path) -> Dashboard:
 
 
 def choose_port(wanted: int | None, host: str = HOST) -> int:
-    """The port that was asked for; without one 5000, or any free port where that is taken.
+    """The wanted port; if there is none 5000, or any free port if that is taken.
 
     Raises:
-        PrerequisiteError: The port that was asked for is taken.
+        PrerequisiteError: The wanted port is taken.
     """
     if _is_free(host, wanted or PORT):
         return wanted or PORT
@@ -112,7 +112,7 @@ def serving(dashboard: Dashboard, port: int, host: str = HOST) -> Iterator[subpr
             stderr=subprocess.STDOUT,
             env=environment,
             cwd=dashboard.directory,
-            start_new_session=True,  # Ctrl-C reaches it through us, once
+            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the server
         )
         try:
             _wait(process, f"http://{host}:{port}", log)
@@ -135,7 +135,7 @@ def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the server with its workers, which are in a process group of their own where there are such groups."""
+    """End the server with its workers: on POSIX they have a process group of their own."""
     for hard in (False, True):
         try:
             if _POSIX:

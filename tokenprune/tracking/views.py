@@ -1,7 +1,7 @@
 """Preset views of the MLflow page, and the note with their links.
 
-The shape of these tags is the page's own storage, not a documented interface: it was read from, and tried on, MLflow
-3.17. A version that changes it ignores the tags; nothing else depends on them.
+The tags are the page's own storage, not a documented interface: their form was read from MLflow 3.17 and tried on it.
+A version that changes the form ignores the tags; nothing else depends on them.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from tokenprune.tracking.subsets import RunSubset, SweepSubsets
 VIEW_TAG = "mlflow.sharedViewState."
 _TAG_LIMIT = 20_000
 _NOTE_LIMIT = 5_000
-"""Characters of a note: a tag holds no more, and PostgreSQL, unlike SQLite, says so."""
+"""Characters of a note: a tag holds no more, and PostgreSQL, unlike SQLite, refuses them."""
 
 _WORKFLOW = "workflowType=machine_learning"
-"""The half of the page that is about runs; without it, the menus are those for traces and prompts."""
+"""Opens the page for runs; without it, the menus are those for traces and prompts."""
 
 _GENERATED = ("quality", "quality/family", "cost", "lens")
-"""Sections that the page adds for the metrics that no chart shows; named here, they come folded."""
+"""Sections that the page adds for metrics that no chart shows; those named here are folded."""
 
 _HEIGHTS = {"kept tokens": 640}
-"""Pixels of the charts in a section; others are as high as the page makes them."""
+"""Pixels of the charts in a section; the page chooses the height of others."""
 
 _COLUMNS = (
     "params.`pruner`",
@@ -64,7 +64,7 @@ class DashboardView:
         name: As the menu *Views* shows it; the part before a colon is its kind.
         key: Name of its tag.
         mode: `CHART`, `TABLE` or `ARTIFACT` (tables of several runs side by side).
-        part: The runs that it shows.
+        subset: The runs that it shows.
         charts: Sections of charts by name.
         order: Metric that sorts the runs, best first.
     """
@@ -72,13 +72,13 @@ class DashboardView:
     name: str
     key: str
     mode: str
-    part: RunSubset
+    subset: RunSubset
     charts: Mapping[str, Sequence[Mapping[str, Any]]]
     order: str = "quality/accuracy"
 
     @property
     def kind(self) -> str:
-        """The name without what the view is about."""
+        """The name before the colon."""
         return self.name.partition(":")[0]
 
 
@@ -89,26 +89,28 @@ def views_of(
 
     Args:
         sweep_id: Several sweeps may share an experiment; each has views of its own.
-        subsets: The parts that they show.
-        everywhere: Metrics that every run with a result has; `None` while there is none. A run that lacks one of the
-            metrics of a parallel chart is left out of it, so only these are its axes.
-        families: Families of questions, as metric names write them.
+        subsets: The subsets that they show.
+        everywhere: Metrics that every run with a result has; `None` while there is no result. A parallel chart leaves
+            out a run that lacks one of its metrics, so only these metrics are its axes.
+        families: Families of questions, as they stand in metric names.
     """
 
-    def view(kind: str, mode: str, part: RunSubset, charts: Mapping[str, Sequence[Mapping[str, Any]]]) -> DashboardView:
-        key = f"{PREFIX}-{sweep_id[:8]}-{kind.lower().replace(' ', '-')}-{part.key}"
-        return DashboardView(f"{kind}: {part.title}" if part.title else kind, key, mode, part, charts)
+    def view(
+        kind: str, mode: str, subset: RunSubset, charts: Mapping[str, Sequence[Mapping[str, Any]]]
+    ) -> DashboardView:
+        key = f"{PREFIX}-{sweep_id[:8]}-{kind.lower().replace(' ', '-')}-{subset.key}"
+        return DashboardView(f"{kind}: {subset.title}" if subset.title else kind, key, mode, subset, charts)
 
     axes = ["lens/output_error", "cost/tokens_layer_average", "cost/over_unpruned_counted", "quality/accuracy"]
     parallel = _parallel([axis for axis in axes if everywhere is None or axis in everywhere])
     return [
-        *(view("Trade-off", "CHART", part, _TRADE_OFF) for part in subsets.charts),
-        *(view("Per task", "CHART", part, _per_task(families)) for part in subsets.tasks),
-        *(view("All axes", "CHART", part, {"all axes": [parallel]}) for part in subsets.charts),
-        *(view("Compare answers", "ARTIFACT", part, {}) for part in subsets.answers),
-        *(view("Kept tokens", "CHART", part, {"kept tokens": [_pictures()]}) for part in subsets.answers),
-        *(view("Error and accuracy", "CHART", part, _ERRORS) for part in subsets.charts),
-        *(view("Table", "TABLE", part, {}) for part in subsets.charts),
+        *(view("Trade-off", "CHART", subset, _TRADE_OFF) for subset in subsets.charts),
+        *(view("Per task", "CHART", subset, _per_task(families)) for subset in subsets.tasks),
+        *(view("All axes", "CHART", subset, {"all axes": [parallel]}) for subset in subsets.charts),
+        *(view("Compare answers", "ARTIFACT", subset, {}) for subset in subsets.answers),
+        *(view("Kept tokens", "CHART", subset, {"kept tokens": [_pictures()]}) for subset in subsets.answers),
+        *(view("Error and accuracy", "CHART", subset, _ERRORS) for subset in subsets.charts),
+        *(view("Table", "TABLE", subset, {}) for subset in subsets.charts),
     ]
 
 
@@ -118,7 +120,7 @@ def view_tags(views: Sequence[DashboardView], sweep_id: str, created_ms: int) ->
 
 
 def own_tag(name: str, sweep_id: str) -> bool:
-    """Whether an experiment tag holds a view of a sweep, made by this or an earlier invocation."""
+    """Whether an experiment tag holds a preset view of a sweep."""
     return name.startswith(f"{VIEW_TAG}{PREFIX}-{sweep_id[:8]}-")
 
 
@@ -140,7 +142,7 @@ def artifact_link(experiment_id: str, run_id: str, path: str) -> str:
 
 
 def note(name: str, addresses: Mapping[str, str], table: str) -> str:
-    """The experiment's note: links first (the note is folded to its first line), then what else fits.
+    """The experiment's note: links first, because the note is folded to its first line, then what else fits.
 
     Args:
         name: The sweep's name.
@@ -169,15 +171,15 @@ def _link(title: str, address: str) -> str:
 
 
 def summary_note(table: str) -> str:
-    """The summary run's note: the leaderboard, without its legend if it is too long, or else where it is."""
+    """The summary run's note: the leaderboard, without its legend if that is too long, or else where to find it."""
     elsewhere = "The leaderboard is in the artifacts: `leaderboard.md`, `report.html`."
     forms = (table, table.rstrip().removesuffix(LEGEND).rstrip(), elsewhere)
     return next(text for text in forms if len(text) < _NOTE_LIMIT)
 
 
-def filter_of(part: RunSubset, sweep_id: str) -> str:
-    """The search that finds the runs of a part."""
-    return f"tags.`{PREFIX}.views` LIKE '%|{part.key}|%' and tags.`{PREFIX}.sweep` = '{sweep_id}'"
+def filter_of(subset: RunSubset, sweep_id: str) -> str:
+    """The search that finds the runs of a subset."""
+    return f"tags.`{PREFIX}.views` LIKE '%|{subset.key}|%' and tags.`{PREFIX}.sweep` = '{sweep_id}'"
 
 
 def _scatter(x: str, y: str) -> dict[str, Any]:
@@ -220,7 +222,7 @@ def _pictures() -> dict[str, Any]:
 
 
 def _sections(charts: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Open sections with some charts, those of the page itself folded below them."""
+    """Open sections with charts; the page's own sections are folded below them."""
     filled = {name: found for name, found in charts.items() if found}
     return {
         "isAccordionReordered": True,
@@ -247,7 +249,7 @@ def _placed(charts: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[dict[
 
 def _tag(view: DashboardView, sweep_id: str, created_ms: int) -> str:
     whole = {
-        "searchFilter": filter_of(view.part, sweep_id),
+        "searchFilter": filter_of(view.subset, sweep_id),
         "orderByKey": f"metrics.`{view.order}`",
         "orderByAsc": False,
         "runsHiddenMode": "SHOW_ALL",
