@@ -1,4 +1,4 @@
-"""The Typer application: commands of our own, commands of plugins, and one place where errors are told."""
+"""The Typer application: our own commands, those of plugins, and the one place that prints errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., None]]] = {
     },
     "Look around": {
         "check": check.check,
-        "list": listing.list_parts,
+        "list": listing.list_kinds,
         "show": show.show,
         "families": families.families,
         "plugins": plugins.plugins,
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcome = command.main(
             args=list(words),
             prog_name=PROGRAM,
-            standalone_mode=False,  # errors are told here, in one style
+            standalone_mode=False,  # errors are printed here, in one style
             obj=Invocation(host, output, words),
         )
     except TokenPruneError as error:
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _was_interrupted(error: BaseException) -> bool:
-    """True where Ctrl-C came in the middle of an import, which libraries tell as an error of their own."""
+    """Whether the cause is a Ctrl-C in the middle of an import, which libraries turn into an error of their own."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, KeyboardInterrupt):

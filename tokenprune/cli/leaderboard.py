@@ -24,7 +24,7 @@ def leaderboard_json(directory: Path) -> dict[str, Any]:
 
 
 def show_leaderboard(output: Output, source: Path | Leaderboard, *, families: bool = False) -> None:
-    """Print one table per model, task and budget, as wide as the terminal allows, and what they say together."""
+    """Print one table per model, task and budget, as wide as the terminal allows, and what they show together."""
     from tokenprune.report.data.tables import leaderboard
     from tokenprune.report.render.markdown import cells_of, notes_of, title_of
     from tokenprune.report.render.sections import sections_of

@@ -1,4 +1,4 @@
-"""The lines that say where a sweep can be looked at."""
+"""The lines that show where a sweep can be seen."""
 
 from __future__ import annotations
 

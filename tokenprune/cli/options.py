@@ -129,6 +129,31 @@ def executor_options(words: Sequence[str] | None, workers: int | None = None) ->
     return named if workers is None else {"workers": workers, **named}
 
 
+def sweep_changes(
+    *,
+    budgets: str = "",
+    model: str = "",
+    task: str = "",
+    device: str = "",
+    limit: int | None = None,
+    batch_size: int | None = None,
+) -> dict[str, Any]:
+    """What options change in a sweep file: its top-level keys with their new values.
+
+    Raises:
+        ConfigError: An entry of a comma list is empty.
+    """
+    changes = {
+        "budgets": comma_list("--budgets", budgets) if budgets else None,
+        "models": [model] if model else None,
+        "tasks": [task] if task else None,
+        "device": comma_list("--device", device) if device else None,
+        "limit": limit,
+        "batch_size": batch_size,
+    }
+    return {key: value for key, value in changes.items() if value is not None}
+
+
 def tracker_change(names: Sequence[str] | None, none: bool) -> dict[str, Any]:
     """What `--tracker` and `--no-tracker` change in a sweep file; empty if the user gave neither.
 

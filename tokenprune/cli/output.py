@@ -1,4 +1,4 @@
-"""The output sink: stdout is data, stderr is talk; nothing is carried by colour alone."""
+"""Output of commands: results on stdout, remarks on stderr; colour alone says nothing."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _LONG_NAME = 24
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where a command's results and remarks go.
+    """Prints a command's results and remarks.
 
-    Colours follow the terminal; `NO_COLOR` takes them away, as Rich reads it.
+    Colours follow the terminal; `NO_COLOR` switches them off.
     """
 
     data: Console = field(default_factory=lambda: Console(highlight=False, markup=False, emoji=False))
@@ -36,7 +36,7 @@ class Output:
 
     @property
     def live(self) -> bool:
-        """Whether a moving display has somebody to look at it (a terminal, and no CI log)."""
+        """Whether stderr is a terminal for a live display, and no CI log."""
         return self.talk.is_terminal and self.talk.is_interactive and "CI" not in os.environ
 
     def json(self, payload: Mapping[str, Any]) -> None:
@@ -52,15 +52,15 @@ class Output:
         self.data.print(printable(renderable) if isinstance(renderable, str) else renderable)
 
     def say(self, text: str = "") -> None:
-        """Say something that is not a result."""
+        """Print a remark."""
         self.talk.print(Text(printable(text)), soft_wrap=True)
 
     def warning(self, message: str, hint: str = "") -> None:
-        """Say what is wrong but does not stop the command."""
+        """Print what is wrong but does not stop the command."""
         self._remark("warning", "bold yellow", message, hint)
 
     def error(self, message: str, hint: str = "") -> None:
-        """Say what stopped the command, and what to do next."""
+        """Print what stopped the command, and what to do next."""
         self._remark("error", "bold red", message, hint)
 
     def _remark(self, label: str, style: str, message: str, hint: str) -> None:
@@ -71,7 +71,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """What every command is handed: the plugins, the sink, and the words that the user typed."""
+    """What every command gets: the plugins, the output, and the words that the user typed."""
 
     host: Host
     output: Output

@@ -1,4 +1,4 @@
-"""Run a sweep with a display, show its outcome, and end the command with the exit code that says how it went."""
+"""Run a sweep with a display, show its outcome, and end the command with the exit code of that outcome."""
 
 from __future__ import annotations
 

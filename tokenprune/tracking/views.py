@@ -56,6 +56,10 @@ _COLUMNS = (
 )
 
 
+Charts = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Charts of a view by the name of their section."""
+
+
 @dataclass(frozen=True, slots=True)
 class DashboardView:
     """One preset view.
@@ -73,7 +77,7 @@ class DashboardView:
     key: str
     mode: str
     subset: RunSubset
-    charts: Mapping[str, Sequence[Mapping[str, Any]]]
+    charts: Charts
     order: str = "quality/accuracy"
 
     @property
@@ -95,9 +99,7 @@ def views_of(
         families: Families of questions, as they stand in metric names.
     """
 
-    def view(
-        kind: str, mode: str, subset: RunSubset, charts: Mapping[str, Sequence[Mapping[str, Any]]]
-    ) -> DashboardView:
+    def view(kind: str, mode: str, subset: RunSubset, charts: Charts) -> DashboardView:
         key = f"{PREFIX}-{sweep_id[:8]}-{kind.lower().replace(' ', '-')}-{subset.key}"
         return DashboardView(f"{kind}: {subset.title}" if subset.title else kind, key, mode, subset, charts)
 
@@ -221,7 +223,7 @@ def _pictures() -> dict[str, Any]:
     return {"type": "IMAGE", "imageKeys": [PICTURES], "step": 0, "showRunParams": False}
 
 
-def _sections(charts: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def _sections(charts: Charts) -> dict[str, Any]:
     """Open sections with charts; the page's own sections are folded below them."""
     filled = {name: found for name, found in charts.items() if found}
     return {
@@ -240,7 +242,7 @@ def _section(name: str, *, opened: bool, columns: int) -> dict[str, Any]:
     return {"uuid": name, "name": name, **state, "columns": columns, **height}
 
 
-def _placed(charts: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+def _placed(charts: Charts) -> Iterator[dict[str, Any]]:
     for name, found in charts.items():
         for place, chart in enumerate(found):
             state = {"deleted": False, "isGenerated": False, "runsCountToCompare": 100}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.options import Account, PrunerOptions, key_values
+from tokenprune.cli.options import Account, AsJson, ModelName, PrunerName, PrunerOptions, key_values
 from tokenprune.cli.output import Output, invocation_of, table
 from tokenprune.errors import ConfigError, ExitCode
 
@@ -22,8 +22,8 @@ _RETENTIONS = "99,95,90"
 
 def budget(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A pruner's name.")],
-    model: Annotated[str, typer.Option(help="Model: short name, directory or hub name.")] = "scenes",
+    name: PrunerName,
+    model: ModelName = "scenes",
     task: Annotated[str, typer.Option(help="Task.")] = "scenes",
     limit: Annotated[int, typer.Option(help="Questions, the first ones of the task.", min=1)] = 105,
     retention: Annotated[str, typer.Option(help="Percent of the unpruned accuracy, a comma list.")] = _RETENTIONS,
@@ -36,18 +36,18 @@ def budget(
     batch_size: Annotated[int, typer.Option(help="Questions per batch.", min=1)] = 16,
     device: Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda`, ...")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Sweep directory for the runs.  [default: runs/budget-NAME]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the smallest keep ratio that retains 99, 95 and 90 % of the unpruned accuracy, by bisection.
 
-    Few runs do, as retention is assumed not to fall as the ratio grows; runs that contradict this are shown.
-    The same command again runs nothing twice. Exit code 3 where a run failed: it counts as wrong answers.
+    Few runs are needed, because retention is assumed not to fall as the ratio grows; runs that contradict this are
+    shown. The same command again runs nothing twice. Exit code 3 if a run failed: it counts as wrong answers.
 
     Example: tokenprune budget fastv --option layer=1 --limit 70 --retention 99,95
     """
     invocation = invocation_of(context)
     targets = _targets(retention)
-    spec = invocation.host.pruners.get(name)  # wrong names are told before anything is loaded
+    spec = invocation.host.pruners.get(name)  # a wrong name is an error before anything is loaded
     options = spec.validate(key_values("--option", option, example="layer=2"))
     invocation.host.tasks.get(task)
     from tokenprune.cell import REFERENCE
@@ -84,7 +84,7 @@ def budget(
 
         def run(step: int) -> Trial:
             trial = trials(step)
-            invocation.output.say(f"{_ratio(step, steps)}: {_said(trial)}")
+            invocation.output.say(f"{_ratio(step, steps)}: {_outcome_text(trial)}")
             return trial
 
         invocation.output.say(f"unpruned accuracy: {100.0 * trials.unpruned.mean:.1f} %")
@@ -128,7 +128,7 @@ def _ratio(step: int, steps: int) -> str:
     return f"{100.0 * step / steps:.3g}%"
 
 
-def _said(trial: Trial) -> str:
+def _outcome_text(trial: Trial) -> str:
     if trial.outcome == "done":
         return f"retains {100.0 * (trial.retention or 0.0):.1f} %"
     return f"{trial.outcome}: {trial.reason}"
@@ -149,8 +149,8 @@ def _show(output: Output, search: Search, trials: Trials) -> None:
     output.show(f"{_ASSUMPTION}; {len(search.trials)} ratios looked at, {trials.runs} runs now")
     for smaller, larger in search.contradictions:
         output.show(
-            f"contradicted: {_ratio(smaller.step, trials.steps)} {_said(smaller)}, "
-            f"{_ratio(larger.step, trials.steps)} {_said(larger)}"
+            f"contradicted: {_ratio(smaller.step, trials.steps)} {_outcome_text(smaller)}, "
+            f"{_ratio(larger.step, trials.steps)} {_outcome_text(larger)}"
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenprune.budget import Budget
-from tokenprune.cli.options import Account, PrunerOptions, key_values
+from tokenprune.cli.options import Account, AsJson, ModelName, PrunerName, PrunerOptions, key_values
 from tokenprune.cli.output import Invocation, invocation_of
 from tokenprune.errors import ConfigError, IncompatibleError
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 def calibrate(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A pruner's name.")],
+    name: PrunerName,
     budget: Annotated[
         list[str] | None, typer.Option(help="`25%`, `0.25` or `64`; may be repeated. Without: 25%.")
     ] = None,
     account: Annotated[Account, typer.Option(help="What the budgets count.")] = Account.KEPT,
-    model: Annotated[str, typer.Option(help="Model: short name, directory or hub name.")] = "scenes",
+    model: ModelName = "scenes",
     task: Annotated[str, typer.Option(help="Task with the samples.")] = "scenes",
     limit: Annotated[int, typer.Option(help="Samples, the last ones of the task (sweeps take the first).", min=1)] = 16,
     option: PrunerOptions = None,
     device: Annotated[str, typer.Option(help="`cpu`, `cuda`, ...")] = "cpu",
     out: Annotated[Path, typer.Option(help="YAML file to write.")] = Path("tables.yaml"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the options of a pruner that depend on the model, from its prefills of a few samples.
 
-    The file holds an entry for the key `pruners` of a sweep file; or say `{name: NAME, from: FILE}` there.
+    The file holds an entry for the key `pruners` of a sweep file; `{name: NAME, from: FILE}` there reads it.
 
     Example: tokenprune calibrate fitprune --budget 64 --budget 25% --out tables.yaml
     """
@@ -69,7 +69,7 @@ def calibrate(
 
 def _calibrator(invocation: Invocation, model: str, task: str, limit: int, device: str) -> PromptCalibrator:
     """The model and the last samples of the task."""
-    invocation.host.tasks.get(task)  # a wrong name is told before a model is loaded
+    invocation.host.tasks.get(task)  # a wrong name is an error before a model is loaded
     from tokenprune.checkpoints import load_model
     from tokenprune.evaluation.calibration import PromptCalibrator
     from tokenprune.evaluation.model_cache import Bench
@@ -84,7 +84,7 @@ def _calibrator(invocation: Invocation, model: str, task: str, limit: int, devic
 def _found(
     spec: PrunerSpec, options: Mapping[str, Any], calibrator: PromptCalibrator, budgets: Sequence[Budget]
 ) -> dict[str, Any]:
-    """What the calibration of each budget in turn gives; each sees what was found before it."""
+    """The options that the calibrations of the budgets find, one after the other; each gets those found before."""
     found: dict[str, Any] = {}
     for budget in budgets:
         found |= spec.build({**options, **found}).calibrate(calibrator, budget)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenprune.budget import Budget
-from tokenprune.cli.options import PrunerOptions, key_values
+from tokenprune.cli.options import AsJson, ModelName, PrunerName, PrunerOptions, key_values
 from tokenprune.cli.output import Invocation, invocation_of
 from tokenprune.errors import ExitCode
 
@@ -29,15 +29,15 @@ class CheckGroup(StrEnum):
 
 def check(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A pruner's name.")],
+    name: PrunerName,
     option: PrunerOptions = None,
     group: Annotated[list[CheckGroup] | None, typer.Option(help="Only these laws; may be repeated.")] = None,
-    model: Annotated[str, typer.Option(help="Model: short name, directory or hub name.")] = "scenes",
+    model: ModelName = "scenes",
     budget: Annotated[
         list[str] | None, typer.Option(help="`25%`, `0.25` or `64`; may be repeated. Without: 25% and 1.")
     ] = None,
     thorough: Annotated[bool, typer.Option("--thorough", help="Every budget in every check.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a pruner against the laws that every pruner keeps; exit code 4 if it breaks one.
 
@@ -50,7 +50,7 @@ def check(
     groups = tuple(chosen.value for chosen in group or ())
     if not groups or "model" in groups:
         _check_model(invocation, model)
-    results = _looked(invocation, name, options, model, budgets, thorough, groups)
+    results = _results(invocation, name, options, model, budgets, thorough, groups)
     failed = sum(result.status == "failed" for result in results)
     if as_json:
         entries = [dataclasses.asdict(result) for result in results]
@@ -70,7 +70,7 @@ def _check_model(invocation: Invocation, model: str) -> None:
     model_path(model, invocation.host)
 
 
-def _looked(
+def _results(
     invocation: Invocation,
     name: str,
     options: dict[str, Any],

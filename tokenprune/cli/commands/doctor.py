@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tokenprune import __version__
+from tokenprune.cli.options import AsJson
 from tokenprune.cli.output import Invocation, invocation_of, table
 from tokenprune.errors import ExitCode
 
@@ -36,7 +37,7 @@ def doctor(
     model: Annotated[
         str | None, typer.Option("--model", help="Examine a model in its place: short name, directory or hub name.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Examine this installation, or a model; exits with 4 if something is bad.
 

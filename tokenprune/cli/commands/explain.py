@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenprune.budget import Budget
+from tokenprune.cli.options import AsJson, ModelName
 from tokenprune.cli.output import Invocation, invocation_of, table
 from tokenprune.errors import BudgetError, ConfigError, IncompatibleError
 
@@ -23,7 +24,7 @@ _PRUNERS = "none,random,divprune,fastv,iwp,iwp-exact"
 _COLUMNS = 3
 _ANSWER_TOKENS = 32
 _CELL = 16
-"""Pixels of a token where a tile is drawn, whose place in the picture the model does not tell."""
+"""Pixels of a token in a tile, whose position in the picture the model does not give."""
 _TILE = (205, 205, 205)
 
 Grid = tuple[int, int]
@@ -58,14 +59,14 @@ def explain(
     question: Annotated[str, typer.Option(help="What to ask about it.")],
     pruners: Annotated[str, typer.Option(help="Pruners, a comma list.")] = _PRUNERS,
     budget: Annotated[str, typer.Option(help="`11.1%`, `0.111` or `64`.")] = "11.1%",
-    model: Annotated[str, typer.Option(help="Model: short name, directory or hub name.")] = "scenes",
+    model: ModelName = "scenes",
     device: Annotated[str, typer.Option(help="`cpu`, `cuda`, ...")] = "cpu",
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("explain.png"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw the tokens that several pruners keep of one picture side by side, each with the answer it leads to.
 
-    Where a model cuts the picture into tiles, the tokens of each tile are drawn beside it, in the order of the prompt.
+    If the model cuts the picture into tiles, the tokens of each tile are drawn beside it, in the order of the prompt.
 
     Example: tokenprune explain --image cat.png --question "what color is the circle ?" --pruners random,iwp
     """

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from tokenprune.cli.options import AsJson
 from tokenprune.cli.output import invocation_of, table
 from tokenprune.registry import FamilySpec
 
 
 def families(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the model families, the sites where each can be cut, and why others cannot.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.options import chosen_pruners, comma_list
+from tokenprune.cli.options import AsJson, ModelName, chosen_pruners, comma_list, sweep_changes
 from tokenprune.cli.output import JSON_SCHEMA, Invocation, Output, invocation_of, table
 from tokenprune.errors import ConfigError, ExitCode
 from tokenprune.report.render.escaping import csv_text
@@ -39,7 +39,7 @@ def lens(
     config: Annotated[Path | None, typer.Argument(help="Sweep file (YAML); without one, all pruners.")] = None,
     pruners: Annotated[str, typer.Option(help="Only these pruners, a comma list.")] = "",
     budgets: Annotated[str, typer.Option(help=f"Budgets, a comma list.  [default: {_BUDGETS}]")] = "",
-    model: Annotated[str, typer.Option(help="Model: short name, directory or hub name.")] = "",
+    model: ModelName = "",
     task: Annotated[str, typer.Option(help="Task.")] = "",
     limit: Annotated[int | None, typer.Option(help="Questions for the accuracy.  [default: 70]", min=1)] = None,
     measured: Annotated[int, typer.Option(help="The first of them, whose errors are measured.", min=1)] = 28,
@@ -47,12 +47,12 @@ def lens(
     batch_size: Annotated[int | None, typer.Option(help="Questions per batch.", min=1)] = None,
     device: Annotated[str, typer.Option(help="`cpu`, `cuda`, ...")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder for lens.json, lens.csv and correlations.csv.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
 ) -> None:
-    """Measure what pruners do to the implicit weight, and whether it tells the accuracy lost.
+    """Measure the errors that pruners make on the implicit weight, and whether these predict the accuracy lost.
 
-    Exit code 3 where a pruner failed; one that refuses or cannot be measured keeps its row, with the reason.
+    Exit code 3 if a pruner failed; one that refuses or cannot be measured keeps its row, with the reason.
 
     Example: tokenprune lens --pruners random,divprune,fastv,iwp --limit 70
     """
@@ -61,15 +61,8 @@ def lens(
         raise ConfigError("--json and --csv exclude each other", hint="choose one, or take both with --out")
     from tokenprune.studies.lens_study import LensSettings, study_lens
 
-    changes = {
-        "budgets": comma_list("--budgets", budgets) if budgets else None,
-        "models": [model] if model else None,
-        "tasks": [task] if task else None,
-        "limit": limit,
-        "batch_size": batch_size,
-        "device": [device] if device else None,
-    }
-    chosen = _chosen(invocation, config, pruners, {key: value for key, value in changes.items() if value is not None})
+    changes = sweep_changes(budgets=budgets, model=model, task=task, device=device, limit=limit, batch_size=batch_size)
+    chosen = _chosen(invocation, config, pruners, changes)
     if out is not None:
         _make_folder(out)
     output = invocation.output

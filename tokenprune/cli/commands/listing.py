@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenprune.cli.methods import methods_table
+from tokenprune.cli.options import AsJson
 from tokenprune.cli.output import Invocation, invocation_of, table
 from tokenprune.composition import PARTS
 from tokenprune.composition.parts import Part as AxisPart
@@ -22,7 +23,7 @@ _MAIN_AXES = ("site", "magnitude", "duplication", "selector")
 _UNDER = {"budget": "site", "groups": "site", "merge": "selector"}
 
 
-class Part(StrEnum):
+class Kind(StrEnum):
     """What `tokenprune list` can list."""
 
     PRUNERS = "pruners"
@@ -33,10 +34,10 @@ class Part(StrEnum):
     TRACKERS = "trackers"
 
 
-def list_parts(
+def list_kinds(
     context: typer.Context,
-    part: Annotated[Part, typer.Argument(help="What to list.")] = Part.PRUNERS,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    part: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.PRUNERS,
+    as_json: AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the pruners as a Markdown table.")] = False,
     axes: Annotated[bool, typer.Option("--axes", help="Print the pruners as points on the seven axes.")] = False,
     parts: Annotated[bool, typer.Option("--parts", help="Print the parts that a composition takes.")] = False,
@@ -50,13 +51,13 @@ def list_parts(
     if sum((markdown, axes, parts)) > 1:
         raise ConfigError("--markdown, --axes and --parts exclude each other", hint="choose one")
     if axes or parts:
-        if part is not Part.PRUNERS:
+        if part is not Kind.PRUNERS:
             raise ConfigError(
                 f"--{'axes' if axes else 'parts'} is about pruners, not {part.value}", hint="`tokenprune list --axes`"
             )
         (_show_axes if axes else _show_parts)(invocation, as_json)
     elif markdown:
-        if part is not Part.PRUNERS or as_json:
+        if part is not Kind.PRUNERS or as_json:
             raise ConfigError("--markdown lists pruners only, and not as JSON", hint="`tokenprune list --markdown`")
         invocation.output.text(methods_table(invocation.host.pruners))
     elif as_json:
@@ -79,7 +80,7 @@ def _show_axes(invocation: Invocation, as_json: bool) -> None:
 
 
 def _folded(axes: Mapping[str, str]) -> list[str]:
-    """The main axes; each of the others stands under one of them, where it is not as usual."""
+    """The main axes; each other axis stands under one of them, if it is not the default."""
     usual = dataclasses.asdict(Axes(site=""))
     cells = {axis: [axes[axis]] for axis in _MAIN_AXES}
     for axis, host in _UNDER.items():
@@ -107,14 +108,14 @@ def _part_json(part: AxisPart) -> dict[str, Any]:
     return {"name": part.name, "meaning": part.meaning, "term": part.text, **lists}
 
 
-def _registry(invocation: Invocation, part: Part) -> Registry[Any]:
-    registries: dict[Part, Registry[Any]] = {
-        Part.PRUNERS: invocation.host.pruners,
-        Part.TASKS: invocation.host.tasks,
-        Part.MODELS: invocation.host.models,
-        Part.FAMILIES: invocation.host.families,
-        Part.EXECUTORS: invocation.host.executors,
-        Part.TRACKERS: invocation.host.trackers,
+def _registry(invocation: Invocation, part: Kind) -> Registry[Any]:
+    registries: dict[Kind, Registry[Any]] = {
+        Kind.PRUNERS: invocation.host.pruners,
+        Kind.TASKS: invocation.host.tasks,
+        Kind.MODELS: invocation.host.models,
+        Kind.FAMILIES: invocation.host.families,
+        Kind.EXECUTORS: invocation.host.executors,
+        Kind.TRACKERS: invocation.host.trackers,
     }
     return registries[part]
 
@@ -123,11 +124,11 @@ def _as_json(spec: Any) -> dict[str, Any]:
     return spec.to_json() if isinstance(spec, PrunerSpec) else dataclasses.asdict(spec)
 
 
-def _table(registry: Registry[Any], part: Part) -> Any:
-    extra: dict[Part, tuple[str, Callable[[Any], str]]] = {
-        Part.PRUNERS: ("site", lambda spec: spec.axes.site),
-        Part.TASKS: ("version", lambda spec: spec.version),
-        Part.FAMILIES: ("model types", lambda spec: ", ".join(spec.model_types)),
+def _table(registry: Registry[Any], part: Kind) -> Any:
+    extra: dict[Kind, tuple[str, Callable[[Any], str]]] = {
+        Kind.PRUNERS: ("site", lambda spec: spec.axes.site),
+        Kind.TASKS: ("version", lambda spec: spec.version),
+        Kind.FAMILIES: ("model types", lambda spec: ", ".join(spec.model_types)),
     }
     heading, value = extra.get(part, ("", None))
     columns = ["name", *([heading] if heading else []), "from", "what it does"]

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from tokenprune.cli.options import AsJson
 from tokenprune.cli.output import invocation_of, table
 from tokenprune.plugins import DEFAULT_PLUGINS
 
 
 def plugins(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Show tokenprune's own plugins and tracebacks too.")
     ] = False,

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tokenprune.cli.leaderboard import show_leaderboard, show_section
+from tokenprune.cli.options import AsJson, SweepDirectory
 from tokenprune.cli.output import invocation_of
 from tokenprune.errors import ConfigError
 
 
 def report(
     context: typer.Context,
-    directory: Annotated[Path, typer.Argument(help="Sweep directory.")],
+    directory: SweepDirectory,
     families: Annotated[bool, typer.Option("--families", help="Also every task family, with intervals.")] = False,
     pairs: Annotated[bool, typer.Option("--pairs", help="Also every pair of pruners.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, with every column.")] = False,
     html: Annotated[
         bool, typer.Option("--html", help="Write the folder `report` of the sweep again: HTML page, plots, tables.")
     ] = False,
 ) -> None:
-    """Print the leaderboard of a sweep, what its budgets say together, and what failed in it.
+    """Print the leaderboard of a sweep, what follows from its budgets together, and what failed in it.
 
     Intervals are 95 % ones, those of differences paired; `*` marks those that are significant after Holm's correction.
 

@@ -1,4 +1,4 @@
-"""`tokenprune runs`: look at a sweep directory, try again what failed, fill MLflow from it, take its figures out."""
+"""`tokenprune runs`: the state of a sweep directory, retries, MLflow filled from it, its numbers as a table."""
 
 from __future__ import annotations
 
@@ -11,21 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.options import (
-    AsJson,
-    ExecutorName,
-    ExecutorOptions,
-    NoTracker,
-    Progress,
-    ProgressForm,
-    Quiet,
-    Rerun,
-    SweepDirectory,
-    Trackers,
-    Workers,
-    executor_options,
-    tracker_change,
-)
+from tokenprune.cli import options as opt
 from tokenprune.cli.output import error_line, invocation_of, table
 from tokenprune.cli.sweep_run import run_and_show
 from tokenprune.errors import ConfigError
@@ -52,14 +38,14 @@ class Format(StrEnum):
 
 @app.callback()
 def runs(context: typer.Context) -> None:
-    """Look at a sweep directory, retry what failed, fill MLflow from it, export its figures."""
+    """Show the state of a sweep directory, retry what failed, fill MLflow from it, export its numbers."""
     if context.invoked_subcommand is None:
         invocation_of(context).output.text(context.get_help())
 
 
 @app.command()
-def status(context: typer.Context, directory: SweepDirectory, as_json: AsJson = False) -> None:
-    """Say how far a sweep is, who runs it, and which cells have no result and why.
+def status(context: typer.Context, directory: opt.SweepDirectory, as_json: opt.AsJson = False) -> None:
+    """Show how far a sweep is, who runs it, and which cells have no result and why.
 
     Example: tokenprune runs status runs/default
     """
@@ -98,17 +84,17 @@ def status(context: typer.Context, directory: SweepDirectory, as_json: AsJson = 
 @app.command()
 def retry(
     context: typer.Context,
-    directory: SweepDirectory,
+    directory: opt.SweepDirectory,
     refused: Annotated[bool, typer.Option("--refused", help="Also what its pruner refused.")] = False,
-    executor: ExecutorName = "",
-    executor_option: ExecutorOptions = None,
-    workers: Workers = None,
-    tracker: Trackers = None,
-    no_tracker: NoTracker = False,
-    rerun: Rerun = False,
-    as_json: AsJson = False,
-    progress: Progress = ProgressForm.AUTO,
-    quiet: Quiet = False,
+    executor: opt.ExecutorName = "",
+    executor_option: opt.ExecutorOptions = None,
+    workers: opt.Workers = None,
+    tracker: opt.Trackers = None,
+    no_tracker: opt.NoTracker = False,
+    rerun: opt.Rerun = False,
+    as_json: opt.AsJson = False,
+    progress: opt.Progress = opt.ProgressForm.AUTO,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Run what failed and what is still pending, with the sweep file that the directory holds.
 
@@ -120,7 +106,7 @@ def retry(
 
     invocation = invocation_of(context)
     header = SweepStore(directory).header()
-    data = {**header.config, **tracker_change(tracker, no_tracker)}
+    data = {**header.config, **opt.tracker_change(tracker, no_tracker)}
     config = parse_config(Source(str(directory / "sweep.json"), data), invocation.host)
     run_and_show(
         invocation,
@@ -130,7 +116,7 @@ def retry(
         quiet=quiet,
         as_json=as_json,
         executor=executor or None,
-        executor_options=executor_options(executor_option, workers),
+        executor_options=opt.executor_options(executor_option, workers),
         retry_failed=True,
         retry_refused=refused,
         rerun=rerun,
@@ -138,7 +124,7 @@ def retry(
 
 
 @app.command()
-def replay(context: typer.Context, directory: SweepDirectory, as_json: AsJson = False) -> None:
+def replay(context: typer.Context, directory: opt.SweepDirectory, as_json: opt.AsJson = False) -> None:
     """Fill an MLflow store with everything that a sweep directory holds; what is there already stays.
 
     The store is that of MLFLOW_TRACKING_URI, else `mlflow.db` in the directory.
@@ -166,13 +152,13 @@ def replay(context: typer.Context, directory: SweepDirectory, as_json: AsJson = 
 @app.command()
 def export(
     context: typer.Context,
-    directory: SweepDirectory,
+    directory: opt.SweepDirectory,
     out: Annotated[Path | None, typer.Option(help="File to write.  [default: standard output]")] = None,
     form: Annotated[Format, typer.Option("--format", help="One row per line.")] = Format.CSV,
     samples: Annotated[bool, typer.Option("--samples", help="One row per question instead of one per cell.")] = False,
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Print every figure of every cell, under the names that MLflow shows, for a spreadsheet or a data frame.
+    """Print every number of every cell, under the names that MLflow shows, for a spreadsheet or a data frame.
 
     Example: tokenprune runs export runs/default --out figures.csv
     """

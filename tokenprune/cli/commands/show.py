@@ -11,16 +11,16 @@ from rich.console import Group
 from rich.padding import Padding
 from rich.text import Text
 
-from tokenprune.cli.options import key_values
+from tokenprune.cli.options import AsJson, PrunerName, key_values
 from tokenprune.cli.output import invocation_of
 from tokenprune.registry import UNIVERSAL_OPTIONS, PrunerSpec
 
 
 def show(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A pruner's name.")],
+    name: PrunerName,
     options: Annotated[list[str] | None, typer.Option("--set", help="Set an option, `NAME=VALUE`; repeatable.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show one pruner: its point on the seven axes, formula, options, source, and where it departs from it.
 

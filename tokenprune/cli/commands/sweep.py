@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenprune.cli.options import (
-    AsJson,
-    ExecutorName,
-    ExecutorOptions,
-    NoTracker,
-    Progress,
-    ProgressForm,
-    Quiet,
-    Rerun,
-    Trackers,
-    Workers,
-    chosen_pruners,
-    comma_list,
-    executor_options,
-    tracker_change,
-)
+from tokenprune.cli import options as opt
 from tokenprune.cli.output import Invocation, invocation_of, table
 from tokenprune.cli.sweep_run import RETRY, run_and_show
 
@@ -40,21 +25,21 @@ def sweep(
     budgets: Annotated[str, typer.Option(help="These budgets, a comma list: `25%`, `0.25`, `64`.")] = "",
     limit: Annotated[int | None, typer.Option(help="Samples per cell.", min=1)] = None,
     device: Annotated[str, typer.Option(help="Devices, a comma list: `cpu`, `cuda:0,cuda:1`.")] = "",
-    executor: ExecutorName = "",
-    executor_option: ExecutorOptions = None,
-    workers: Workers = None,
-    tracker: Trackers = None,
-    no_tracker: NoTracker = False,
+    executor: opt.ExecutorName = "",
+    executor_option: opt.ExecutorOptions = None,
+    workers: opt.Workers = None,
+    tracker: opt.Trackers = None,
+    no_tracker: opt.NoTracker = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option(RETRY, help="Run failed cells again.")] = False,
-    rerun: Rerun = False,
-    as_json: AsJson = False,
-    progress: Progress = ProgressForm.AUTO,
-    quiet: Quiet = False,
+    rerun: opt.Rerun = False,
+    as_json: opt.AsJson = False,
+    progress: opt.Progress = opt.ProgressForm.AUTO,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Compare pruners: one cell per model, task, pruner, budget and seed, each one tracked in MLflow by default.
 
-    The same command again continues where it stopped. Exit codes: 3 where cells failed, 130 after Ctrl-C.
+    The same command again continues where it stopped. Exit codes: 3 if cells failed, 130 after Ctrl-C.
 
     Example: tokenprune sweep --pruners none,random,iwp --budgets 25%,5.6% --limit 64
     """
@@ -63,8 +48,9 @@ def sweep(
 
     invocation = invocation_of(context)
     chosen = default_config(invocation.host) if config is None else load_config(config, invocation.host)
-    changes = _changes(chosen, pruners=pruners, budgets=budgets, limit=limit, device=device)
-    changes |= tracker_change(tracker, no_tracker)
+    changes = opt.sweep_changes(budgets=budgets, limit=limit, device=device) | opt.tracker_change(tracker, no_tracker)
+    if pruners:
+        changes["pruners"] = opt.chosen_pruners(chosen, pruners)
     if changes:
         chosen = with_changes(chosen, changes, invocation.host)
     directory = out or (Path(chosen.out) if chosen.out else _RUNS / (config.stem if config else "default"))
@@ -79,24 +65,10 @@ def sweep(
         quiet=quiet,
         as_json=as_json,
         executor=executor or None,
-        executor_options=executor_options(executor_option, workers),
+        executor_options=opt.executor_options(executor_option, workers),
         retry_failed=retry_failed,
         rerun=rerun,
     )
-
-
-def _changes(config: SweepConfig, *, pruners: str, budgets: str, limit: int | None, device: str) -> dict[str, Any]:
-    """What the options say, as top-level keys of a sweep file."""
-    changes: dict[str, Any] = {}
-    if pruners:
-        changes["pruners"] = chosen_pruners(config, pruners)
-    if budgets:
-        changes["budgets"] = comma_list("--budgets", budgets)
-    if limit is not None:
-        changes["limit"] = limit
-    if device:
-        changes["device"] = comma_list("--device", device)
-    return changes
 
 
 def _show_plan(invocation: Invocation, config: SweepConfig, directory: Path, as_json: bool, *, rerun: bool) -> None:

@@ -12,13 +12,14 @@ from typing import Annotated
 import typer
 
 from tokenprune.cli.links import link_lines
+from tokenprune.cli.options import SweepDirectory
 from tokenprune.cli.output import Output, invocation_of
 from tokenprune.errors import PrerequisiteError
 
 
 def ui(
     context: typer.Context,
-    directory: Annotated[Path, typer.Argument(help="Sweep directory.")] = Path("runs/default"),
+    directory: SweepDirectory = Path("runs/default"),
     port: Annotated[
         int | None, typer.Option(help="Port of the page.  [default: 5000, or a free one]", min=1, max=65535)
     ] = None,
@@ -51,7 +52,7 @@ def ui(
             f"`tokenprune runs replay {shlex.quote(str(dashboard.directory))}` tells them where they are now",
         )
     chosen = choose_port(port, host)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended in any way, it takes its server along
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the server too
     output.say(f"starting the MLflow server of {dashboard.directory}")
     with serving(dashboard, chosen, host) as server:
         _show(output, place.views, f"http://{host}:{chosen}", browser=browser, as_json=as_json)
