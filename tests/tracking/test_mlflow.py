@@ -206,7 +206,7 @@ def test_preset_views(finished: FinishedSweep, dashboard: Dashboard) -> None:
     per_task = next(json.loads(view["state"]) for view in views.values() if view["name"].startswith("Per task"))
     shown = {chart["yaxis"]["key"] for chart in per_task["compareRunCharts"]}
     assert {"quality/family/colour", "quality/family/shape"} <= shown
-    links = place_of(finished.outcome).views
+    links = {view.label: view.url for view in place_of(finished.outcome).views}
     shares = {address.partition("viewStateShareKey=")[2] for address in links.values()} - {""}
     assert {f"mlflow.sharedViewState.{share}" for share in shares} == set(views)
     assert f"/runs/{place_of(finished.outcome).summary_run_id}/artifacts/report.html" in links["Report"]

@@ -68,8 +68,8 @@ def test_runs_on_a_server(finished: FinishedSweep, tmp_path: Path) -> None:
 
 
 def test_links_come_in_order_and_say_how_many_there_are() -> None:
-    links = {"Table": "#/t", "Compare answers: 4": "#/a", "Compare answers: 50%": "#/b", "Trade-off": "#/x"}
-    assert main_links(links, "http://h:1/") == (
+    labels = {"Table": "#/t", "Compare answers: 4": "#/a", "Compare answers: 50%": "#/b", "Trade-off": "#/x"}
+    assert main_links([Link(*pair) for pair in labels.items()], "http://h:1/") == (
         Link("Trade-off", "http://h:1/#/x"),
         Link("Compare answers: 4 (1 of 2)", "http://h:1/#/a"),
     )

@@ -51,7 +51,7 @@ def test_runs_on_a_server_need_no_server(run: Commands, finished: FinishedSweep,
     assert [line.split("http")[0].strip() for line in ran.out.splitlines()][:3] == ["Trade-off", "Per task", "All axes"]
     found = run("ui", str(copy), "--json").json()
     assert found["dashboard"] == "http://host:5000"
-    assert found["links"] == {name: f"http://host:5000/{address}" for name, address in place.views.items()}
+    assert found["links"] == {view.label: f"http://host:5000/{view.url}" for view in place.views}
 
 
 @pytest.mark.thorough

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class Place:
         experiment: Its name.
         own: Whether the store is the database in the sweep directory.
         style: How the runs are shown.
-        views: Address of every view and page, relative to the MLflow page, by name.
+        views: Every view and page, with addresses relative to the MLflow page.
         summary_run_id: The summary run; empty before there is one.
     """
 
@@ -37,7 +37,7 @@ class Place:
     experiment: str
     own: bool
     style: RunStyle
-    views: Mapping[str, str]
+    views: tuple[Link, ...] = ()
     summary_run_id: str = ""
 
     @property
@@ -64,21 +64,22 @@ def read_place(directory: Path) -> Place | None:
     note = read_notes(directory).get(TRACKER)
     if note is None:
         return None
-    return Place(**{**note.details, "style": RunStyle.from_json(note.details["style"])})
+    views = tuple(Link(**link) for link in note.details["views"])
+    return Place(**{**note.details, "style": RunStyle.from_json(note.details["style"]), "views": views})
 
 
-def main_links(views: Mapping[str, str], base: str) -> tuple[Link, ...]:
+def main_links(views: Sequence[Link], base: str) -> tuple[Link, ...]:
     """The first view of each kind; a kind of several says how many there are.
 
     Args:
-        views: Addresses relative to the MLflow page, by name.
+        views: Views and pages, with addresses relative to the MLflow page.
         base: Address of the page.
     """
     links = []
     for kind in _KINDS:
-        names = [name for name in views if name.partition(":")[0] == kind]
-        if names:
-            # a single view needs no more than its kind; of several, the name says which one this is
-            label = kind if len(names) == 1 else f"{names[0]} (1 of {len(names)})"
-            links.append(Link(label, f"{base.rstrip('/')}/{views[names[0]]}"))
+        found = [view for view in views if view.label.partition(":")[0] == kind]
+        if found:
+            # the kind names a single view; of several, the label says which one this is
+            label = kind if len(found) == 1 else f"{found[0].label} (1 of {len(found)})"
+            links.append(Link(label, f"{base.rstrip('/')}/{found[0].url}"))
     return tuple(links)

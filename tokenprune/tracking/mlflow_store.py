@@ -16,6 +16,7 @@ from tokenprune.report.render.page import FOLDER, PAGE
 from tokenprune.sweep.store.atomic_io import read_json
 from tokenprune.sweep.store.result_store import SweepStore
 from tokenprune.sweep.store.sweep_data import SweepData, read_sweep
+from tokenprune.sweep.store.tracker_notes import Link
 from tokenprune.tracking.database import ARTIFACTS, database_uri, prepare
 from tokenprune.tracking.mlflow_note import Place, read_place
 from tokenprune.tracking.mlflow_runs import RunWriter, client_class, every
@@ -25,10 +26,10 @@ from tokenprune.tracking.views import (
     artifact_link,
     compare_link,
     filter_of,
-    links,
     note,
     own_tag,
     summary_note,
+    view_addresses,
     view_tags,
     views_of,
 )
@@ -63,13 +64,14 @@ class MlflowStore:
         self._client = make_client(tracking_uri=uri)
         experiment = self._experiment(own=not given)
         self._experiment_id = str(experiment.experiment_id)
-        self._place = Place(uri, self._experiment_id, str(experiment.name), not given, style, {})
+        self._place = Place(uri, self._experiment_id, str(experiment.name), not given, style)
         self._runs = RunWriter(self._client, self._experiment_id, data.store, self._sweep_id, style)
 
     def announce(self, summary_run: str = "") -> Place:
         """Bring the preset views up to date, and note where the runs are, for people and for `run_writer`."""
         views = {**self._preset_views(), **(self._pages(summary_run) if summary_run else {})}
-        place = replace(self._place, views=views, summary_run_id=summary_run)
+        links = tuple(Link(label, url) for label, url in views.items())
+        place = replace(self._place, views=links, summary_run_id=summary_run)
         place.leave(self._directory)
         return place
 
@@ -123,7 +125,7 @@ class MlflowStore:
         self._client.log_artifact(run_id, str(self._directory / "sweep.json"))
         self._client.set_terminated(run_id, "FAILED" if status == "interrupted" else "FINISHED")
         place = self.announce(run_id)
-        text = note(data.header.name, place.views, table)
+        text = note(data.header.name, {view.label: view.url for view in place.views}, table)
         self._client.set_experiment_tag(self._experiment_id, "mlflow.note.content", text)
         return place
 
@@ -142,7 +144,7 @@ class MlflowStore:
         for name in tags:
             if own_tag(name, self._sweep_id) and name not in wanted:
                 self._client.delete_experiment_tag(self._experiment_id, name)
-        return links(self._experiment_id, views)
+        return view_addresses(self._experiment_id, views)
 
     def _pages(self, summary_run: str) -> dict[str, str]:
         """The addresses of MLflow's comparison of runs, and of the report in the summary run."""

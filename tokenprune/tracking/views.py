@@ -126,7 +126,7 @@ def own_tag(name: str, sweep_id: str) -> bool:
     return name.startswith(f"{VIEW_TAG}{PREFIX}-{sweep_id[:8]}-")
 
 
-def links(experiment_id: str, views: Sequence[DashboardView]) -> dict[str, str]:
+def view_addresses(experiment_id: str, views: Sequence[DashboardView]) -> dict[str, str]:
     """Addresses of the preset views by name, relative to the MLflow page."""
     base = f"#/experiments/{experiment_id}/runs?{_WORKFLOW}"
     return {view.name: f"{base}&compareRunsMode={view.mode}&viewStateShareKey={view.key}" for view in views}

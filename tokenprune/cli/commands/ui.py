@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 import signal
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from tokenprune.cli.links import link_lines
 from tokenprune.cli.options import SweepDirectory
 from tokenprune.cli.output import Output, invocation_of
 from tokenprune.errors import PrerequisiteError
+
+if TYPE_CHECKING:
+    from tokenprune.sweep.store.tracker_notes import Link
 
 
 def ui(
@@ -65,12 +68,12 @@ def ui(
     raise PrerequisiteError(f"the MLflow server ended with code {code}", hint=f"see {log}")
 
 
-def _show(output: Output, views: Mapping[str, str], base: str, *, browser: bool, as_json: bool) -> None:
+def _show(output: Output, views: Sequence[Link], base: str, *, browser: bool, as_json: bool) -> None:
     from tokenprune.tracking.mlflow_note import main_links
 
     links = main_links(views, base)
     if as_json:
-        output.json({"dashboard": base, "links": {name: f"{base}/{address}" for name, address in views.items()}})
+        output.json({"dashboard": base, "links": {view.label: f"{base}/{view.url}" for view in views}})
     else:
         output.say(f"dashboard: {base}")
         for line in link_lines(links):
