@@ -6,3 +6,6 @@ from .plan.cells import plan_cells as plan_cells
 from .runner import SweepOutcome as SweepOutcome
 from .runner import run_sweep as run_sweep
 from .store.result_store import SweepStore as SweepStore
+from .store.tracker_notes import Link as Link
+from .store.tracker_notes import TrackerNote as TrackerNote
+from .store.tracker_notes import leave_note as leave_note
