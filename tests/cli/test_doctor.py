@@ -18,6 +18,7 @@ from tokenprune.families.supported import TESTED, is_tested
 
 def findings(run: Commands) -> tuple[int, dict[str, dict[str, str]]]:
     ran = run("doctor", "--json")
+    assert ran.out, ran.err
     return ran.code, {entry["subject"]: entry for entry in ran.json()["findings"]}
 
 
@@ -82,3 +83,42 @@ def test_what_the_engine_uses_inside_transformers_is_probed(run: Commands, monke
     assert found["engine: mask functions"]["verdict"] == "bad"
     assert "causal_mask_function" in found["engine: mask functions"]["text"]
     assert found["engine: dynamic cache"]["verdict"] == "ok"
+
+
+def test_a_package_that_is_missing_is_bad(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "pluggy":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    code, found = findings(run)
+    assert code == ExitCode.VERDICT
+    assert found["pluggy"]["verdict"] == "bad"
+    assert "not installed" in found["pluggy"]["text"]
+
+
+def test_models_without_weights_and_models_of_the_hub_are_told_apart(
+    run: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a_plugin_with_models.py").write_text(
+        "from tokenprune import hookimpl\n"
+        "from tokenprune.registry import ModelSpec\n\n\n"
+        "@hookimpl\n"
+        "def register_models(register):\n"
+        f"    register(ModelSpec(name='hollow', target={str(tmp_path / 'empty')!r}, summary='a folder'))\n"
+        "    register(ModelSpec(name='far', target='nobody/nothing', summary='of the hub'))\n"
+    )
+    info = tmp_path / "tokenprune_models-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tokenprune-models\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[tokenprune]\nmodels = a_plugin_with_models\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("TOKENPRUNE_LOAD_PLUGINS", raising=False)
+    _, found = findings(run)
+    assert (found["model hollow"]["verdict"], found["model far"]["verdict"]) == ("bad", "note")
+    assert "no weights" in found["model hollow"]["text"]
+    assert "comes from the hub" in found["model far"]["text"]

@@ -127,8 +127,8 @@ def model_path(name_or_path: str, host: Host) -> str:
         package, _, rest = target.partition("/")
         import importlib.util
 
-        found = importlib.util.find_spec(package)
-        if rest and found is not None and found.submodule_search_locations:
+        found = importlib.util.find_spec(package) if package and rest else None  # an absolute path names no package
+        if found is not None and found.submodule_search_locations:
             return str(Path(next(iter(found.submodule_search_locations))) / rest)
         return target
     if Path(name_or_path).is_dir() or "/" in name_or_path:
