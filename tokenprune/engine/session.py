@@ -298,7 +298,7 @@ class Session:
                 prefill.callback(self._forget)
                 self._prefill = prefill
                 if is_pruned(cache):
-                    call.check_mode()
+                    call.check_turn()
                     give_back_offsets(self.parts.base, cache)
                 if input_ids is not None and brings:
                     call.check(input_ids.shape[1])
