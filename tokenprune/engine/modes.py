@@ -13,6 +13,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,7 @@ from torch import nn
 from tokenprune.engine.cache.caches import check_growing
 from tokenprune.engine.patch.methods import method_changed
 from tokenprune.errors import IncompatibleError
-from tokenprune.families.supported import cache_in
+from tokenprune.families.supported import PIECES_OF_A_TURN, PIECES_WITH_PICTURES, cache_in, older_than
 
 #: Modes of `generate` in which each step reads one token more than the step before.
 MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
@@ -84,6 +85,21 @@ class Call:
                 "whole prompt",
                 hint="leave `prefill_chunk_size` out, or make it as large as the prompt",
             )
+        if size is not None and older_than(PIECES_WITH_PICTURES):
+            raise _needs_release(
+                f"`prefill_chunk_size={size}` leaves the pictures of a prompt out", PIECES_WITH_PICTURES
+            )
+
+    def check_turn(self) -> None:
+        """Refuse what cannot work on a new turn after a pruned prompt.
+
+        Raises:
+            IncompatibleError: With the setting, and what to do.
+        """
+        self.check_mode()
+        size = self.setting("prefill_chunk_size")
+        if size is not None and older_than(PIECES_OF_A_TURN):
+            raise _needs_release(f"`prefill_chunk_size={size}` reads a whole conversation again", PIECES_OF_A_TURN)
 
     def check_mode(self) -> None:
         """Refuse modes that read tokens more than once.
@@ -173,6 +189,14 @@ class Batching:
         for name in BATCHING:
             if callable(getattr(self._model, name, None)):
                 undo.enter_context(method_changed(self._model, name, functools.partial(_refusing, name)))
+
+
+def _needs_release(fault: str, release: str) -> IncompatibleError:
+    """What is said of a fault that a newer transformers does not have."""
+    return IncompatibleError(
+        f"{fault} in transformers {metadata.version('transformers')}",
+        hint=f"leave `prefill_chunk_size` out, or install transformers {release} or newer",
+    )
 
 
 def _refusing(name: str, method: Callable[..., Any]) -> Callable[..., Any]:

@@ -285,7 +285,7 @@ class Session:
                 exclusive.callback(self._forget)
                 self._exclusive = exclusive
                 if is_pruned(cache):
-                    call.check_mode()
+                    call.check_turn()
                     give_back_offsets(self.parts.base, cache)
                 if input_ids is not None and brings:
                     call.check(input_ids.shape[1])

@@ -18,6 +18,18 @@ TESTED = ("5.20.0", "5.24.0")
 CACHE_NAMES = ("cache", "past_key_values")
 
 
+#: First release whose `generate` keeps the pictures of a prompt that it reads with `prefill_chunk_size`.
+PIECES_WITH_PICTURES = "5.23.0"
+
+#: First release whose `generate` reads the new turn of a conversation in pieces, and not all of it again.
+PIECES_OF_A_TURN = "5.21.0"
+
+
+def older_than(release: str) -> bool:
+    """Whether the installed transformers is older than a release."""
+    return Version(metadata.version("transformers")) < Version(release)
+
+
 def cache_in(arguments: Mapping[str, Any]) -> Any:
     """The KV cache among the arguments of a call, by the name of any tested release, or `None`."""
     return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
