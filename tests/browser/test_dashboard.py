@@ -158,8 +158,8 @@ def test_data_set_of_a_run(page: Page, swept: Swept, served: Served) -> None:
 def test_the_report_is_shown_inside_the_page(page: Page, served: Served, shoot: Shoot) -> None:
     show(page, served.link("Report"))
     frame = page.frame_locator("iframe")
-    frame.locator("body[data-figures=drawn]").wait_for()
-    assert frame.locator(".figure .main-svg").count() > 2
+    frame.locator("#viewer .panel").first.wait_for()
+    assert frame.locator(".plot svg").count() > 2
     hide_path(page)
     shoot(page, "report-in-mlflow")
 
@@ -172,7 +172,7 @@ def test_the_report_alone(page: Page, swept: Swept, shoot: Shoot) -> None:
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.goto(report.as_uri())
-    page.wait_for_selector("body[data-figures=drawn]")
+    page.wait_for_selector("#viewer .panel")
     text = text_of(page)
     assert wrong == []
     assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}  # nothing from anywhere else
@@ -180,18 +180,25 @@ def test_the_report_alone(page: Page, swept: Swept, shoot: Shoot) -> None:
         assert name in text
     shoot(page, "report-tables")
 
-    drawn = page.locator(".figure[data-drawn]")
-    assert drawn.count() == 3  # two Pareto plots and the heat map; the others wait for a click
-    assert page.locator(".figure").first.locator(".legendtext").first.text_content() == "Pareto front"
+    assert page.locator(".plot svg:visible").count() == 2  # the two Pareto plots; the others wait for a click
+    plot = page.locator(".plot svg").first
+    assert plot.locator("text", has_text="Pareto front").count() == 1
     page.locator("#trade-offs").scroll_into_view_if_needed()
     page.evaluate("document.getElementById('trade-offs').scrollIntoView()")
     shoot(page, "report-trade-offs")
+    name = plot.locator("[data-legend]", has_text="divprune").last
+    line = plot.locator(f"[data-series='{name.get_attribute('data-legend')}']").first
+    assert line.evaluate("(line) => getComputedStyle(line).display") != "none"
+    name.click()
+    assert line.evaluate("(line) => getComputedStyle(line).display") == "none"
+    name.click()
     page.locator("details summary", has_text="GFLOPs").click()
-    page.wait_for_function("document.querySelectorAll('.figure[data-drawn]').length === 4")
+    assert page.locator(".plot svg:visible").count() == 3
     page.locator("details summary", has_text="GFLOPs").click()
 
     page.evaluate("document.getElementById('families').scrollIntoView()")
-    assert page.locator(".hm, .heatmaplayer image").count() >= 1
+    assert page.locator("table.heat:visible").count() == 1  # of the last budget; the others wait for a click
+    assert page.locator("table.heat:visible td[style]").count() >= 7
     shoot(page, "report-families")
 
     page.evaluate("document.getElementById('kept-tokens').scrollIntoView()")

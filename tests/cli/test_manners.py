@@ -31,7 +31,7 @@ COMMANDS = [
     "check",
     "ui",
 ]
-HEAVY = {"torch", "transformers", "mlflow", "matplotlib", "plotly", "scipy", "sklearn", "pandas", "ruamel"}
+HEAVY = {"torch", "transformers", "mlflow", "matplotlib", "jinja2", "scipy", "sklearn", "pandas", "ruamel"}
 
 
 def test_every_command_is_tested_here() -> None:

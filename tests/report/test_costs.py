@@ -13,14 +13,11 @@ import pytest
 from tests.sweep.fixtures import FinishedSweep
 from tokenprune.report import leaderboard, markdown_report
 from tokenprune.report.data.costs import Quartiles, summarise_costs
-from tokenprune.report.data.notes import Section, shown
-from tokenprune.report.data.rows import Row
-from tokenprune.report.figures.colours import sweep_colours
-from tokenprune.report.figures.plots import PREFILL, interactive, lines_of
-from tokenprune.report.render.columns import LEGEND
-from tokenprune.report.render.cost_sections import cost_sections
+from tokenprune.report.data.rows import PrunerRow
+from tokenprune.report.render.columns import Section, legend
 from tokenprune.report.render.escaping import markdown_sentence
-from tokenprune.report.render.markdown import cells_of
+from tokenprune.report.render.plots import PREFILL, draw, lines_of, sweep_colours
+from tokenprune.report.render.sections import cost_sections, leaderboard_section
 from tokenprune.sweep import SweepStore
 from tokenprune.sweep.store.sweep_data import read_sweep
 from tokenprune.tracking.run_data import metrics_of
@@ -45,7 +42,7 @@ def rewrite(finished: FinishedSweep, tmp_path: Path) -> Rewrite:
     return make
 
 
-def row(directory: Path, label: str, table: int = 1) -> Row:
+def row(directory: Path, label: str, table: int = 1) -> PrunerRow:
     return {row.label: row for row in leaderboard(directory).tables[table].rows}[label]
 
 
@@ -55,14 +52,14 @@ def sections(directory: Path) -> list[Section]:
 
 def notes(section: Section) -> list[str]:
     """What is said below a table that shows all its columns."""
-    return shown(section.notes, section.header, section.rows)
+    return section.shown_notes()
 
 
 def every_table(text: str, mark: str, meaning: str) -> list[str]:
     """The lines of tables that bear a mark; each table with one says what it means, and no other table does."""
     bearing = []
     for block in re.split(r"\n(?=\*\*)", text):
-        block = block.split(LEGEND)[0]
+        block = block.split(legend())[0]
         lines = [line for line in block.splitlines() if line.startswith("|") and mark in line]
         told = f"- {markdown_sentence(mark)}: {meaning}"
         assert (told in block) == bool(lines), block
@@ -261,20 +258,31 @@ def test_the_front_over_time_is_of_shares_of_the_unpruned_time(rewrite: Rewrite)
     assert floor in {dot.floor for dot in lines["grid"]}
 
 
-def test_the_figure_over_time_has_intervals_marks_and_floors(rewrite: Rewrite) -> None:
+def test_the_plot_over_time_has_intervals_marks_and_floors(rewrite: Rewrite) -> None:
     def change(name: str, cost: dict[str, Any]) -> dict[str, Any]:
         busy = {"busy": "grid" in name, "before": {"cpu": 0.5}, "during": {}, "limit": 0.1}
         shares = {"over_unpruned": ratio(0.5, 0.49, 0.53), "floor_over_unpruned": ratio(0.25, 0.24, 0.26)}
         return {**cost, **shares, "busy": busy}
 
     copy = rewrite(change)
-    figure = interactive(leaderboard(copy).tables, PREFILL, sweep_colours(read_sweep(copy)))
-    traces = {trace.name: trace for trace in figure.data}
-    assert list(traces["first"].error_x.array) == pytest.approx([0.03] * 2)
-    assert list(traces["first"].error_x.arrayminus) == pytest.approx([0.01] * 2)
-    assert list(traces["grid"].text) == ["\N{DAGGER}"] * 2
-    assert set(traces["first"].text) == {""}
-    assert set(traces["floor: were choosing free"].x) == {0.25}
+    board = leaderboard(copy)
+    plot = draw(board.tables, PREFILL, sweep_colours(read_sweep(copy)))
+    assert plot is not None
+    (axes,) = plot.figure.axes
+    series = {line.label: f"series-{place}" for place, line in enumerate(lines_of(board.tables, PREFILL))}
+
+    def bars(label: str) -> list[list[float]]:
+        """The intervals along the axis of one pruner, from left to right."""
+        parts = [part.get_segments() for part in axes.collections if part.get_gid() == series[label]]
+        return [[x for x, _ in one] for found in parts for one in found if one[0][0] < one[1][0]]
+
+    assert bars("first") == [pytest.approx([0.49, 0.53])] * 2
+    marks = {text.get_gid(): text.get_text() for text in axes.texts}
+    assert marks == {series["grid"]: "\N{DAGGER}"}
+    assert [text.get_text() for text in axes.texts] == ["\N{DAGGER}"] * 2
+    floors = [line.get_xdata()[0] for line in axes.lines if str(line.get_gid()).endswith("-floor")]
+    assert set(floors) == {0.25}
+    assert "floor: were choosing free" in plot.svg()
 
 
 def test_results_without_the_unpruned_time_have_no_front_over_it(rewrite: Rewrite) -> None:
@@ -348,8 +356,8 @@ def test_what_cannot_be_told_from_1_is_no_speed_up_anywhere(rewrite: Rewrite) ->
         "none": "~1 [0.97, 1.01]",
     }
     for table in board.tables:
-        header, lines = cells_of(table)
-        for line in (dict(zip(header, line, strict=True)) for line in lines):
+        board_section = leaderboard_section(table)
+        for line in (dict(zip(board_section.header, line, strict=True)) for line in board_section.rows):
             expected = shown.get(line["pruner"], "-")
             assert (line["x none"], line["x floor"]) == (expected, expected)
     for section in cost_sections(board.tables):
@@ -388,8 +396,8 @@ def test_ratios_without_an_interval_are_marked_in_every_table(finished: Finished
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("|") and any(re.fullmatch(r"\d+\.\d\d\W*\?", cell) for cell in cells):
             assert line in bearing
-    header, lines = cells_of(leaderboard(finished.directory).tables[0])
-    ratios = [line[header.index(name)] for line in lines for name in ("x none", "x floor")]
+    table = leaderboard_section(leaderboard(finished.directory).tables[0])
+    ratios = [line[table.header.index(name)] for line in table.rows for name in ("x none", "x floor")]
     assert all(text == "-" or text.endswith("?") for text in ratios)
 
 

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.sweep.fixtures import FinishedSweep
-from tokenprune.report.figures.overlays import stored_overlay
-from tokenprune.report.figures.viewer import data_url, kept_tokens
+from tokenprune.report.render.kept_tokens import data_url, kept_tokens, stored_overlay
 from tokenprune.report.render.page import html_page
 from tokenprune.sweep import SweepStore
 from tokenprune.sweep.store.atomic_io import OutsideError, StorageError, append_line, inside, open_log

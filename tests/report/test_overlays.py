@@ -9,7 +9,7 @@ from PIL import Image
 from tests.sweep.fixtures import FinishedSweep
 from tests.sweep.tiny import TOKENS
 from tokenprune.report import draw_kept, side_by_side
-from tokenprune.report.figures.overlays import MIN_SIDE, png_bytes, stored_overlay
+from tokenprune.report.render.kept_tokens import MIN_SIDE, png_bytes, stored_overlay
 from tokenprune.sweep import SweepStore
 
 WHITE = Image.new("RGB", (32, 32), "white")

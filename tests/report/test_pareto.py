@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenprune.report.stats.pareto import Point, hypervolume, pareto_front
+from tokenprune.report.stats.tradeoff import Point, hypervolume, pareto_front
 
 CELLS = 12
 POINTS = st.lists(

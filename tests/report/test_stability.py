@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from tokenprune.report.stats.ranks import Stability, kendall_w, rank_stability
 from tokenprune.report.stats.scores import Scores
-from tokenprune.report.stats.stability import Stability, kendall_w, rank_stability
 
 
 def scores(*by_seed: list[float]) -> Scores:

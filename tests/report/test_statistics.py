@@ -8,14 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tokenprune.report.stats.statistics import (
-    Interval,
-    holm,
-    paired_difference,
-    paired_ratio,
-    score_interval,
-    sign_flip_p,
-)
+from tokenprune.report.stats.comparisons import holm, sign_flip_p
+from tokenprune.report.stats.intervals import Interval, paired_difference, paired_ratio, score_interval
 
 ANSWERS = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=5, max_size=40)
 DIFFERENCES = st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), min_size=1, max_size=40)
@@ -26,8 +20,8 @@ def own(count: int) -> list[str]:
 
 
 def ends(found: Interval) -> tuple[float, float]:
-    assert found.ends is not None
-    return found.ends
+    assert found.bounds is not None
+    return found.bounds
 
 
 def width(found: Interval) -> float:
@@ -87,8 +81,8 @@ def test_means_over_seeds_vary_less_than_answers() -> None:
 @pytest.mark.parametrize("pictures", [1, 4])
 def test_fewer_than_five_pictures_have_no_interval(pictures: int) -> None:
     scores, clusters = [1.0, 0.0] * 2 * pictures, own(pictures) * 4
-    assert score_interval(scores, clusters).ends is None
-    assert paired_difference(scores, scores[::-1], clusters).ends is None
+    assert score_interval(scores, clusters).bounds is None
+    assert paired_difference(scores, scores[::-1], clusters).bounds is None
     assert paired_ratio(scores, scores, clusters) == Interval(1.0, None, None)
 
 
@@ -99,7 +93,7 @@ def test_fewer_than_five_pictures_have_no_interval(pictures: int) -> None:
 def test_the_interval_of_an_accuracy_holds_the_truth(
     pictures: int, size: int, together: float, accuracy: float
 ) -> None:
-    """2,000 times, also near 100 %, where resampling alone gives 55 % (16 questions at 95 %)."""
+    """2,000 times, also near 100 %, where a plain bootstrap gives 55 % (16 questions at 95 %)."""
     random = np.random.default_rng(9)
     cells = [accuracy, 0.0, 0.0, 1.0 - accuracy]
     held = 0
@@ -156,7 +150,7 @@ def test_interval_and_test_do_not_contradict_each_other_flagrantly() -> None:
                 assert not excludes or p < 0.15, (questions, won, lost)
 
 
-def test_where_much_differs_the_smoothed_bootstrap_is_scipys() -> None:
+def test_where_much_differs_the_intervals_are_scipys_bootstrap() -> None:
     random = np.random.default_rng(3)
     base = (random.random(400) < 0.8).astype(float)
     ours = np.where(random.random(400) < 0.3, 1.0 - base, base)
@@ -203,13 +197,31 @@ def test_the_test_errs_at_about_the_nominal_rate() -> None:
     assert 0.02 <= rejected / 400 <= 0.08
 
 
-def test_the_draws_are_reproducible() -> None:
+def test_the_order_of_the_questions_changes_no_interval() -> None:
     ours, theirs = [0.0, 1.0, 1.0, 0.5, 1.0, 1.0], [0.0, 1.0, 0.0, 0.5, 0.0, 1.0]
-    first = paired_difference(ours, theirs, own(6))
-    assert paired_difference(ours[::-1], theirs[::-1], own(6)) == first
-    again = paired_difference(ours, theirs, own(6), seed=1)
-    assert again.mean == first.mean
-    assert ends(again) == pytest.approx(ends(first), abs=0.1)
+    for interval in (paired_difference, paired_ratio):
+        first, turned = interval(ours, theirs, own(6)), interval(ours[::-1], theirs[::-1], own(6))
+        assert turned.mean == pytest.approx(first.mean)
+        assert ends(turned) == pytest.approx(ends(first))
+
+
+def test_the_paired_interval_of_single_questions_is_agresti_and_mins() -> None:
+    """By hand: 0.5 is added to each of the four counts; the quantile is Student's for the number of questions."""
+    both, ours_alone, theirs_alone, none = 30, 5, 2, 3
+    ours = [1.0] * both + [1.0] * ours_alone + [0.0] * theirs_alone + [0.0] * none
+    theirs = [1.0] * both + [0.0] * ours_alone + [1.0] * theirs_alone + [0.0] * none
+    b, c, n = ours_alone + 0.5, theirs_alone + 0.5, 42
+    half = stats.t.ppf(0.975, 39) * np.sqrt(b + c - (b - c) ** 2 / n) / n
+    assert ends(paired_difference(ours, theirs, own(40))) == pytest.approx(((b - c) / n - half, (b - c) / n + half))
+
+
+def test_with_many_questions_the_paired_interval_is_that_of_the_clustered_standard_error() -> None:
+    random = np.random.default_rng(5)
+    ours, theirs, clusters = answers(random, [0.5, 0.2, 0.15, 0.15], 600, 4, 0.5)
+    totals = np.bincount(clusters, weights=ours - theirs - (ours - theirs).mean())
+    error = np.sqrt(600 / 599 * (totals**2).sum()) / len(ours)
+    found = paired_difference(ours, theirs, clusters)
+    assert width(found) == pytest.approx(2 * stats.t.ppf(0.975, 599) * error, rel=0.01)
 
 
 @given(ANSWERS)
@@ -260,10 +272,10 @@ def test_bad_input(scores: list[float]) -> None:
             call()
 
 
-def test_a_ratio_to_nothing_is_an_error_and_draws_without_a_denominator_are_left_out() -> None:
+def test_a_ratio_to_nothing_is_an_error_and_one_to_little_is_wide() -> None:
     with pytest.raises(ValueError, match="denominator"):
         paired_ratio([1.0, 0.0], [0.0, 0.0], own(2))
-    found = paired_ratio([1.0] + [0.0] * 9, [1.0] + [0.0] * 9, own(10))  # many draws have no denominator
+    found = paired_ratio([1.0] + [0.0] * 9, [1.0] + [0.0] * 9, own(10))
     low, high = ends(found)
     assert np.isfinite(low)
     assert low <= 1.0 <= high < np.inf

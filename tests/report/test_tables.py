@@ -9,16 +9,15 @@ import pytest
 from tests.sweep.fixtures import FinishedSweep
 from tokenprune.errors import ConfigError
 from tokenprune.report import leaderboard, markdown_report, markdown_table, pair_tables, write_report
-from tokenprune.report.data.tables import Table
-from tokenprune.report.figures.colours import REFERENCE_COLOUR, sweep_colours
-from tokenprune.report.figures.plots import BUDGET, FIGURES, lines_of, png
+from tokenprune.report.data.rows import BudgetTable
+from tokenprune.report.render.plots import AXES, BUDGET, REFERENCE_COLOUR, draw, lines_of, sweep_colours
 from tokenprune.sweep import SweepStore
 from tokenprune.sweep.store.result_store import write_jsonl
 from tokenprune.sweep.store.sweep_data import read_sweep
 
 
 @pytest.fixture(scope="module")
-def tables(finished: FinishedSweep) -> tuple[Table, ...]:
+def tables(finished: FinishedSweep) -> tuple[BudgetTable, ...]:
     return leaderboard(finished.directory).tables
 
 
@@ -28,7 +27,7 @@ def scores(finished: FinishedSweep, name: str) -> np.ndarray:
     return np.array([row["score"] for row in store.samples(cell.id)])
 
 
-def test_one_table_per_budget_with_every_pruner(tables: tuple[Table, ...]) -> None:
+def test_one_table_per_budget_with_every_pruner(tables: tuple[BudgetTable, ...]) -> None:
     assert [(table.task, table.budget) for table in tables] == [("toy (size=8)", "50%"), ("toy (size=8)", "4")]
     for table in tables:
         assert table.rows[0].label == "none"
@@ -43,7 +42,7 @@ def test_one_table_per_budget_with_every_pruner(tables: tuple[Table, ...]) -> No
         }
 
 
-def test_rows_are_ranked_by_accuracy(tables: tuple[Table, ...]) -> None:
+def test_rows_are_ranked_by_accuracy(tables: tuple[BudgetTable, ...]) -> None:
     for table in tables:
         ranked = [row for row in table.rows if row.rank is not None]
         means = [row.accuracy.mean for row in ranked if row.accuracy]
@@ -103,7 +102,7 @@ def test_samples_that_a_baseline_failed_are_left_out_of_the_comparison(finished:
     assert note.startswith("vs downsample: without 3 questions on which `downsample` raised an error")
 
 
-def test_seeds_are_averaged(finished: FinishedSweep, tables: tuple[Table, ...]) -> None:
+def test_seeds_are_averaged(finished: FinishedSweep, tables: tuple[BudgetTable, ...]) -> None:
     (row,) = [row for row in tables[1].rows if row.label == "random"]
     both = np.stack([scores(finished, "random/toy@4"), scores(finished, "random/toy@4 seed 1")])
     assert row.accuracy is not None
@@ -112,12 +111,12 @@ def test_seeds_are_averaged(finished: FinishedSweep, tables: tuple[Table, ...]) 
     assert row.against_random is None
 
 
-def test_differences_are_paired(finished: FinishedSweep, tables: tuple[Table, ...]) -> None:
+def test_differences_are_paired(finished: FinishedSweep, tables: tuple[BudgetTable, ...]) -> None:
     (row,) = [row for row in tables[1].rows if row.label == "first"]
     expected = (scores(finished, "first/toy@4") - scores(finished, "none/toy@all")).mean()
     assert row.against_none is not None
     assert row.against_none.mean == pytest.approx(expected)
-    assert row.against_none.ends is None  # the toy task has four pictures
+    assert row.against_none.bounds is None  # the toy task has four pictures
     assert row.against_random is not None
     assert 0 < row.against_random.p <= row.against_random.p_adjusted <= 1
     assert row.against_downsample is not None
@@ -128,7 +127,7 @@ def test_differences_are_paired(finished: FinishedSweep, tables: tuple[Table, ..
     assert row.retention.mean == pytest.approx(scores(finished, "first/toy@4").mean() / unpruned)
 
 
-def test_a_failed_cell_counts_as_wrong_answers_and_a_refused_one_is_not_ranked(tables: tuple[Table, ...]) -> None:
+def test_a_failed_cell_counts_as_wrong_answers_and_a_refused_one_is_not_ranked(tables: tuple[BudgetTable, ...]) -> None:
     rows = {row.label: row for row in tables[0].rows}
     failed, refused = rows["exploding"], rows["refusing"]
     assert (failed.outcome, failed.reason, failed.seeds, failed.failed) == ("failed", "boom", 0, 1)
@@ -189,7 +188,9 @@ def test_missing_samples_are_an_error_and_not_a_smaller_denominator(finished: Fi
         leaderboard(copy)
 
 
-def test_the_hard_subset_is_what_down_sampling_gets_wrong(finished: FinishedSweep, tables: tuple[Table, ...]) -> None:
+def test_the_hard_subset_is_what_down_sampling_gets_wrong(
+    finished: FinishedSweep, tables: tuple[BudgetTable, ...]
+) -> None:
     for table, budget in zip(tables, ("50%", "4"), strict=True):
         unpruned, down = scores(finished, "none/toy@all"), scores(finished, f"downsample/toy@{budget}")
         mask = (unpruned == 1.0) & (down == 0.0)
@@ -203,7 +204,7 @@ def test_the_hard_subset_is_what_down_sampling_gets_wrong(finished: FinishedSwee
                 assert table.hard.reason
 
 
-def test_families_add_up_and_have_intervals(tables: tuple[Table, ...]) -> None:
+def test_families_add_up_and_have_intervals(tables: tuple[BudgetTable, ...]) -> None:
     for row in tables[0].rows:
         if row.families is None or row.accuracy is None:
             continue
@@ -224,7 +225,7 @@ def test_every_pair_of_a_table(finished: FinishedSweep) -> None:
     assert pair.difference.mean == pytest.approx(expected)
 
 
-def test_the_summary_of_all_budgets(finished: FinishedSweep, tables: tuple[Table, ...]) -> None:
+def test_the_summary_of_all_budgets(finished: FinishedSweep, tables: tuple[BudgetTable, ...]) -> None:
     (summary,) = leaderboard(finished.directory).summaries
     assert set(summary.needed) == {"random", "grid", "downsample", "first", "exploding"}
     assert [found.bound for found in summary.needed["exploding"]] == ["more than"] * 3  # failed at both budgets
@@ -290,7 +291,7 @@ def test_not_a_sweep(tmp_path: Path) -> None:
         leaderboard(tmp_path)
 
 
-def test_lines_of_a_figure(finished: FinishedSweep, tables: tuple[Table, ...]) -> None:
+def test_lines_of_a_plot(finished: FinishedSweep, tables: tuple[BudgetTable, ...]) -> None:
     lines = {line.label: line.points for line in lines_of(tables, BUDGET)}
     assert [point.x for point in lines["first"]] == [4.0, 8.0]
     assert [point.budget for point in lines["first"]] == ["4", "50%"]
@@ -299,7 +300,9 @@ def test_lines_of_a_figure(finished: FinishedSweep, tables: tuple[Table, ...]) -
     colours = sweep_colours(read_sweep(finished.directory))
     assert colours["none"] == REFERENCE_COLOUR
     assert len(set(colours.values())) == len(colours)
-    assert png(tables, BUDGET, colours).startswith(b"\x89PNG")
+    plot = draw(tables, BUDGET, colours)
+    assert plot is not None
+    assert plot.png().startswith(b"\x89PNG")
 
 
 def test_report_folder(finished: FinishedSweep, tmp_path: Path) -> None:
@@ -309,5 +312,5 @@ def test_report_folder(finished: FinishedSweep, tmp_path: Path) -> None:
         "leaderboard.md",
         "leaderboard.json",
         "pairs.json",
-        *(f"{name}.png" for name in FIGURES),
+        *(f"{axis.name}.png" for axis in AXES),
     }

@@ -9,7 +9,7 @@ import pytest
 
 from tests.sweep.fixtures import Workshop
 from tokenprune.report import leaderboard
-from tokenprune.report.data.tables import Row
+from tokenprune.report.data.rows import PrunerRow
 from tokenprune.sweep import SweepStore, default_config, run_sweep, with_changes
 
 pytestmark = pytest.mark.thorough
@@ -21,7 +21,7 @@ class SmallSweep:
     """A finished sweep and the rows of its only table."""
 
     directory: Path
-    rows: dict[str, Row]
+    rows: dict[str, PrunerRow]
 
 
 @pytest.fixture(scope="module")

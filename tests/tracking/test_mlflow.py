@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tests.tracking.places import place_of
-from tokenprune.report.render.columns import LEGEND
+from tokenprune.report.render.columns import legend
 from tokenprune.sweep import SweepStore, run_sweep
 from tokenprune.tracking.mlflow_store import open_store
 from tokenprune.tracking.mlflow_tracker import replay
@@ -163,11 +163,11 @@ def test_summary_run(finished: FinishedSweep, dashboard: Dashboard) -> None:
     assert place_of(finished.outcome).summary_run_id == run.info.run_id
 
 
-@pytest.mark.parametrize(("rows", "held"), [(1, ("| 7 |", LEGEND)), (900, ("| 7 |",)), (9000, ("`leaderboard.md`",))])
+@pytest.mark.parametrize(("rows", "held"), [(1, ("| 7 |", legend())), (900, ("| 7 |",)), (9000, ("`leaderboard.md`",))])
 def test_a_summary_note_holds_as_much_as_fits(rows: int, held: tuple[str, ...]) -> None:
-    text = summary_note(rows * "| 7 |" + f"\n\n{LEGEND}\n")
+    text = summary_note(rows * "| 7 |" + f"\n\n{legend()}\n")
     assert all(part in text for part in held)
-    assert (LEGEND in text) == (LEGEND in held)
+    assert (legend() in text) == (legend() in held)
     assert len(text) < 5000
 
 

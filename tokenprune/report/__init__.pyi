@@ -1,9 +1,9 @@
-from .data.rows import Row as Row
+from .data.rows import PrunerRow as PrunerRow
 from .data.tables import Leaderboard as Leaderboard
 from .data.tables import leaderboard as leaderboard
 from .data.tables import pair_tables as pair_tables
-from .figures.overlays import draw_kept as draw_kept
-from .figures.overlays import side_by_side as side_by_side
+from .render.kept_tokens import draw_kept as draw_kept
+from .render.kept_tokens import side_by_side as side_by_side
 from .render.markdown import markdown_report as markdown_report
 from .render.markdown import markdown_table as markdown_table
 from .render.page import html_page as html_page

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 TOKENPRUNE_TRACKER = ""
 """It is no tracker: the report is written whichever trackers were chosen."""
 
-_HEAVY = ("scipy.stats", "matplotlib.figure", "plotly.graph_objects")
+_HEAVY = ("scipy.stats", "matplotlib.figure", "jinja2")
 """What the report is made with; a second or two to import."""
 
 

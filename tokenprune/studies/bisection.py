@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tokenprune.cell import Outcome
-from tokenprune.report.stats.statistics import level
+from tokenprune.report.stats.intervals import rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Trial:
 
     def reaches(self, target: float) -> bool:
         """Whether this run retains the target."""
-        return self.retention is not None and level(self.retention) >= level(target)
+        return self.retention is not None and rounded(self.retention) >= rounded(target)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from tokenprune.cell import Cell
 from tokenprune.errors import ConfigError, PrerequisiteError, TokenPruneError
 from tokenprune.evaluation.model_cache import Bench
 from tokenprune.plugins import Host
+from tokenprune.report.stats.intervals import Interval
 from tokenprune.report.stats.scores import Scores, read_scores
-from tokenprune.report.stats.statistics import Interval
 from tokenprune.studies.bisection import Trial
 from tokenprune.sweep.config.schema import BudgetEntry, SweepConfig
 from tokenprune.sweep.plan.cells import plan_cells
@@ -79,8 +79,8 @@ class Trials:
         return self._retention(self._scores[step])
 
     def _retention(self, scores: Scores) -> Interval:
-        ours, unpruned = scores.beside(self._base)
-        found = ours.over(unpruned)
+        ours, unpruned = scores.paired_with(self._base)
+        found = ours.divided_by(unpruned)
         assert found is not None  # noqa: S101 - the unpruned model answers something right
         return found
 

@@ -19,7 +19,7 @@ from tokenprune.metrics.lens import KeptTokens, kept_tokens, lens_errors
 from tokenprune.metrics.subsets import SubsetLens
 from tokenprune.plugins import Host
 from tokenprune.pruner import PositionPolicy, Pruner
-from tokenprune.report.stats.correlation import RankCorrelation, rank_correlation
+from tokenprune.report.stats.ranks import RankCorrelation, rank_correlation
 from tokenprune.sweep.config.schema import PrunerEntry, SweepConfig, TaskEntry
 from tokenprune.tasks.base import Task
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from tokenprune.report.figures.overlays import png_bytes, stored_overlay
+from tokenprune.report.render.kept_tokens import png_bytes, stored_overlay
 from tokenprune.sweep.store.result_store import SweepStore
 from tokenprune.sweep.store.sweep_data import CellRecord
 from tokenprune.tracking.run_data import (

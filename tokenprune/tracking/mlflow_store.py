@@ -11,8 +11,8 @@ from typing import Any
 
 from tokenprune.cell import REFERENCE
 from tokenprune.report import leaderboard, markdown_table
-from tokenprune.report.figures.colours import sweep_colours
 from tokenprune.report.render.page import FOLDER, PAGE
+from tokenprune.report.render.plots import sweep_colours
 from tokenprune.sweep.store.atomic_io import read_json
 from tokenprune.sweep.store.result_store import SweepStore
 from tokenprune.sweep.store.sweep_data import SweepData, read_sweep

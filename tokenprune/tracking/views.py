@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from tokenprune.report.render.columns import LEGEND
+from tokenprune.report.render.columns import legend
 from tokenprune.report.render.escaping import markdown_text
 from tokenprune.tracking.run_data import PICTURES, PREFIX
 from tokenprune.tracking.subsets import RunSubset, SweepSubsets
@@ -175,7 +175,7 @@ def _link(title: str, address: str) -> str:
 def summary_note(table: str) -> str:
     """The summary run's note: the leaderboard, without its legend if that is too long, or else where to find it."""
     elsewhere = "The leaderboard is in the artifacts: `leaderboard.md`, `report.html`."
-    forms = (table, table.rstrip().removesuffix(LEGEND).rstrip(), elsewhere)
+    forms = (table, table.rstrip().removesuffix(legend()).rstrip(), elsewhere)
     return next(text for text in forms if len(text) < _NOTE_LIMIT)
 
 

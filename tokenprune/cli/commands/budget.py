@@ -158,9 +158,9 @@ def _answer(found: Found, trials: Trials) -> list[str]:
     below = "-" if found.low is None else f"{_ratio(found.low.step, trials.steps)}: {_brief(found.low)}"
     if found.high is None:
         return ["never", "-", "-", below]
-    from tokenprune.report.text import ends
+    from tokenprune.report.text import percent_bounds
 
-    interval = ends(trials.retention(found.high.step))
+    interval = percent_bounds(trials.retention(found.high.step))
     return [_ratio(found.high.step, trials.steps), f"{100.0 * (found.high.retention or 0.0):.1f}", interval, below]
 
 

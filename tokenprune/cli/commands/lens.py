@@ -175,7 +175,7 @@ def _rows_csv(studies: Sequence[LensStudy]) -> str:
 
 
 def _correlations_csv(studies: Sequence[LensStudy]) -> str:
-    from tokenprune.report.stats.correlation import RankCorrelation
+    from tokenprune.report.stats.ranks import RankCorrelation
 
     names = [entry.name for entry in fields(RankCorrelation)]
     return csv_text(

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from tokenprune.report.data.arms import Arm, subjects_of
+from tokenprune.report.data.groups import BudgetGroup, subjects_of
 from tokenprune.report.stats.scores import RIGHT
 from tokenprune.sweep.store.sweep_data import CellRecord, SweepData
 
 PAGE_CASES = 12_000
-"""Lost questions that one page lists in all; with more, each cell shows an evenly spaced part of its own."""
+"""Lost questions that one page lists in all; if there are more, each cell lists an evenly spaced part of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Lost:
     """What one cell loses: questions that it answers wrong and the unpruned model right.
 
     Args:
-        label: The pruner as tables name it, with its seed where that is not 0.
+        label: The pruner as tables name it, with its seed if that is not 0.
         budget: Label of the budget.
         lost: Place of each lost question in the task, and what was answered instead.
         errors: How many of them were not answered because the sample raised an error.
@@ -76,7 +76,7 @@ class Problem:
         model: Its model.
         outcome: `failed`, `refused`, or `sample errors`.
         reason: What was raised.
-        hint: What can be done, where the error says so.
+        hint: What can be done, if the error says so.
     """
 
     cell: str
@@ -88,10 +88,10 @@ class Problem:
 
 def cases_of(data: SweepData) -> Iterator[Cases]:
     """The lost questions of every model and task that has a result of the unpruned model."""
-    for model, task, arms in subjects_of(data):
-        unpruned = [entry for arm in arms[:1] for entry in arm.unpruned if entry.state == "done"]
+    for model, task, groups in subjects_of(data):
+        unpruned = [entry for group in groups[:1] for entry in group.unpruned if entry.state == "done"]
         if unpruned:
-            yield _cases(data, model, task, unpruned[0], arms)
+            yield _cases(data, model, task, unpruned[0], groups)
 
 
 def problems_of(data: SweepData) -> list[Problem]:
@@ -109,20 +109,20 @@ def problems_of(data: SweepData) -> list[Problem]:
     return found
 
 
-def spread(cases: Sequence[tuple[int, str]], limit: int) -> list[tuple[int, str]]:
+def evenly_spaced(cases: Sequence[tuple[int, str]], limit: int) -> list[tuple[int, str]]:
     """At most `limit` cases, evenly spaced, so that no family of questions is left out for standing last."""
     if len(cases) <= limit:
         return list(cases)
     return [cases[int(place)] for place in np.linspace(0, len(cases) - 1, limit)]
 
 
-def _cases(data: SweepData, model: str, task: str, unpruned: CellRecord, arms: Sequence[Arm]) -> Cases:
+def _cases(data: SweepData, model: str, task: str, unpruned: CellRecord, groups: Sequence[BudgetGroup]) -> Cases:
     base = data.samples(unpruned.cell)
     right = {place for place, row in enumerate(base) if float(row["score"]) >= RIGHT}
     cells = [
         _lost(data, entry, right)
-        for arm in arms
-        for entries in arm.groups.values()
+        for group in groups
+        for entries in group.pruned.values()
         for entry in entries
         if entry.state == "done"
     ]

@@ -1,4 +1,4 @@
-"""What the cells of one row cost: every figure with its quartiles, the floor beside it, and whether to believe it."""
+"""What the cells of one row cost: figures with quartiles, the floor beside them, and whether to rely on them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 
 from tokenprune.evaluation.cost.spread import TOLERANCE
 from tokenprune.evaluation.environment import place_of
+from tokenprune.report.text import BUSY, UNKNOWN, UNSURE, Note, counted
 
 TIMES = ("encoder_ms", "prefill_ms", "first_token_ms", "decode_ms_per_token", "total_ms", "energy_j")
-"""Figures that the floor has, too, each with quartiles."""
+"""Figures with quartiles that the floor and the unpruned model have, too."""
 
-_SPREADS = (*TIMES, "overhead_ms", "overhead_share", "over_unpruned", "over_floor", "floor_over_unpruned")
-_REPEATED = frozenset(_SPREADS) - {"energy_j"}
+MEASURED = (*TIMES, "overhead_ms", "overhead_share", "over_unpruned", "over_floor", "floor_over_unpruned")
+"""All figures with quartiles, by name as in `efficiency.Cost`."""
+
+_REPEATED = frozenset(MEASURED) - {"energy_j"}
 """What is measured in every turn; energy is from a few windows of a second, which have no interval."""
 _FIGURES = ("peak_mem_mib", "kv_mib", "prefill_tflops")
 
@@ -50,15 +53,15 @@ class CostSummary:
     """What one row costs. Over several seeds each figure is the median of those measured in one place.
 
     Args:
-        spreads: Figures with quartiles, by name as in `efficiency.Cost`; what was not measured is not there.
-        figures: Figures without.
+        spreads: Figures with quartiles, of `MEASURED`; what was not measured is not there.
+        figures: Figures without quartiles.
         unpruned: The times of the unpruned model in the same turns.
         floor: The same of the unpruned model on a prompt of the kept length.
         repeats: Timed runs of each cell, at least.
-        precise: Whether the ratios are known as well as was asked for; `None` where nobody looked.
+        precise: Whether the ratios are known as well as was asked for; `None` if that was not checked.
         tolerance: Relative uncertainty that was asked for.
-        busy: The largest share that other work had of the device, where it is above the limit of what counts; else 0,
-            and `None` where it is not known.
+        busy: The largest share that other work had of the device, if it is above the limit of what counts; else 0, and
+            `None` if it is not known.
         unknown: Why it is not known.
         kernels: Fused attention kernels, of the pruned run and of the floor.
         same_kernels: Whether both ran with the same ones.
@@ -89,14 +92,25 @@ class CostSummary:
     elsewhere: Mapping[str, int]
     unmeasured: Mapping[str, str]
 
-    def unsure(self, name: str, beside: Mapping[str, Quartiles] | None = None) -> bool:
+    @property
+    def busy_mark(self) -> str:
+        """A mark if the device had other work while this was measured, and another one if nothing tells."""
+        if "prefill_ms" not in self.spreads:
+            return ""
+        return UNKNOWN if self.busy is None else BUSY if self.busy else ""
+
+    def marks(self, name: str) -> str:
+        """The marks beside a figure: of a busy device, and of a figure that is not known well."""
+        return self.busy_mark + (UNSURE if self.unsure(name) else "")
+
+    def unsure(self, name: str, spreads: Mapping[str, Quartiles] | None = None) -> bool:
         """Whether a figure is known less well than was asked for; the part of the pruner relative to the prefill.
 
         Args:
             name: Name of the figure.
-            beside: `unpruned` or `floor` for one of theirs.
+            spreads: `unpruned` or `floor` for one of theirs.
         """
-        spreads = self.spreads if beside is None else beside
+        spreads = self.spreads if spreads is None else spreads
         if name not in spreads or name not in _REPEATED:
             return False
         whole = spreads.get("prefill_ms", spreads[name]) if name == "overhead_ms" else spreads[name]
@@ -104,10 +118,10 @@ class CostSummary:
 
 
 def summarise_costs(results: Sequence[Mapping[str, Any] | None]) -> CostSummary | None:
-    """The costs of the cells of one row, as their results hold them; `None` where nothing was to be measured.
+    """The costs of the cells of one row, as their results hold them; `None` if nothing was to be measured.
 
-    A figure that one of the measured cells lacks is left out; so cells of older versions have no floor, and no figures
-    beside the unpruned model. Where seeds ran in several places, those of the most common one count.
+    A figure that one of the measured cells lacks is left out, such as the floor of an older version. If seeds ran in
+    several places, those of the most common one count.
 
     Args:
         results: One per cell; `None` for a cell whose cost was not to be measured.
@@ -127,7 +141,7 @@ def summarise_costs(results: Sequence[Mapping[str, Any] | None]) -> CostSummary 
     prefills = [cost["prefill_ms"]["repeats"] for cost in costs if cost.get("prefill_ms")]
     busy, unknown = _busy(costs)
     return CostSummary(
-        spreads=_spreads(costs, _SPREADS),
+        spreads=_spreads(costs, MEASURED),
         figures=_figures(costs),
         unpruned=_spreads([cost.get("unpruned") or {} for cost in costs], TIMES),
         floor=_spreads(floors, TIMES),
@@ -146,6 +160,27 @@ def summarise_costs(results: Sequence[Mapping[str, Any] | None]) -> CostSummary 
         elsewhere=dict(places[1:]),
         unmeasured={name: str(why) for cost in costs for name, why in cost.get("unmeasured", {}).items()},
     )
+
+
+def timing_notes(costs: Sequence[CostSummary | None]) -> list[Note]:
+    """What the marks beside the costs of some rows mean."""
+    known = [cost for cost in costs if cost is not None and cost.spreads]
+    notes = [Note("~1: the 95 % interval holds 1, so neither a speed-up nor a slow-down is known", mark="~1")]
+    shares = [cost.busy for cost in known if cost.busy and cost.busy_mark]
+    if shares:
+        text = f"{BUSY}: other work had up to {100.0 * max(shares):.0f} % of the device when this was measured"
+        notes.append(Note(text, mark=BUSY))
+    unknown = dict.fromkeys(cost.unknown for cost in known if cost.busy_mark == UNKNOWN)
+    if unknown:
+        why = "; ".join(filter(None, unknown))
+        notes.append(Note(f"{UNKNOWN}: whether other work had the device is not known: {why}", mark=UNKNOWN))
+    if known:
+        text = (
+            f"{UNSURE}: not known to within {100.0 * max(cost.tolerance for cost in known):g} % (half the width of its "
+            "95 % interval), or measured too few times for an interval"
+        )
+        notes.append(Note(text, mark=UNSURE))
+    return notes
 
 
 def _spreads(costs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Quartiles]:
@@ -187,11 +222,10 @@ def _busy(costs: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:
 
 
 def _where(cost: Mapping[str, Any]) -> str:
-    threads = cost.get("threads")
     parts = [
         cost.get("device"),
         place_of(cost.get("environment")),
-        f"{threads} {'thread' if threads == 1 else 'threads'}" if threads else None,
+        counted(cost["threads"], "thread") if cost.get("threads") else None,
         f"attention {cost['attention']}" if cost.get("attention") else None,
         cost.get("clock"),
     ]

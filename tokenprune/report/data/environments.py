@@ -1,4 +1,4 @@
-"""What the cells of a sweep were run with, and where it differs between the rows of a table."""
+"""What the cells of a sweep were run with, and which rows of a table were run with something else."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from string import ascii_uppercase
 from typing import Literal
 
 from tokenprune.evaluation.environment import facts_of
-from tokenprune.report.data.notes import Note, Section
-from tokenprune.report.text import NOTHING, counted
+from tokenprune.report.text import counted
 from tokenprune.sweep.store.sweep_data import CellRecord
 
 What = Literal["answers", "cost"]
@@ -71,7 +70,7 @@ def environments_of(entries: Iterable[CellRecord]) -> tuple[Shared, ...]:
 
 
 def environment_notes(environments: Sequence[Shared], groups: Mapping[str, Sequence[CellRecord]]) -> tuple[str, ...]:
-    """What is to be said of the rows of one table: which were run in which environment, if not all in one.
+    """Notes on one table: which rows were run in which environment, if not all in one.
 
     Args:
         environments: Those of the sweep.
@@ -94,35 +93,8 @@ def environment_notes(environments: Sequence[Shared], groups: Mapping[str, Seque
     return tuple(f"{'; '.join(sentences)}: {rows}" for rows, sentences in texts.items())
 
 
-def environment_sections(environments: Sequence[Shared]) -> Iterator[Section]:
-    """A table of the environments of a sweep; nothing where its results are all of one, and say so."""
-    if not environments or (len(environments) == 1 and environments[0].name != UNKNOWN):
-        return
-    names = list(dict.fromkeys(name for each in environments for name in each.differs))
-    rows = [
-        (
-            each.name,
-            str(len(each.answered)),
-            str(len(each.measured)),
-            *(each.differs.get(name, NOTHING) for name in names),
-        )
-        for each in environments
-    ]
-    notes = []
-    if len(environments) > 1:
-        notes.append(
-            Note("cells of one environment can be compared; `tokenprune sweep --rerun` runs the older ones again")
-        )
-    if any(each.name == UNKNOWN for each in environments):
-        notes.append(
-            Note(f"{UNKNOWN}: an older tokenprune wrote these results; what they were run with is not recorded")
-        )
-    header = ("environment", "cells answered", "costs measured", *names)
-    yield Section("What the cells were run with", header, tuple(rows), ("environment", *names), tuple(notes))
-
-
 def environment_sentence(environments: Sequence[Shared]) -> str:
-    """What all cells were run with, or that it is not one thing; empty where there is no result."""
+    """What all cells were run with, or that it is not one thing; empty if there is no result."""
     if not environments:
         return ""
     if len(environments) > 1:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenprune.report.data.costs import CostSummary, Quartiles, summarise_costs
-from tokenprune.report.stats.hard import DOWNSAMPLE, HardSubset
-from tokenprune.report.stats.paired import CONTROL, Comparison
-from tokenprune.report.stats.scores import Scores
-from tokenprune.report.stats.stability import Stability
-from tokenprune.report.stats.statistics import Interval
+from tokenprune.report.data.costs import CostSummary, summarise_costs
+from tokenprune.report.stats.comparisons import CONTROL, Comparison
+from tokenprune.report.stats.intervals import Interval
+from tokenprune.report.stats.ranks import Stability
+from tokenprune.report.stats.scores import DOWNSAMPLE, HardSubset, Scores
 from tokenprune.sweep.store.sweep_data import CellRecord
 
-Contrasts = dict[tuple[str, ...], Comparison]
-"""Comparisons of one pruner by (name of the baseline,) or (name of the baseline, family)."""
+Contrasts = dict[tuple[str, str | None], Comparison]
+"""Comparisons of one pruner by name of the baseline and family of questions; the family is `None` for all questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class FamilyScore:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PrunerRow:
     """One pruner at one budget, over its seeds. What was not measured is `None`, never 0.
 
     Args:
@@ -50,15 +49,15 @@ class Row:
         against_downsample: The same with down-sampling.
         retention: Accuracy divided by the unpruned accuracy, drawn together.
         agreement: Share of questions with the unpruned model's answer (loyalty).
-        hard: Accuracy on the hard subset (see `tokenprune.report.stats.hard`).
+        hard: Accuracy on the hard subset (see `tokenprune.report.stats.scores`).
         prefill_ms: Median over the repeats, and over the seeds; so are all figures of cost.
         over_unpruned: Prefill divided by that of the unpruned model in the same turns; below 1 it is faster, if the
             95 % interval beside it does not hold 1.
         floor_over_unpruned: The same of the floor: what pruning would reach if choosing were free.
         over_floor: Prefill divided by that of the unpruned model on a prompt of the kept length.
         overhead_share: Share of the prefill that the pruner's views and decisions take.
-        busy: Share of the device that other work had, where it is too large to believe the cost; else 0, and `None`
-            where it is not known (why: `cost.unknown`).
+        busy: Share of the device that other work had, if it is too large to rely on the cost; else 0, and `None` if it
+            is not known (why: `cost.unknown`).
         cost: Everything that was measured of the cost.
     """
 
@@ -113,19 +112,19 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class BudgetTable:
     """All pruners on one model and task at one budget; the first row is the unpruned model.
 
     Args:
-        baselines: What is to be said of the baselines: which of several variants is one, and what they did not answer.
-        environments: Which rows were run in which environment, where not all were run in one.
+        baselines: Notes on the baselines: which of several variants is one, and what they did not answer.
+        environments: Notes on the environments, if the rows were not all run in one.
     """
 
     model: str
     task: str
     budget: str
     account: str
-    rows: tuple[Row, ...]
+    rows: tuple[PrunerRow, ...]
     hard: HardSubset
     stability: Stability | None
     baselines: tuple[str, ...] = ()
@@ -138,24 +137,22 @@ def row_of(
     scores: Scores | None,
     base: Scores | None,
     hard: NDArray[np.bool_] | None,
-    overall: Contrasts,
-    by_family: Contrasts,
-) -> Row:
+    contrasts: Contrasts,
+) -> PrunerRow:
     """The row of one pruner.
 
     Args:
         label: The pruner as tables name it.
         entries: Its cells, one per seed.
-        scores: Their scores, `None` where there are none.
+        scores: Their scores, `None` if there are none.
         base: Scores of the unpruned model.
         hard: Which questions are hard, shape (questions,).
-        overall: Comparisons with the baselines on all questions.
-        by_family: The same within each task family.
+        contrasts: Comparisons with the baselines.
     """
     cell = entries[0].cell
-    worst = next((s for s in ("failed", "refused", "pending") if any(e.state == s for e in entries)), "done")
+    worst = next((it for it in ("failed", "refused", "pending") if it in {entry.state for entry in entries}), "done")
     reason = next((str(entry.error.get("message", "")) for entry in entries if entry.error), "")
-    row = Row(None, label, cell.pruner, cell.distribution, worst, reason)
+    row = PrunerRow(None, label, cell.pruner, cell.distribution, worst, reason)
     if scores is None:
         return row
     results = [entry.result for entry in entries if entry.result is not None]
@@ -163,12 +160,12 @@ def row_of(
         family: FamilyScore(
             questions=len(found.pictures),
             accuracy=found.accuracy(),
-            against_random=by_family.get((CONTROL, family)),
-            against_downsample=by_family.get((DOWNSAMPLE, family)),
+            against_random=contrasts.get((CONTROL, family)),
+            against_downsample=contrasts.get((DOWNSAMPLE, family)),
         )
         for family, found in scores.by_family().items()
     }
-    whole = scores.beside(base) if base is not None and base.known().any() else None
+    whole = scores.paired_with(base) if base is not None and base.ever_answered().any() else None
     scored = replace(
         row,
         seeds=len(results),
@@ -179,13 +176,13 @@ def row_of(
         accuracy_macro=sum(found.accuracy.mean for found in families.values()) / len(families),
         families=families,
         against_none=None if whole is None else whole[0].minus(whole[1]),
-        against_random=overall.get((CONTROL,)),
-        against_downsample=overall.get((DOWNSAMPLE,)),
-        retention=None if whole is None else whole[0].over(whole[1]),
+        against_random=contrasts.get((CONTROL, None)),
+        against_downsample=contrasts.get((DOWNSAMPLE, None)),
+        retention=None if whole is None else whole[0].divided_by(whole[1]),
         agreement=_agreement(results, len(scores.seeds)),
         hard=None if hard is None else scores.only(hard).accuracy(),
     )
-    return _with_measurements(scored, results) if results else scored
+    return replace(scored, **_measured(results)) if results else scored
 
 
 def _agreement(results: Sequence[Mapping[str, Any]], cells: int) -> float | None:
@@ -194,56 +191,33 @@ def _agreement(results: Sequence[Mapping[str, Any]], cells: int) -> float | None
     return None if mean is None else mean * len(results) / cells
 
 
-def _with_measurements(row: Row, results: Sequence[Mapping[str, Any]]) -> Row:
-    """Add what was measured in the cells that ran."""
-    found = summarise_costs([result.get("cost") for result in results])
-    spreads: Mapping[str, Quartiles] = {} if found is None else found.spreads
-    floor: Mapping[str, Quartiles] = {} if found is None else found.floor
-    figures: Mapping[str, float] = {} if found is None else found.figures
-    tera = figures.get("prefill_tflops")
-    return replace(
-        row,
-        kl=_mean(results, "against_none", "kl"),
-        tokens={name: _mean(results, "tokens", name) for name in results[0]["tokens"]},
-        prefill_ms=_median(spreads, "prefill_ms"),
-        prefill_ms_quartiles=_ends(spreads, "prefill_ms"),
-        decode_ms_per_token=_median(spreads, "decode_ms_per_token"),
-        total_ms=_median(spreads, "total_ms"),
-        overhead_ms=_median(spreads, "overhead_ms"),
-        peak_mem_mib=figures.get("peak_mem_mib"),
-        kv_mib=figures.get("kv_mib"),
-        prefill_gflops=None if tera is None else 1000.0 * tera,
-        encoder_ms=_median(spreads, "encoder_ms"),
-        first_token_ms=_median(spreads, "first_token_ms"),
-        over_unpruned=_median(spreads, "over_unpruned"),
-        over_unpruned_interval=_interval(spreads, "over_unpruned"),
-        floor_over_unpruned=_median(spreads, "floor_over_unpruned"),
-        floor_prefill_ms=_median(floor, "prefill_ms"),
-        over_floor=_median(spreads, "over_floor"),
-        over_floor_interval=_interval(spreads, "over_floor"),
-        overhead_share=_median(spreads, "overhead_share"),
-        overhead_share_quartiles=_ends(spreads, "overhead_share"),
-        busy=None if found is None else found.busy,
-        cost=found,
-        dual_error=_mean(results, "lens", "dual_error"),
-        output_error=_mean(results, "lens", "output_error"),
-    )
-
-
-def _median(spreads: Mapping[str, Quartiles], name: str) -> float | None:
-    return spreads[name].median if name in spreads else None
-
-
-def _ends(spreads: Mapping[str, Quartiles], name: str) -> tuple[float, float] | None:
-    return (spreads[name].q1, spreads[name].q3) if name in spreads else None
-
-
-def _interval(spreads: Mapping[str, Quartiles], name: str) -> tuple[float, float] | None:
-    return spreads[name].interval if name in spreads else None
+def _measured(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What was measured in the cells that ran, by field of `PrunerRow`."""
+    found: dict[str, Any] = {
+        "kl": _mean(results, "against_none", "kl"),
+        "tokens": {name: _mean(results, "tokens", name) for name in results[0]["tokens"]},
+        "dual_error": _mean(results, "lens", "dual_error"),
+        "output_error": _mean(results, "lens", "output_error"),
+    }
+    cost = summarise_costs([result.get("cost") for result in results])
+    if cost is None:
+        return found
+    tera = cost.figures.get("prefill_tflops")
+    flat = {
+        **cost.figures,
+        **{name: spread.median for name, spread in cost.spreads.items()},
+        **{f"{name}_quartiles": (spread.q1, spread.q3) for name, spread in cost.spreads.items()},
+        **{f"{name}_interval": spread.interval for name, spread in cost.spreads.items()},
+        "prefill_gflops": None if tera is None else 1000.0 * tera,
+        "floor_prefill_ms": cost.floor["prefill_ms"].median if "prefill_ms" in cost.floor else None,
+        "busy": cost.busy,
+    }
+    known = {field.name for field in fields(PrunerRow)}
+    return {**found, "cost": cost, **{name: value for name, value in flat.items() if name in known}}
 
 
 def _mean(results: Sequence[Mapping[str, Any]], *path: str) -> float | None:
-    """Mean over the seeds of one figure; `None` where any of them lacks it."""
+    """Mean over the seeds of one figure; `None` if one of them lacks it."""
     values = []
     for result in results:
         value: Any = result

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tokenprune.cell import REFERENCE
-from tokenprune.report.data.notes import Note, timing_marks, timing_notes
-from tokenprune.report.data.rows import Row, Table
-from tokenprune.report.stats.pareto import Point, hypervolume, pareto_front
-from tokenprune.report.stats.retention import TARGETS, Needed, needed
-from tokenprune.report.text import ratio
+from tokenprune.report.data.costs import timing_notes
+from tokenprune.report.data.rows import BudgetTable, PrunerRow
+from tokenprune.report.stats.tradeoff import TARGETS, Point, TokenShare, hypervolume, pareto_front, tokens_for_retention
+from tokenprune.report.text import Note, ratio
 
 ACCOUNTS: Mapping[str, str] = {"kept": "final", "average": "layer_average"}
 """The token account that a sweep's budgets count, by the name of its account."""
@@ -26,13 +25,13 @@ class Front:
 
     Args:
         cost: `over_unpruned` or `layer_average`.
-        reference: Cost of the unpruned model, where the hypervolume ends.
+        reference: Cost of the unpruned model, up to which the hypervolume counts.
         points: The points that no other one dominates, in the order of cost.
         hypervolume: The share of the box from cost 0 to `reference` and accuracy 0 to 1 that the points of all pruners
             dominate.
         hypervolumes: The same by pruner.
-        marks: By pruner, the marks of its points: its hypervolume is to be read with the same care.
-        notes: What is to be said of the costs.
+        marks: By pruner, the marks of its points, which its hypervolume bears, too.
+        notes: Notes on the costs.
     """
 
     cost: str
@@ -57,91 +56,95 @@ class Summary:
     model: str
     task: str
     account: str
-    needed: Mapping[str, tuple[Needed, ...]]
+    needed: Mapping[str, tuple[TokenShare, ...]]
     fronts: tuple[Front, ...]
     unmeasured: Mapping[str, str]
 
 
-def summarise(model: str, task: str, tables: Sequence[Table]) -> Summary:
+def summarise(model: str, task: str, tables: Sequence[BudgetTable]) -> Summary:
     """Read the tables of one model and task together."""
-    fronts, unmeasured = [], {}
-    for cost in COSTS:
-        front = _front(tables, cost)
-        if isinstance(front, str):
-            unmeasured[cost] = front
-        else:
-            fronts.append(front)
+    found = {cost: _front(tables, cost) for cost in COSTS}
     account = tables[0].account
-    return Summary(model, task, account, _needed(tables, ACCOUNTS[account]), tuple(fronts), unmeasured)
+    return Summary(
+        model,
+        task,
+        account,
+        _needed(tables, ACCOUNTS[account]),
+        tuple(front for front in found.values() if isinstance(front, Front)),
+        {cost: front for cost, front in found.items() if isinstance(front, str)},
+    )
 
 
-def _front(tables: Sequence[Table], cost: str) -> Front | str:
+def _front(tables: Sequence[BudgetTable], cost: str) -> Front | str:
     """The front, or why there is none."""
-    unpruned = next((row for row in tables[0].rows if row.pruner == REFERENCE), None)
+    unpruned = _unpruned(tables)
     reference = None if unpruned is None else 1.0 if cost == "over_unpruned" else _cost(unpruned, cost)
     if unpruned is None or reference is None or unpruned.accuracy is None:
         return "not measured for the unpruned model"
-    points = list(_points(tables, cost))
+    points: dict[str, list[Point]] = {}
+    for point in _points(tables, cost):
+        points.setdefault(point.label, []).append(point)
     if not points:
         return "not measured"
-    whole = Point(unpruned.label, "all", reference, unpruned.accuracy.mean)
-    volumes = {
-        label: hypervolume([point for point in points if point.label == label], cost=reference) / reference
-        for label in dict.fromkeys(point.label for point in points)
-    }
-    together = hypervolume(points, cost=reference) / reference
-    notes = _timing_notes(tables) if cost == "over_unpruned" else ()
-    marks = {label: "".join(dict.fromkeys(_marks_of(points, label))) for label in volumes}
-    return Front(cost, reference, pareto_front([*points, whole]), together, volumes, marks, notes)
+    everything = [point for found in points.values() for point in found]
+    return Front(
+        cost,
+        reference,
+        pareto_front([*everything, Point(unpruned.label, "all", reference, unpruned.accuracy.mean)]),
+        hypervolume(everything, cost=reference) / reference,
+        {label: hypervolume(found, cost=reference) / reference for label, found in points.items()},
+        {label: "".join(dict.fromkeys("".join(point.mark for point in found))) for label, found in points.items()},
+        _timing_notes(tables) if cost == "over_unpruned" else (),
+    )
 
 
-def _marks_of(points: Sequence[Point], label: str) -> str:
-    return "".join(point.mark for point in points if point.label == label)
-
-
-def _timing_notes(tables: Sequence[Table]) -> tuple[Note, ...]:
-    """What the points of a front over measured time are to be read with."""
-    rows = [row for table in tables for row in table.rows if row.over_unpruned is not None]
-    places = dict.fromkeys(row.cost.where for row in rows if row.cost is not None)
+def _timing_notes(tables: Sequence[BudgetTable]) -> tuple[Note, ...]:
+    """What is to be said of the points of a front over measured time."""
+    costs = [row.cost for table in tables for row in table.rows if row.cost and row.over_unpruned is not None]
+    places = dict.fromkeys(cost.where for cost in costs)
     several = [Note(f"measured in several places: {'; '.join(places)}")] if len(places) > 1 else []
     text = (
-        "x none: prefill divided by that of the unpruned model, which is 1, with the 95 % interval of the median. What "
-        "cannot be told from 1 counts as 1; points whose intervals overlap may be in another order"
+        "prefill time as a share of the unpruned model's, with the 95 % interval of the median. A share whose interval "
+        "holds 1 counts as 1; points whose intervals overlap may be in another order"
     )
-    return (Note(text, ("x none",)), *several, *timing_notes(rows))
+    return (Note(text, ("over_unpruned",)), *several, *timing_notes(costs))
 
 
-def _points(tables: Sequence[Table], cost: str) -> Iterable[Point]:
+def _points(tables: Sequence[BudgetTable], cost: str) -> Iterator[Point]:
     for table in tables:
         for row in table.rows:
             value = _cost(row, cost)
-            if row.pruner != REFERENCE and row.accuracy is not None and value is not None:
-                timed = cost == "over_unpruned"
-                mark = timing_marks(row, cost) if timed else ""
-                text = ratio(row.over_unpruned, row.over_unpruned_interval) if timed else ""
-                yield Point(row.label, table.budget, value, row.accuracy.mean, mark, text)
+            if row.pruner == REFERENCE or row.accuracy is None or value is None:
+                continue
+            timed = row.cost is not None and cost == "over_unpruned"
+            mark = row.cost.marks(cost) if row.cost is not None and timed else ""
+            text = ratio(row.over_unpruned, row.over_unpruned_interval) if timed else ""
+            yield Point(row.label, table.budget, value, row.accuracy.mean, mark, text)
 
 
-def _cost(row: Row, cost: str) -> float | None:
+def _cost(row: PrunerRow, cost: str) -> float | None:
     return row.counted("over_unpruned") if cost == "over_unpruned" else (row.tokens or {}).get(cost)
 
 
-def _needed(tables: Sequence[Table], account: str) -> dict[str, tuple[Needed, ...]]:
+def _unpruned(tables: Sequence[BudgetTable]) -> PrunerRow | None:
+    return next((row for row in tables[0].rows if row.pruner == REFERENCE), None)
+
+
+def _needed(tables: Sequence[BudgetTable], account: str) -> dict[str, tuple[TokenShare, ...]]:
     """Retention against the realised share of tokens; a failed pruner retains nothing at the share it was asked for."""
-    unpruned = next((row for row in tables[0].rows if row.pruner == REFERENCE), None)
-    original = (unpruned.tokens or {}).get("original") if unpruned is not None else None
+    unpruned = _unpruned(tables)
+    original = None if unpruned is None else (unpruned.tokens or {}).get("original")
     if not original:
         return {}
     curves: dict[str, list[tuple[float, float]]] = {}
     for table in tables:
         for row in table.rows:
-            if row.pruner == REFERENCE or row.retention is None:
-                continue
-            realised = (row.tokens or {}).get(account)
-            share = realised / original if realised is not None else _asked(table.budget, original)
-            curves.setdefault(row.label, []).append((share, row.retention.mean))
+            if row.pruner != REFERENCE and row.retention is not None:
+                realised = (row.tokens or {}).get(account)
+                share = _asked(table.budget, original) if realised is None else realised / original
+                curves.setdefault(row.label, []).append((share, row.retention.mean))
     return {
-        label: tuple(found for target in TARGETS if (found := needed(curve, target)) is not None)
+        label: tuple(found for target in TARGETS if (found := tokens_for_retention(curve, target)) is not None)
         for label, curve in curves.items()
     }
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tokenprune.cell import REFERENCE
-from tokenprune.report.data.arms import Arm, baseline_notes, subjects_of
 from tokenprune.report.data.environments import Shared, environment_notes, environments_of
-from tokenprune.report.data.rows import Contrasts, FamilyScore, Row, Table, row_of
+from tokenprune.report.data.groups import BudgetGroup, subjects_of
+from tokenprune.report.data.rows import BudgetTable, Contrasts, PrunerRow, row_of
 from tokenprune.report.data.summary import Summary, summarise
-from tokenprune.report.stats.hard import DOWNSAMPLE, hard_questions
-from tokenprune.report.stats.paired import Comparison, against_baselines, against_baselines_by_family, all_pairs
-from tokenprune.report.stats.stability import rank_stability
-from tokenprune.report.stats.statistics import level
+from tokenprune.report.stats.comparisons import Comparison, against_baselines, against_baselines_by_family, all_pairs
+from tokenprune.report.stats.intervals import rounded
+from tokenprune.report.stats.ranks import rank_stability
+from tokenprune.report.stats.scores import DOWNSAMPLE, hard_questions
 from tokenprune.sweep.store.sweep_data import SweepData, read_sweep
-
-__all__ = ["FamilyScore", "Leaderboard", "PairTable", "Row", "Table", "leaderboard", "pair_tables"]
 
 SCHEMA = 4
 
@@ -29,7 +27,7 @@ class Leaderboard:
 
     name: str
     directory: str
-    tables: tuple[Table, ...]
+    tables: tuple[BudgetTable, ...]
     summaries: tuple[Summary, ...]
     environments: tuple[Shared, ...] = ()
 
@@ -46,10 +44,10 @@ def leaderboard(source: str | Path | SweepData) -> Leaderboard:
     """
     data = source if isinstance(source, SweepData) else read_sweep(source)
     environments = environments_of(data.cells)
-    tables: list[Table] = []
+    tables: list[BudgetTable] = []
     summaries: list[Summary] = []
-    for model, task, arms in subjects_of(data):
-        made = tuple(_table(model, task, arm, environments) for arm in arms)
+    for model, task, groups in subjects_of(data):
+        made = tuple(_table(model, task, group, environments) for group in groups)
         tables += made
         summaries.append(summarise(model, task, made))
     return Leaderboard(data.header.name, str(data.store.directory), tuple(tables), tuple(summaries), environments)
@@ -72,22 +70,20 @@ def pair_tables(source: str | Path | SweepData) -> tuple[PairTable, ...]:
         ConfigError: The directory holds no sweep, or the samples of a finished cell are damaged.
     """
     data = source if isinstance(source, SweepData) else read_sweep(source)
-    return tuple(
-        PairTable(model, task, arm.budget, all_pairs({**({REFERENCE: arm.base} if arm.base else {}), **arm.scores}))
-        for model, task, arms in subjects_of(data)
-        for arm in arms
-    )
+    tables = []
+    for model, task, groups in subjects_of(data):
+        for group in groups:
+            unpruned = {REFERENCE: group.base} if group.base else {}
+            tables.append(PairTable(model, task, group.budget, all_pairs({**unpruned, **group.scores})))
+    return tuple(tables)
 
 
-def _table(model: str, task: str, arm: Arm, environments: Sequence[Shared]) -> Table:
-    baselines = dict(arm.baselines.values())
-    names = {label: name for name, (label, _) in arm.baselines.items()}
-    overall = _by_pruner(against_baselines(arm.scores, baselines), names)
-    families = _by_pruner(against_baselines_by_family(arm.scores, baselines), names)
-    mask, hard = hard_questions(arm.base, arm.baselines[DOWNSAMPLE][1] if DOWNSAMPLE in arm.baselines else None)
+def _table(model: str, task: str, group: BudgetGroup, environments: Sequence[Shared]) -> BudgetTable:
+    contrasts = _contrasts(group)
+    mask, hard = hard_questions(group.base, group.baselines[DOWNSAMPLE][1] if DOWNSAMPLE in group.baselines else None)
     rows = [
-        row_of(label, entries, arm.scores.get(label), arm.base, mask, overall.get(label, {}), families.get(label, {}))
-        for label, entries in arm.groups.items()
+        row_of(label, entries, group.scores.get(label), group.base, mask, contrasts.get(label, {}))
+        for label, entries in group.pruned.items()
     ]
     rows.sort(key=lambda row: (row.accuracy is None, -_accuracy(row), row.outcome == "failed"))
     ranked = [
@@ -95,22 +91,32 @@ def _table(model: str, task: str, arm: Arm, environments: Sequence[Shared]) -> T
         replace(row, rank=None if row.accuracy is None else 1 + sum(_accuracy(it) > _accuracy(row) for it in rows))
         for row in rows
     ]
-    if arm.unpruned:
-        ranked.insert(0, row_of(arm.unpruned[0].cell.label, arm.unpruned, arm.base, None, None, {}, {}))
-    account = next((entries[0].cell.account for entries in arm.groups.values()), "kept")
-    stability = rank_stability(arm.scores, {label: len(entries) for label, entries in arm.groups.items()})
-    everything = {**({arm.unpruned[0].cell.label: arm.unpruned} if arm.unpruned else {}), **arm.groups}
-    mixed = environment_notes(environments, everything)
-    return Table(model, task, arm.budget, account, tuple(ranked), hard, stability, baseline_notes(arm), mixed)
+    unpruned = {group.unpruned[0].cell.label: group.unpruned} if group.unpruned else {}
+    first = [row_of(label, entries, group.base, None, None, {}) for label, entries in unpruned.items()]
+    return BudgetTable(
+        model,
+        task,
+        group.budget,
+        next((entries[0].cell.account for entries in group.pruned.values()), "kept"),
+        (*first, *ranked),
+        hard,
+        rank_stability(group.scores, {label: len(entries) for label, entries in group.pruned.items()}),
+        group.baseline_notes(),
+        environment_notes(environments, {**unpruned, **group.pruned}),
+    )
 
 
-def _by_pruner(comparisons: Mapping[Any, Comparison], names: Mapping[str, str]) -> dict[str, Contrasts]:
-    """Comparisons by pruner, baselines by name instead of label."""
+def _contrasts(group: BudgetGroup) -> dict[str, Contrasts]:
+    """Comparisons of each pruner with the baselines, overall and by family."""
+    baselines = dict(group.baselines.values())
+    names = {label: name for name, (label, _) in group.baselines.items()}
     found: dict[str, Contrasts] = {}
-    for (label, baseline, *family), comparison in comparisons.items():
-        found.setdefault(label, {})[(names[baseline], *family)] = comparison
+    for (label, baseline), comparison in against_baselines(group.scores, baselines).items():
+        found.setdefault(label, {})[names[baseline], None] = comparison
+    for (label, baseline, family), comparison in against_baselines_by_family(group.scores, baselines).items():
+        found.setdefault(label, {})[names[baseline], family] = comparison
     return found
 
 
-def _accuracy(row: Row) -> float:
-    return -1.0 if row.accuracy is None else level(row.accuracy.mean)
+def _accuracy(row: PrunerRow) -> float:
+    return -1.0 if row.accuracy is None else rounded(row.accuracy.mean)

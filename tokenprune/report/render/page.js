@@ -12,43 +12,16 @@ const options = (select, entries) => {
   select.replaceChildren(...entries.map(([value, text]) => Object.assign(make("option", text), { value })));
 };
 
-// Figures
+// Plots: a click on a name in a legend hides its line
 
-async function unpack(id) {
-  const text = document.getElementById(id).textContent;
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Response(stream).text();
-}
-
-async function drawFigures() {
-  const figures = read("figures");
-  const places = [...document.querySelectorAll(".figure")];
-  if (!places.length) return;
-  try {
-    const script = document.createElement("script");
-    script.textContent = await unpack("plotly");
-    document.head.append(script);
-  } catch (error) {
-    for (const place of places) {
-      place.classList.add("failed");
-      place.textContent = `The figures need a browser of 2023 or later (${error}).`;
-    }
-    return;
+function preparePlots() {
+  for (const entry of document.querySelectorAll("svg [data-legend]")) {
+    entry.addEventListener("click", () => {
+      const place = entry.dataset.legend;
+      const parts = entry.closest("svg").querySelectorAll(`[data-series="${place}"], [data-legend="${place}"]`);
+      for (const part of parts) part.classList.toggle("off");
+    });
   }
-  const draw = (place) => {
-    if (place.dataset.drawn) return;
-    place.dataset.drawn = "yes";
-    const figure = figures[Number(place.dataset.figure)];
-    Plotly.newPlot(place, figure.data, figure.layout, { responsive: true, displaylogo: false });
-  };
-  for (const place of places) {
-    const around = place.closest("details");
-    // a folded figure has no width yet
-    if (around && !around.open) around.addEventListener("toggle", () => draw(place), { once: true });
-    else draw(place);
-  }
-  document.body.dataset.figures = "drawn";
 }
 
 // Tables: a click on a heading sorts; the unpruned model stays first
@@ -229,4 +202,4 @@ function prepareCases() {
 prepareTables();
 prepareCases();
 prepareViewer();
-drawFigures();
+preparePlots();

@@ -1,35 +1,38 @@
-"""The tables below the leaderboard, as text that a terminal, Markdown and HTML show alike."""
+"""The tables of a report as text, which a terminal, Markdown and the HTML page show alike."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from tokenprune.report.data.environments import environment_sections
-from tokenprune.report.data.notes import Note, Section
-from tokenprune.report.data.rows import Row, Table
+from tokenprune.report.data.costs import CostSummary, timing_notes
+from tokenprune.report.data.environments import UNKNOWN, Shared
+from tokenprune.report.data.rows import BudgetTable, PrunerRow
 from tokenprune.report.data.summary import Front, Summary
 from tokenprune.report.data.tables import Leaderboard, PairTable
-from tokenprune.report.render.cost_sections import cost_sections
-from tokenprune.report.stats.pareto import Point
-from tokenprune.report.stats.statistics import FEWEST
+from tokenprune.report.render.columns import Column, Section, column, column_notes, columns_of
+from tokenprune.report.stats.intervals import FEWEST
 from tokenprune.report.text import (
     NOTHING,
-    contrast,
+    Note,
+    budget_text,
     counted,
-    ends,
     number,
     p_value,
     percent,
-    points,
-    share,
-    subject_at,
+    percentage_points,
+    token_share,
 )
 
 _COSTS = {
-    "over_unpruned": ("prefill time", "x none", "HV time", 2),
-    "layer_average": ("layer-averaged tokens", "layer average", "HV tokens", 0),
+    "over_unpruned": ("prefill time", Column("hypervolume_time", "HV time"), 2),
+    "layer_average": ("layer-averaged tokens", Column("hypervolume_tokens", "HV tokens"), 0),
 }
-"""Of each cost: what it is, the headings of its column and of its hypervolume, and its digits."""
+"""Of each cost of a front: what it is, the column of its hypervolume, and its digits."""
+
+_BUDGET = Column("budget", "budget", lambda item: item.budget)
+
+HOLM = "p < 0.05 after Holm's correction for all families, pruners and baselines"
 
 
 def sections_of(board: Leaderboard, *, families: bool = True) -> list[Section]:
@@ -43,146 +46,228 @@ def sections_of(board: Leaderboard, *, families: bool = True) -> list[Section]:
     return made
 
 
+def leaderboard_section(table: BudgetTable) -> Section:
+    """The leaderboard at one budget; of the columns after the accuracy those that no row fills are left out."""
+    questions = max((row.questions for row in table.rows), default=0)
+    kept = "kept" if table.account == "kept" else "kept on average over the layers"
+    budget = budget_text(table.budget, "visual")
+    title = f"{table.model}, {table.task}: {budget} {kept}, {counted(questions, 'question')}"
+    return Section.of(title, columns_of("leaderboard"), table.rows, _leaderboard_notes(table), keep=3)
+
+
+def _leaderboard_notes(table: BudgetTable) -> Iterator[Note]:
+    """Cells without a result, baselines, environments, doubtful costs, and the hard subset."""
+    for row in table.rows:
+        if row.outcome != "done":
+            yield Note(f"{row.label}: {row.outcome}: {row.reason}".rstrip(": "))
+    yield from map(Note, (*table.environments, *table.baselines))
+    yield from timing_notes([row.cost for row in table.rows])
+    if table.hard.questions:
+        yield Note(f"hard: {counted(table.hard.questions, 'question')}", ("hard",))
+    else:
+        yield Note(f"hard: {NOTHING} ({table.hard.reason})")
+
+
+def cost_sections(tables: Sequence[BudgetTable]) -> list[Section]:
+    """One table per budget at which something was measured; a note on several is said once, below the last one."""
+    seen: set[Note] = set()
+    found = []
+    for section in reversed([section for table in tables for section in _cost_section(table)]):
+        notes = tuple(note for note in section.notes if note.mark or note not in seen)
+        seen.update(section.notes)
+        found.append(replace(section, notes=notes))
+    return found[::-1]
+
+
+def _cost_section(table: BudgetTable) -> Iterator[Section]:
+    title = f"{table.model}, {table.task}: cost at {budget_text(table.budget)}"
+    rows = [row for row in table.rows if row.cost is not None and row.cost.spreads]
+    if rows:
+        columns = columns_of("cost")
+        notes = [*timing_notes([row.cost for row in table.rows]), *_missing_costs(table.rows), *_cost_notes(rows)]
+        yield Section.of(title, columns, rows, [*notes, *column_notes(columns)], keep=1)
+    elif refused := [row for row in table.rows if row.cost is not None and row.cost.refused]:
+        reason = Column("refusal", "not measured", lambda row: row.cost.refusal, words=True)
+        yield Section.of(title, (column("pruner"), reason), refused)
+
+
+def _missing_costs(rows: Sequence[PrunerRow]) -> Iterator[Note]:
+    """Cells that are not in the numbers of their row: refused, or measured elsewhere."""
+    for row in rows:
+        if row.cost is None:
+            continue
+        seeds = counted(row.cost.cells, "seed")
+        if row.cost.refused:
+            of = "" if row.cost.cells == 1 else f" for {row.cost.refused} of {seeds}"
+            yield Note(f"{row.label}: cost not measured{of}: {row.cost.refusal}")
+        for where, count in row.cost.elsewhere.items():
+            yield Note(f"{row.label}: {count} of {seeds} measured elsewhere, not shown: {where}")
+
+
+def _cost_notes(rows: Sequence[PrunerRow]) -> Iterator[Note]:
+    costs: dict[str, CostSummary] = {row.label: row.cost for row in rows if row.cost is not None}
+    places = dict.fromkeys(cost.where for cost in costs.values())
+    for where in places:
+        labels = [label for label, cost in costs.items() if cost.where == where]
+        yield Note(f"one sample, median: {where}" + (f": {', '.join(labels)}" if len(places) > 1 else ""))
+    if not all(cost.same_kernels for cost in costs.values()):
+        names = ", ".join(sorted({name for cost in costs.values() for name in cost.kernels})) or "none"
+        yield Note(f"pruned runs and floor ran with different attention kernels ({names} when pruned)")
+    reasons = dict.fromkeys(f"{name}: {why}" for cost in costs.values() for name, why in cost.unmeasured.items())
+    yield from (Note(f"not measured: {reason}") for reason in reasons)
+
+
 def summary_sections(summary: Summary) -> Iterator[Section]:
     """The budget that each retention needs, and the Pareto fronts, of one model and task."""
     subject = f"{summary.model}, {summary.task}"
-    targets = _targets(summary)
-    volumes = [(_COSTS[front.cost][2], front) for front in summary.fronts]
-    labels = dict.fromkeys([*summary.needed, *(label for _, front in volumes for label in front.hypervolumes)])
+    targets = [found.target for found in next(iter(summary.needed.values()), ())]
+    labels = dict.fromkeys([*summary.needed, *(label for front in summary.fronts for label in front.hypervolumes)])
+    shares = [Column(f"retention_{target}", f"for {100.0 * target:g} %") for target in targets]
+    areas = [_COSTS[front.cost][1] for front in summary.fronts]
     rows = []
     for label in labels:
-        found = summary.needed.get(label, ())
-        areas = [number(front.hypervolumes.get(label), 3) + front.marks.get(label, "") for _, front in volumes]
-        rows.append((label, *(map(share, found) if found else [NOTHING] * len(targets)), *areas))
+        needed = summary.needed.get(label) or [None] * len(targets)
+        volumes = [number(it.hypervolumes.get(label), 3) + it.marks.get(label, "") for it in summary.fronts]
+        rows.append((label, *map(token_share, needed), *volumes))
     kept = "after the last cut" if summary.account == "kept" else "averaged over the layers"
-    retention = Note(
-        f"for 99 %: share of the visual tokens {kept} that retains 99 % of the unpruned accuracy, "
-        "between the measured budgets on a straight line",
-        tuple(targets),
-    )
-    area = Note(
-        "HV: share of the box from no cost to the unpruned cost, accuracy 0 to 1, that is dominated; a point that "
-        "costs more than the unpruned model adds nothing",
-        tuple(name for name, _ in volumes),
-    )
-    nothing = Note("no retention: the unpruned model has no result, or answers nothing right")
-    notes = [retention if targets else nothing, *([area] if volumes else [])]
-    notes += [note for _, front in volumes for note in front.notes if note.mark]
+    notes = [
+        Note(
+            f"{shares[0].heading}: share of the visual tokens {kept} that retains 99 % of the unpruned accuracy, "
+            "between the measured budgets on a straight line"
+            if shares
+            else "no retention: the unpruned model has no result, or answers nothing right",
+            tuple(share.key for share in shares),
+        ),
+        Note(
+            "HV (hypervolume): share of the box from no cost to the unpruned cost, accuracy 0 to 1, that is dominated; "
+            "a point that costs more than the unpruned model adds nothing",
+            tuple(area.key for area in areas),
+        ),
+    ]
+    notes = notes if areas else notes[:1]
+    notes += [note for front in summary.fronts for note in front.notes if note.mark]
     notes += [Note(f"no front over {_COSTS[cost][0]}: {why}") for cost, why in summary.unmeasured.items()]
-    header = ("pruner", *targets, *(name for name, _ in volumes))
     what = "tokens needed per retention" if targets else "hypervolumes"
     if rows:
-        yield Section(f"{subject}: {what}", header, tuple(rows), notes=tuple(notes))
+        yield Section(f"{subject}: {what}", (column("pruner"), *shares, *areas), tuple(rows), tuple(notes))
     for front in summary.fronts:
         yield _front_section(subject, front)
 
 
-def _targets(summary: Summary) -> list[str]:
-    first = next(iter(summary.needed.values()), ())
-    return [f"for {100.0 * found.target:g} %" for found in first]
-
-
 def _front_section(subject: str, front: Front) -> Section:
-    what, heading, _, digits = _COSTS[front.cost]
+    what, _, digits = _COSTS[front.cost]
 
-    def row(point: Point) -> tuple[str, ...]:
-        shown = (point.text or number(point.cost, digits)) + point.mark
-        return point.label, point.budget, shown, percent(point.accuracy)
-
+    columns = (
+        column("pruner"),
+        _BUDGET,
+        column(front.cost).of(lambda point: (point.text or number(point.cost, digits)) + point.mark),
+        column("accuracy").of(lambda point: percent(point.accuracy)),
+    )
     marks = "".join(dict.fromkeys("".join(front.marks.values())))
     notes = [Note(f"hypervolume of all pruners together: {front.hypervolume:.3f}{marks}"), *front.notes]
-    return Section(
-        f"{subject}: Pareto front of accuracy and {what}",
-        ("pruner", "budget", heading, "accuracy %"),
-        tuple(map(row, front.points)),
-        notes=tuple(notes),
-    )
+    return Section.of(f"{subject}: Pareto front of accuracy and {what}", columns, front.points, notes)
 
 
-def _title(table: Table, what: str) -> str:
-    return f"{table.model}, {table.task}: {what} at {subject_at(table.budget)}"
-
-
-def hard_sections(tables: Sequence[Table]) -> Iterator[Section]:
-    """Accuracy on the hard subset, one column per budget; nothing where it is empty at all of them."""
-    labels = list(dict.fromkeys(row.label for table in tables for row in table.rows))
-    found = [{row.label: row.hard for row in table.rows} for table in tables]
+def hard_sections(tables: Sequence[BudgetTable]) -> Iterator[Section]:
+    """Accuracy on the hard subset, one column per budget; nothing if it is empty at all of them."""
+    found = [{row.label: row for row in table.rows if row.hard is not None} for table in tables]
+    labels = dict.fromkeys(row.label for table in tables for row in table.rows)
+    text = column("hard").render
     rows = tuple(
-        (label, *(NOTHING if (value := hard.get(label)) is None else percent(value.mean) for hard in found))
+        (label, *(text(hard[label]) if label in hard else NOTHING for hard in found))
         for label in labels
-        if any(hard.get(label) is not None for hard in found)
+        if any(label in hard for hard in found)
     )
     if not rows:
         return
+    columns = [Column(table.budget, f"{table.budget} ({table.hard.questions})") for table in tables]
     notes = [
-        Note("hard: what the unpruned model answers and `downsample` at that budget does not (how many questions)"),
+        Note("hard: what the unpruned model answers and `downsample` at that budget does not (number of questions)"),
         Note("`downsample` itself is wrong there by definition"),
         *(Note(f"{table.budget}: {table.hard.reason}") for table in tables if table.hard.reason),
     ]
-    header = ("pruner", *(f"{table.budget} ({table.hard.questions})" for table in tables))
     title = f"{tables[0].model}, {tables[0].task}: accuracy % on the hard subset"
-    yield Section(title, header, rows, notes=tuple(notes))
+    yield Section(title, (column("pruner"), *columns), rows, tuple(notes))
 
 
-def stability_sections(tables: Sequence[Table]) -> Iterator[Section]:
-    """How much accuracy and rank move with the seed, where several seeds ran."""
-    seeded = [(table, table.stability) for table in tables if table.stability is not None]
-    if not seeded:
+def stability_sections(tables: Sequence[BudgetTable]) -> Iterator[Section]:
+    """How much accuracy and rank move with the seed, if several seeds ran."""
+    found = [(table.budget, table.stability) for table in tables if table.stability is not None]
+    if not found:
         return
-    rows, notes = [], []
-    for table, found in seeded:
-        for entry in found.seeded:
-            low, high = entry.accuracy
-            ranks = f"{entry.ranks[0]} to {entry.ranks[1]}"
-            rows.append((entry.label, table.budget, f"{100.0 * low:.1f} to {100.0 * high:.1f}", ranks))
-        agreement = number(found.kendall_w, 2) + (f" ({found.reason})" if found.reason else "")
-        notes.append(Note(f"{table.budget}: Kendall's W {agreement}"))
-        notes += [Note(f"{table.budget}: {reason}") for reason in found.left_out]
-    seeds = max(found.seeds for _, found in seeded)
-    title = f"{tables[0].model}, {tables[0].task}: over {seeds} seeds"
-    yield Section(title, ("pruner", "budget", "accuracy %", "rank"), tuple(rows), notes=tuple(notes))
+    budgets = [(budget, entry) for budget, stability in found for entry in stability.seeded]
+    notes = []
+    for budget, stability in found:
+        why = f" ({stability.reason})" if stability.reason else ""
+        notes.append(Note(f"{budget}: Kendall's W {number(stability.kendall_w, 2)}{why}"))
+        notes += [Note(f"{budget}: {reason}") for reason in stability.left_out]
+
+    columns = (
+        column("pruner").of(lambda item: item[1].label),
+        _BUDGET.of(lambda item: item[0]),
+        column("accuracy").of(lambda item: " to ".join(map(percent, item[1].accuracy))),
+        Column("ranks", "rank", lambda item: " to ".join(map(str, item[1].ranks))),
+    )
+    seeds = max(stability.seeds for _, stability in found)
+    yield Section.of(f"{tables[0].model}, {tables[0].task}: over {seeds} seeds", columns, budgets, notes)
 
 
-def family_sections(tables: Sequence[Table]) -> Iterator[Section]:
+def family_sections(tables: Sequence[BudgetTable]) -> Iterator[Section]:
     """Accuracy of every pruner in every task family with its interval, and the differences to the baselines."""
+    columns = (
+        column("pruner"),
+        Column("family", "family", words=True, importance=0),
+        Column("questions", "questions", importance=4),
+        *map(column, ("accuracy", "interval", "against_random", "against_downsample")),
+    )
+    notes = (Note(f"*: {HOLM}", mark="*"), Note(f"interval {NOTHING}: fewer than {FEWEST} pictures", ("interval",)))
     for table in tables:
-        rows = tuple(line for row in table.rows for line in _family_rows(row))
-        if rows:
-            yield Section(
-                _title(table, "families"),
-                ("pruner", "family", "questions", "accuracy %", "interval", "vs random", "vs downsample"),
-                rows,
-                names=("pruner", "family"),
-                notes=(
-                    Note("*: p < 0.05 after Holm's correction for all families, pruners and baselines", mark="*"),
-                    Note(f"interval {NOTHING}: fewer than {FEWEST} pictures", ("interval",)),
-                ),
-            )
-
-
-def _family_rows(row: Row) -> Iterator[tuple[str, ...]]:
-    for family, found in (row.families or {}).items():
-        yield (
-            row.label,
-            family,
-            str(found.questions),
-            percent(found.accuracy.mean),
-            ends(found.accuracy),
-            contrast(found.against_random),
-            contrast(found.against_downsample),
+        title = f"{table.model}, {table.task}: families at {budget_text(table.budget)}"
+        # the score of a family has the same fields as a row
+        rows = tuple(
+            (row.label, family, str(score.questions), *(shown.render(score) for shown in columns[3:]))
+            for row in table.rows
+            for family, score in (row.families or {}).items()
         )
+        if rows:
+            yield Section(title, columns, rows, notes)
 
 
 def pair_section(table: PairTable) -> Section:
     """Every pair of pruners at one budget, the most different ones first."""
-    pairs = sorted(table.pairs, key=lambda pair: (pair.p_adjusted, -abs(pair.difference.mean)))
-    return Section(
-        f"{table.model}, {table.task}: pairs at {table.budget}",
-        ("pruner", "minus", "difference", "p", "p alone"),
-        tuple(
-            (pair.first, pair.second, points(pair.difference), p_value(pair.p_adjusted), p_value(pair.p))
-            for pair in pairs
-        ),
-        names=("pruner", "minus"),
-        notes=(Note(f"p: of equally good, after Holm's correction for {counted(len(pairs), 'pair')}", ("p",)),),
+    columns = (
+        column("pruner").of(lambda pair: pair.first),
+        Column("second", "minus", lambda pair: pair.second, words=True, importance=0),
+        Column("difference", "difference", lambda pair: percentage_points(pair.difference), importance=2),
+        Column("p_adjusted", "p", lambda pair: p_value(pair.p_adjusted), importance=3),
+        Column("p", "p alone", lambda pair: p_value(pair.p)),
     )
+    pairs = sorted(table.pairs, key=lambda pair: (pair.p_adjusted, -abs(pair.difference.mean)))
+    text = f"p: of equally good, after Holm's correction for {counted(len(table.pairs), 'pair')}"
+    title = f"{table.model}, {table.task}: pairs at {table.budget}"
+    return Section.of(title, columns, pairs, [Note(text, ("p_adjusted",))])
+
+
+def environment_sections(environments: Sequence[Shared]) -> Iterator[Section]:
+    """A table of the environments of a sweep; nothing if its results are all of one that is known."""
+    if not environments or (len(environments) == 1 and environments[0].name != UNKNOWN):
+        return
+    names = dict.fromkeys(name for each in environments for name in each.differs)
+    columns = (
+        Column("environment", "environment", words=True, importance=0),
+        Column("answered", "cells answered"),
+        Column("measured", "costs measured"),
+        *(Column(name, name, words=True, importance=0) for name in names),
+    )
+    rows = tuple(
+        (it.name, str(len(it.answered)), str(len(it.measured)), *(it.differs.get(name, NOTHING) for name in names))
+        for it in environments
+    )
+    notes = []
+    if len(environments) > 1:
+        text = "cells of one environment can be compared; `tokenprune sweep --rerun` runs the older ones again"
+        notes.append(Note(text))
+    if any(each.name == UNKNOWN for each in environments):
+        text = f"{UNKNOWN}: an older tokenprune wrote these results; what they were run with is not recorded"
+        notes.append(Note(text))
+    yield Section("What the cells were run with", columns, rows, tuple(notes))

@@ -1,4 +1,7 @@
-"""Scores of a pruner at a budget, question by question; what failed is a wrong answer."""
+"""Scores of a pruner at a budget, question by question, and the questions that are hard.
+
+An answer that failed is a wrong answer.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenprune.errors import ConfigError
-from tokenprune.report.stats.statistics import Interval, paired_difference, paired_ratio, score_interval, sign_flip_p
+from tokenprune.report.stats.intervals import Interval, paired_difference, paired_ratio, score_interval
 from tokenprune.sweep.store.sweep_data import CellRecord, SweepData
 
 RIGHT = 0.5
-"""An answer with at least this score counts as right where a figure needs right or wrong."""
+"""An answer with at least this score counts as right if a figure needs right or wrong."""
+
+DOWNSAMPLE = "downsample"
+"""The pruner whose wrong answers make the hard subset; its own accuracy there is below one half by definition."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +31,7 @@ class Scores:
         seeds: The seed of each row.
         pictures: Picture of each question, numbered.
         families: Family of each question.
-        answered: Which questions were answered, right or wrong, shape (seeds, questions); of the others the sample or
+        answered: Which questions were answered, right or wrong, shape (seeds, questions). For the others the sample or
             the whole cell failed.
     """
 
@@ -58,21 +64,21 @@ class Scores:
         """Which questions are answered right; with several seeds, right on average."""
         return np.asarray(self.values >= RIGHT)
 
-    def known(self) -> NDArray[np.bool_]:
-        """Which questions were answered under one seed at least."""
+    def ever_answered(self) -> NDArray[np.bool_]:
+        """Which questions were answered under at least one seed."""
         return np.asarray(self.answered.any(axis=0))
 
-    def beside(self, baseline: Scores) -> tuple[Scores, Scores]:
-        """Both on the questions that the baseline answered, and the baseline over the seeds that did.
+    def paired_with(self, baseline: Scores) -> tuple[Scores, Scores]:
+        """Both on the questions that the baseline answered, and the baseline over the seeds that answered them.
 
-        What failed is a wrong answer of a pruner, but no answer of what it is measured against: otherwise a baseline
-        that fails would be easy to beat.
+        A failed sample counts as wrong for a pruner, and is left out if it is the baseline's: a baseline that fails
+        would be easy to beat.
         """
-        chosen = baseline.known()
+        chosen = baseline.ever_answered()
         theirs = baseline.only(chosen)
         given = theirs.answered
         means = np.where(given, theirs.by_seed, 0.0).sum(axis=0) / given.sum(axis=0)
-        alone = replace(theirs, by_seed=means[None], seeds=theirs.seeds[:1], answered=theirs.known()[None])
+        alone = replace(theirs, by_seed=means[None], seeds=theirs.seeds[:1], answered=theirs.ever_answered()[None])
         return self.only(chosen), alone
 
     def accuracy(self) -> Interval:
@@ -83,20 +89,46 @@ class Scores:
         """Mean difference to another pruner on the same questions, paired."""
         return paired_difference(self.values, other.values, self.pictures)
 
-    def over(self, other: Scores) -> Interval | None:
-        """Accuracy divided by another one, on the same questions; `None` where that is 0."""
+    def divided_by(self, other: Scores) -> Interval | None:
+        """Accuracy divided by another one on the same questions; `None` if that is 0."""
         return paired_ratio(self.values, other.values, self.pictures) if other.values.sum() > 0.0 else None
 
-    def p_against(self, other: Scores) -> float:
-        """P-value of "as good as the other" (see `sign_flip_p`)."""
-        return sign_flip_p(self.values - other.values, self.pictures)
+
+@dataclass(frozen=True, slots=True)
+class HardSubset:
+    """Number of hard questions at one budget, and why there are none."""
+
+    questions: int
+    reason: str = ""
+
+
+def hard_questions(unpruned: Scores | None, downsampled: Scores | None) -> tuple[NDArray[np.bool_] | None, HardSubset]:
+    """Which questions the unpruned model answers right and down-sampling, at the same budget, wrong.
+
+    Most benchmark questions survive a smaller picture, so pruners that throw detail away look as good as those that
+    keep it; on the hard ones they differ (VTC-Bench, arXiv 2510.07143).
+
+    Returns:
+        A mask of shape (questions,), or `None` if the subset is empty or not defined; and what to say about it.
+    """
+    if unpruned is None:
+        return None, HardSubset(0, "the unpruned model has no result")
+    if not unpruned.right().any():
+        return None, HardSubset(0, "the unpruned model answers nothing right")
+    if downsampled is None:
+        return None, HardSubset(0, f"`{DOWNSAMPLE}` has no result at this budget")
+    mask = unpruned.right() & downsampled.ever_answered()  # an error says nothing about what a smaller picture loses
+    mask[downsampled.ever_answered()] &= ~unpruned.paired_with(downsampled)[1].right()
+    if not mask.any():
+        return None, HardSubset(0, f"`{DOWNSAMPLE}` answers everything that the unpruned model does")
+    return np.asarray(mask), HardSubset(int(mask.sum()))
 
 
 def read_scores(data: SweepData, entries: Sequence[CellRecord], questions: Scores | None) -> Scores | None:
-    """Scores of the cells of one pruner at one budget, or `None` where there is nothing to score.
+    """Scores of the cells of one pruner at one budget, or `None` if there is nothing to score.
 
-    A failed cell answers every question wrong: it stays in the mean over the seeds. Refused and pending cells were
-    never asked.
+    A failed cell answers every question wrong: it stays in the mean over the seeds. Refused and pending cells are left
+    out.
 
     Args:
         data: The sweep.

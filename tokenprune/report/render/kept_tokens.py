@@ -1,7 +1,8 @@
-"""Kept tokens drawn over the picture: what stayed is bright, what went is dark."""
+"""Kept tokens over their picture: drawn (kept tokens are bright, the others dark), and as data for the page."""
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,16 +10,24 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageEnhance
 
-from tokenprune.sweep.store.atomic_io import inside
+from tokenprune.report.data.groups import subjects_of
+from tokenprune.sweep.store.atomic_io import OutsideError, inside
+from tokenprune.sweep.store.sweep_data import CellRecord, SweepData
 
 MIN_SIDE = 256
 """Small pictures are enlarged to this width, so that single tokens can be seen."""
 
-_MAX_SIDE = 2048
+_LARGEST = 2048
 """Pictures are not enlarged beyond it."""
 
 _CELL = 4
 """Pixels of a token's rectangle, at least: a picture with less is stretched."""
+
+MAX_SIDE = 448
+"""Larger pictures are scaled down: the page shows where tokens lie, it is no archive of the data set."""
+
+_SMALL = 128 * 128
+"""Pictures of up to this many pixels stay as they are; larger ones become JPEG."""
 
 _OUTLINE = (255, 210, 0)
 _REASONS = ((255, 210, 0), (0, 200, 255), (255, 90, 160), (140, 255, 90))
@@ -41,7 +50,7 @@ def draw_kept(
         An RGB picture at least 256 pixels wide.
     """
     rows, columns = grid
-    scale = max(1, min(-(-MIN_SIDE // image.width), _MAX_SIDE // max(image.size)))
+    scale = max(1, min(-(-MIN_SIDE // image.width), _LARGEST // max(image.size)))
     width = max(image.width * scale, MIN_SIDE, columns * _CELL)
     height = max(image.height * scale, rows * _CELL)
     bright = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
@@ -94,7 +103,7 @@ def stored_overlay(directory: Path, entry: Mapping[str, Any], caption: str = "")
     Args:
         directory: The sweep directory.
         entry: One element of `samples`.
-        caption: Text below; the question, the answer and the prediction where it is empty.
+        caption: Text below; the question, the answer and the prediction if it is empty.
 
     Raises:
         OutsideError: A picture of the entry does not lie in the sweep directory.
@@ -129,3 +138,78 @@ def _wrap(text: str, width: int) -> list[str]:
                 line = f"{line} {word}".strip()
         lines.append(line)
     return lines
+
+
+def kept_tokens(data: SweepData) -> dict[str, Any]:
+    """The stored samples of every cell, as plain JSON types.
+
+    Returns:
+        `pictures`: data URLs by file name. `subjects`: per model and task its `samples` (question, answer, names of
+        the pictures), and its `cells` (pruner, budget, and per sample the prediction and, per picture, grid, kept
+        indices and their reasons). `lost`: names of pictures that are not in the directory any more, or damaged; the
+        samples about them are left out.
+    """
+    pictures: dict[str, str | None] = {}
+    subjects = []
+    for model, task, groups in subjects_of(data):
+        entries = [entry for group in groups[:1] for entry in group.unpruned]
+        entries += [entry for group in groups for cells in group.pruned.values() for entry in cells]
+        samples: dict[int, dict[str, Any]] = {}
+        shown_cells = []
+        for entry in entries:
+            stored = data.store.overlays(entry.cell.id) if entry.state == "done" else []
+            if stored:
+                shown_cells.append(_cell(entry, stored))
+            for sample in stored:
+                names = [image["picture"] for image in sample["images"]]
+                facts = {name: sample[name] for name in ("index", "question", "answer", "family")}
+                samples.setdefault(sample["index"], {**facts, "pictures": names})
+                for name in names:
+                    if name not in pictures:
+                        pictures[name] = _picture(data.store.directory, name)
+        shown = [sample for _, sample in sorted(samples.items()) if all(map(pictures.get, sample["pictures"]))]
+        if shown:
+            subjects.append({"model": model, "task": task, "samples": shown, "cells": shown_cells})
+    found = {name: url for name, url in pictures.items() if url is not None}
+    return {"pictures": found, "subjects": subjects, "lost": [name for name in pictures if name not in found]}
+
+
+def _picture(directory: Path, name: str) -> str | None:
+    """A sweep's picture as text; `None` if the directory has none of that name, or if it is damaged.
+
+    People mail the page, so it shows no file from outside the directory.
+    """
+    try:
+        return data_url(inside(directory, "pictures", name))
+    except (OSError, OutsideError):  # Pillow's own error for a damaged file is an OSError
+        return None
+
+
+def data_url(path: Path) -> str:
+    """A picture as text that a page can hold, scaled down if it is large."""
+    with Image.open(path) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    form, kind = ("PNG", "png") if small.width * small.height <= _SMALL else ("JPEG", "jpeg")
+    stream = io.BytesIO()
+    small.save(stream, format=form, quality=85, optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _cell(entry: CellRecord, stored: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    seed = f" seed {entry.cell.seed}" if entry.cell.seed else ""
+    return {
+        "label": f"{entry.cell.label}{seed}",
+        "pruner": entry.cell.label,
+        "budget": entry.cell.budget_label,
+        "samples": {
+            str(sample["index"]): {
+                "prediction": sample["prediction"],
+                "score": sample["score"],
+                "images": [
+                    {name: image[name] for name in ("grid", "kept", "labels", "site")} for image in sample["images"]
+                ],
+            }
+            for sample in stored
+        },
+    }

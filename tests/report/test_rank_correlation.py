@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, spearmanr
 
-from tokenprune.report.stats.correlation import rank_correlation
+from tokenprune.report.stats.ranks import rank_correlation
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,1 +1,0 @@
-"""Pictures of a report: trade-off figures, and kept tokens over their picture."""
