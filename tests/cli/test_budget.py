@@ -154,7 +154,7 @@ def test_options_and_seed_are_those_of_the_cells(run: Commands, toy: None, tiny_
         (["budget", "first", "--retention", "99,many"], "--retention must be percentages"),
         (["budget", "first", "--retention", "0"], "--retention must be percentages"),
         (["budget", "first", "--option", "speed=1"], "unknown option of pruner `first` `speed`"),
-        (["budget", "first", "--option", "pause"], "--option must be `NAME=VALUE`, got `pause`"),
+        (["budget", "first", "--option", "pause"], "--option must be `name=value`, got `pause`"),
         (["budget", "first", "--seed", "1"], "`first` draws nothing at random"),
         (["budget", "random", "--seed", "1", "--option", "seed=2"], "--seed and --option seed=... exclude each other"),
         (["budget", "none"], "`none` keeps everything"),
