@@ -68,7 +68,8 @@ def status(context: typer.Context, directory: opt.SweepDirectory, as_json: opt.A
                 **{state: counts[state] for state in _STATES},
                 "without_result": [_without_result(entry) for entry in without],
                 "tried_again": [
-                    {"id": entry.cell.id, "name": entry.cell.name, **_how(entry.result or {})} for entry in again
+                    {"id": entry.cell.id, "name": entry.cell.name, **_attempt_facts(entry.result or {})}
+                    for entry in again
                 ],
             }
         )
@@ -76,7 +77,7 @@ def status(context: typer.Context, directory: opt.SweepDirectory, as_json: opt.A
     output.show(", ".join(f"{counts[state]} {state}" for state in _STATES) + f" of {len(data.cells)} cells")
     output.show(f"{owner} runs it now" if owner else "nobody runs it now")
     rows = [[entry.cell.name, entry.state, str(_attempts(entry)), error_line(entry.error or {})] for entry in without]
-    rows += [[entry.cell.name, "done", str(_attempts(entry)), _smaller(entry)] for entry in again]
+    rows += [[entry.cell.name, "done", str(_attempts(entry)), _retry_reason(entry)] for entry in again]
     if rows:
         output.show(table(["cell", "state", "attempts", "why"], rows, numbers=["attempts"], names=["state"]))
 
@@ -190,11 +191,11 @@ def _attempts(entry: CellRecord) -> int:
     return int((entry.result or entry.error or {}).get("attempts", 1))
 
 
-def _how(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _attempt_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in ("attempts", "batch_size") if name in facts}
 
 
-def _smaller(entry: CellRecord) -> str:
+def _retry_reason(entry: CellRecord) -> str:
     size = (entry.result or {}).get("batch_size", entry.cell.batch_size)
     return f"out of memory, {size} samples a batch" if size != entry.cell.batch_size else "its worker died"
 
@@ -202,7 +203,7 @@ def _smaller(entry: CellRecord) -> str:
 def _without_result(entry: CellRecord) -> dict[str, Any]:
     error = entry.error or {}
     facts = {name: error.get(name, "") for name in ("type", "message", "hint")}
-    return {"id": entry.cell.id, "name": entry.cell.name, "outcome": entry.state, **facts, **_how(error)}
+    return {"id": entry.cell.id, "name": entry.cell.name, "outcome": entry.state, **facts, **_attempt_facts(error)}
 
 
 def _cell_row(entry: CellRecord) -> dict[str, Any]:
