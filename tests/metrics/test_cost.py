@@ -300,10 +300,10 @@ def test_choosing_is_timed_with_the_clock_of_the_device(loaded: LoadedModel, inp
         reads = iter(range(1000))
         session.stopwatch.mark = lambda: next(reads)
         loaded.model.generate(**inputs, do_sample=False, max_new_tokens=3)
-    stretches = session.stopwatch.stretches
-    assert stretches == sorted(stretches)
-    assert all(end == begin + 1 for begin, end in stretches)  # one mark at each end, and none inside
-    assert 1 <= len(stretches) <= 3  # layers up to the cut, and no decoding step
+    intervals = session.stopwatch.intervals
+    assert intervals == sorted(intervals)
+    assert all(end == begin + 1 for begin, end in intervals)  # one mark at each end, and none inside
+    assert 1 <= len(intervals) <= 3  # layers up to the cut, and no decoding step
 
 
 def test_the_options_of_a_sweep_file_are_those_of_the_measurement() -> None:

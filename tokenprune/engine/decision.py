@@ -1,4 +1,4 @@
-"""One stop: ask the pruner, and check its answer."""
+"""Ask the pruner at one stop, and check its decision."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tokenprune.pruner import Decision, Kept, Pruner
 def decide(
     pruner: Pruner, prefill: Prefill, position: int, units: Sequence[Unit], joint: JointSpace | None
 ) -> tuple[list[tuple[Unit, Kept]], Decision]:
-    """Ask the pruner about units of the prompt at the stop `position` of its plan.
+    """Ask the pruner about the units of the prompt, at stop number `position` of its plan.
 
-    Units of the same size, grid and budget are seen in one view. A unit in which a prompt ends keeps its last token
-    whatever the pruner says, because the answer is read from its row.
+    Units of the same size, grid and budget share one view. If a prompt ends in a unit, the unit's last token stays
+    whatever the pruner decides, because the model's answer is read from that row.
 
     Returns:
         One selection per unit in the prompt's order, and the last decision (its `resize` holds for all units).
 
     Raises:
-        NothingPrunedError: An answer does not name distinct tokens that are there.
-        NotFiniteError: The pruner was given, or answered, values that are not finite.
+        NothingPrunedError: A decision does not name distinct existing tokens.
+        NotFiniteError: The view, or the decision, holds values that are not finite.
     """
     site = prefill.plan[position].site
     context = SiteContext(prefill, site, pruner, joint)
@@ -62,18 +62,18 @@ def decide(
 
 
 def check_kept(pruner: Pruner, kept: Kept, tokens: int, view: WatchedView, unit: int) -> None:
-    """Refuse an answer that does not name distinct tokens that are there.
+    """Refuse a decision that does not name distinct existing tokens.
 
     Args:
-        pruner: Whose answer it is.
-        kept: The answer for one unit.
+        pruner: The pruner.
+        kept: Its decision for one unit.
         tokens: Tokens of the unit.
-        view: What the pruner looked at.
-        unit: Place of the unit in the view.
+        view: The view of the decision.
+        unit: Index of the unit in the view.
 
     Raises:
-        NothingPrunedError: With what is wrong.
-        NotFiniteError: The pruner was given, or answered, values that are not finite.
+        NothingPrunedError: The decision is not valid.
+        NotFiniteError: The view, or the decision, holds values that are not finite.
     """
     anchors = kept.anchors
     if anchors.ndim != 1 or anchors.dtype != torch.long:

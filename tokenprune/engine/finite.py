@@ -1,8 +1,8 @@
-"""NaN and infinite values in what a pruner is given or answers: said by name, before anything is cut.
+"""Detect NaN and infinite values in a pruner's inputs and decisions, and report them before anything is cut.
 
-What a view gives is reduced to one code for each unit on the device. The codes are read together with the kept
-indices, which are read anyway, so that looking costs no further wait for the device. A pruner that looks at nothing
-that is not finite, such as `grid` or `random`, is not stopped: its choice does not depend on it.
+Each tensor of a view is reduced on the device to one code per unit. The codes are read together with the kept indices,
+which must be read anyway, so the check adds no wait for the device. A pruner that reads no such tensor, such as `grid`
+or `random`, is not stopped, because its choice does not depend on the values.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from torch import Tensor
 from tokenprune.errors import NotFiniteError
 from tokenprune.pruner import Decision, Kept, State, Stop
 
-#: What a code means.
+#: Meaning of each code.
 _WORDS = ("", "infinite values", "NaN")
-#: What views count themselves.
+#: Methods of a view whose values do not come from the model.
 _COUNTED = ("coordinates", "sizes")
 _FAILURES = (ArithmeticError, LookupError, RuntimeError, ValueError)
 
 
 class WatchedView:
-    """A view that notes, for each unit, whether the tensors that it gives are finite.
+    """A view that records, for each unit, whether the tensors that it returns are finite.
 
     Args:
-        view: An engine's view of B units.
-        name: The pruner.
-        labels: What the B units are called in messages.
+        view: The engine's view of B units.
+        name: Name of the pruner.
+        labels: Names of the B units in messages.
     """
 
     def __init__(self, view: Any, name: str, labels: Sequence[str]) -> None:
@@ -45,24 +45,24 @@ class WatchedView:
         if name in _COUNTED or not callable(found):
             return found
 
-        def give(*args: Any, **kwargs: Any) -> Any:
-            given = found(*args, **kwargs)
-            self._note(name, given if isinstance(given, tuple) else (given,))
-            return given
+        def call(*args: Any, **kwargs: Any) -> Any:
+            values = found(*args, **kwargs)
+            self._note(name, values if isinstance(values, tuple) else (values,))
+            return values
 
-        return give
+        return call
 
-    def _note(self, name: str, given: Sequence[Any]) -> None:
-        for value, after in zip(given, (*given[1:], None), strict=True):
+    def _note(self, name: str, values: Sequence[Any]) -> None:
+        for value, after in zip(values, (*values[1:], None), strict=True):
             if isinstance(value, Tensor) and value.is_floating_point():
                 mask = after if isinstance(after, Tensor) and after.dtype == torch.bool else None
                 self._codes.append((name, _by_unit(value, mask)))
 
     def asked(self, decide: Callable[..., Decision], stop: Stop, state: State) -> Decision:
-        """The answer of a pruner that looks at this view.
+        """The decision of a pruner on this view.
 
         Raises:
-            NotFiniteError: It failed after it was given values that are not finite.
+            NotFiniteError: The pruner failed after it had read values that are not finite.
         """
         try:
             return decide(self, stop, state)
@@ -72,10 +72,10 @@ class WatchedView:
             raise
 
     def read(self, unit: int, kept: Kept) -> list[int]:
-        """The kept indices, read from the device in one go with what was noted of a unit.
+        """The kept indices of a unit, read from the device together with the unit's codes.
 
         Raises:
-            NotFiniteError: The unit's tensors, or the answer's weights, are not finite.
+            NotFiniteError: The unit's tensors, or the decision's weights, are not finite.
         """
         codes = self._of(unit)
         answers = (("merge", kept.merge), ("log_weights", kept.log_weights))
@@ -102,13 +102,13 @@ class WatchedView:
                 raise NotFiniteError(
                     f"`{self._name}` cannot choose at site `{self._view.site}`: {_WORDS[code]} in `{name}` of "
                     f"{self._labels[unit]}",
-                    hint="half precision overflows there or the inputs hold it: load the model in float32 or bfloat16, "
-                    "and look at the logits of the model that is not pruned",
+                    hint="half precision may overflow there, or the inputs hold such values: load the model in float32 "
+                    "or bfloat16, and look at the logits of the unpruned model",
                 ) from cause
 
 
 def _by_unit(value: Tensor, mask: Tensor | None) -> Tensor:
-    """Codes (B,) of values (B, ...); where a mask (B, R) comes with (B, ..., R, d), of the real rows."""
+    """Codes (B,) of values (B, ...). With a mask (B, R), values (B, ..., R, d) count only in the real rows."""
     if mask is None:
         return _code(_largest(value, range(1, value.ndim)))
     rows = _largest(value, [axis for axis in range(1, value.ndim) if axis != value.ndim - 2])
@@ -116,7 +116,7 @@ def _by_unit(value: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _largest(values: Tensor, axes: Sequence[int]) -> Tensor:
-    """The largest size along some axes; NaN where there is one."""
+    """The largest absolute value along some axes; NaN if there is a NaN."""
     if values.numel() == 0:
         return values.new_zeros([length for axis, length in enumerate(values.shape) if axis not in axes])
     largest: Tensor = torch.linalg.vector_norm(values, ord=float("inf"), dim=tuple(axes)) if axes else values.abs()

@@ -1,4 +1,4 @@
-"""The last token of a prompt stays, also if it is a visual one that the pruner drops: its row gives the answer."""
+"""Keep the last token of a prompt even if the pruner drops it: the model's answer is read from its row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenprune.pruner import Kept
 
 
 def ending_units(units: Sequence[Unit], samples: Collection[int]) -> frozenset[int]:
-    """Numbers of the units whose last token is the last token of their sample.
+    """Indices of the units whose last token is the last token of their sample.
 
     Args:
         units: All images and videos of the batch, in order.
@@ -27,15 +27,15 @@ def holds_last(kept: Kept, tokens: int) -> bool:
 
 
 def with_last(kept: Kept, tokens: int, *, resized: bool) -> Kept:
-    """A decision that emits the last of a unit's N tokens, and emits it last.
+    """Change a decision so that the last of a unit's N tokens is emitted, as the last row.
 
-    A token that was not kept comes back as it is, as one row more; rows that its values were merged into keep them. If
-    the picture was made smaller, there is no such row: then the last of the emitted rows takes the last token's place.
+    A dropped last token is added as one more row, unchanged; rows into which it was merged stay as they are. If the
+    image was resized, no row belongs to a single token: then the last emitted row takes the last token's position.
 
     Args:
         kept: The pruner's decision.
         tokens: N.
-        resized: The picture was made smaller, so that rows belong to no single token.
+        resized: The image was resized.
     """
     anchors = kept.anchors
     if resized:
@@ -59,7 +59,7 @@ def with_last(kept: Kept, tokens: int, *, resized: bool) -> Kept:
 
 
 def _appended(kept: Kept, tokens: int) -> Kept:
-    """The last token as one row more."""
+    """A decision with the last token as an additional row."""
     merge, weights = kept.merge, kept.log_weights
     if merge is not None:
         merge = merge.to_dense()

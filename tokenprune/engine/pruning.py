@@ -1,4 +1,4 @@
-"""`with pruned(model, pruner, budget) as session:` - the life of a pruned stock model."""
+"""`with pruned(model, pruner, budget) as session:` installs the engine on a stock model and removes it again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tokenprune.budget import Budget, BudgetLike
 from tokenprune.checkpoints.joint import JointSpace
 from tokenprune.checkpoints.loaded_model import LoadedModel
 from tokenprune.engine.decoder.hooks import DecoderHooks
-from tokenprune.engine.entrance import Entrance
-from tokenprune.engine.modes import Batching
+from tokenprune.engine.entry_lock import EntryLock
+from tokenprune.engine.generate_call import ContinuousBatchingGuard
 from tokenprune.engine.observe.encoder_observer import EncoderObserver, observes_encoder
 from tokenprune.engine.patch.compiled import Uncompiled
 from tokenprune.engine.patch.internals import check_internals
@@ -31,14 +31,14 @@ _MARK = "_tokenprune_session"
 
 
 class ModelPatch(Protocol):
-    """A part of the engine that puts something into a model."""
+    """A part of the engine that changes a model."""
 
     def install(self, undo: contextlib.ExitStack) -> None:
-        """Put it there; each step leaves with the stack what undoes it, before the next one may fail."""
+        """Change the model; each step registers its reversal on the stack before the next step may fail."""
 
 
 def resolve_pruner(pruner: str | Pruner | None, options: Mapping[str, Any], host: Host) -> Pruner:
-    """A pruner by name and options, a pruner object as it is, or `none`.
+    """The pruner of a name and options; a pruner object is returned as it is, and `None` means `none`.
 
     Raises:
         UnknownNameError: No pruner of that name is installed.
@@ -47,7 +47,7 @@ def resolve_pruner(pruner: str | Pruner | None, options: Mapping[str, Any], host
     if isinstance(pruner, Pruner):
         for name in options:
             unknown = UnknownNameError("argument of `pruned`", name, _arguments())
-            made = f"`{pruner.spec.name}` is made already: give its options to `get_pruner`, or give its name here"
+            made = f"`{pruner.spec.name}` is built already: pass its options to `get_pruner`, or pass its name here"
             raise ConfigError(unknown.message, hint=unknown.hint if unknown.close_matches else made)
         return pruner
     spec = host.pruners.get(pruner or "none")
@@ -56,29 +56,29 @@ def resolve_pruner(pruner: str | Pruner | None, options: Mapping[str, Any], host
 
 @functools.cache
 def _arguments() -> tuple[str, ...]:
-    """The optional arguments of `pruned`, which a misspelt option may stand for."""
+    """The optional arguments of `pruned`, as candidates for a misspelt option."""
     return tuple(name for name, what in inspect.signature(pruned).parameters.items() if what.default is not what.empty)
 
 
 def resolve_budget(
     pruner: Pruner, budget: Budget | BudgetLike | None, ratio: float | None, tokens: int | None
 ) -> Budget:
-    """One budget out of the ways to say it.
+    """The budget, from whichever argument gives it.
 
     Raises:
-        BudgetError: Said twice, out of range, or not said to a pruner that goes by it.
+        BudgetError: It is given twice, out of range, or missing although the pruner reads it.
     """
-    given = [value for value in (budget, ratio, tokens) if value is not None]
-    if len(given) > 1:
+    values = [value for value in (budget, ratio, tokens) if value is not None]
+    if len(values) > 1:
         raise BudgetError("give one of `budget`, `ratio` and `tokens`", hint="for example `tokens=64`")
     if budget is not None:
         return Budget.parse(budget)
-    if given:
+    if values:
         return Budget(ratio=ratio, tokens=tokens)
     if pruner.reads_budget:
         raise BudgetError(
             f"`{pruner.spec.name}` needs a budget: how many visual tokens stay of each image",
-            hint="give it after the pruner: `64` tokens, a ratio like `0.25`, or `100%` to keep all",
+            hint="pass it after the pruner: `64` tokens, a ratio like `0.25`, or `100%` to keep all",
         )
     return Budget(ratio=1.0)
 
@@ -101,32 +101,32 @@ def pruned(
     """Prune the visual tokens of a stock model inside the block; the model is restored bit for bit afterwards.
 
     Args:
-        model: A stock transformers vision-language model, also wrapped: with an adapter of PEFT, compiled, or for
-            data parallelism on one device. Inside the block the wrapper's own call and `generate` are pruned.
-            What `load_model` gave works as well, and brings its joint image-text space.
+        model: A stock transformers vision-language model. It may be wrapped: with a PEFT adapter, compiled, or for
+            data parallelism on one device; then the wrapper's own call and `generate` are pruned too.
+            A `LoadedModel` of `load_model` works as well, and brings its joint image-text space.
         pruner: Name of an installed pruner, a pruner object, or `None` for no pruning.
         budget: Visual tokens to keep per image: a whole number is tokens (`64`), a fraction or a percentage is a ratio
-            (`0.25`, `"25%"`), as everywhere (`Budget.parse`). Only `None`, `none` and pruners that read no budget under
-            their options do without.
-        ratio: Keep ratio, in place of `budget`; 1 keeps all.
-        tokens: Number of tokens, in place of `budget`.
-        positions: `keep` or `compact` position ids; the pruner's own choice where it is not given.
-        joint: Joint image-text space, for pruners that need one; that of a `LoadedModel` if it is not given.
+            (`0.25`, `"25%"`), as everywhere (`Budget.parse`). Required, unless the pruner is `None`, `none`, or reads
+            no budget with these options.
+        ratio: Keep ratio, instead of `budget`; 1 keeps all.
+        tokens: Number of tokens, instead of `budget`.
+        positions: `keep` or `compact` position ids; by default the pruner's own choice.
+        joint: Joint image-text space, for pruners that need one; by default that of the `LoadedModel`.
         frames: The images of each sample are the frames of one video: from the LLM input on, pruners see them as one
-            unit. A budget in tokens counts the whole video; before the decoder each frame gets its share.
+            unit. A budget in tokens counts for the whole video; before the decoder each frame gets its share.
         memo: Shares the encoder and the layers before the first cut with other sessions on the same inputs.
-        host: Plugins; the installed ones if it is not given.
+        host: Plugins; by default the installed ones.
         options: Options of a pruner that is given by name (`layer=0`).
 
     Raises:
         ConfigError: An option is unknown, of the wrong kind or out of range.
-        IncompatibleError: The model is not described, already pruned, or lacks what the pruner needs.
+        IncompatibleError: The model has no known family, is being pruned already, or lacks what the pruner needs.
         BudgetError: The budget is missing, out of range or cannot be met.
 
-    A KV cache that was pruned inside the block, and every copy of it, is used inside: of this block, or of another one
-    with the same model, pruner and positions. Elsewhere it raises `IncompatibleError`.
+    A KV cache that was pruned inside the block, and every copy of it, works only inside this block, or inside another
+    one with the same model, pruner and positions. Everywhere else it raises `IncompatibleError`.
 
-    Several threads may use the model inside the block. Enter and leave it while no other thread runs the model.
+    Several threads may use the model inside the block. Enter and leave the block while no other thread runs the model.
 
     Example:
         >>> from tokenprune import load_model, pruned
@@ -140,43 +140,48 @@ def pruned(
     host = host or default_host()
     chosen = resolve_pruner(pruner, options, host)
     wanted = resolve_budget(chosen, budget, ratio, tokens)
-    given, own_joint = (model, None) if isinstance(model, nn.Module) else (model.model, model.joint)
+    wrapped, own_joint = (model, None) if isinstance(model, nn.Module) else (model.model, model.joint)
     joint = joint or own_joint
-    parts = parts_of(given, host)
-    model = parts.model  # inside its wrappers
+    parts = parts_of(wrapped, host)
+    model = parts.model  # the stock model inside the wrappers
     check_internals(parts)
     if "joint" in chosen.needs and joint is None:
         raise IncompatibleError(
             f"`{chosen.spec.name}` needs a joint image-text space (a CLIP text tower)",
-            hint="pass what `load_model` gave in place of its `.model`, or `joint=` (`tokenprune.checkpoints."
+            hint="pass the result of `load_model` instead of its `.model`, or `joint=` (`tokenprune.checkpoints."
             "JointSpace`), or choose a pruner without the need `joint`",
         )
     session = Session(parts, chosen, wanted, positions=positions, joint=joint, frames=frames, memo=memo)
     decoder = DecoderHooks(session)
-    sides: list[ModelPatch] = [Uncompiled(given), Batching(model), Entrance(session, decoder), decoder]
+    patches: list[ModelPatch] = [
+        Uncompiled(wrapped),
+        ContinuousBatchingGuard(model),
+        EntryLock(session, decoder),
+        decoder,
+    ]
     if parts.vision is not None:
-        sides.append(VisionHooks(parts, parts.vision, chosen, joint, lambda: session.prefill, memo))
+        patches.append(VisionHooks(parts, parts.vision, chosen, joint, lambda: session.prefill, memo))
     elif memo is not None:
-        sides.append(MemoMethods(parts.base, memo, session.seen_runs))
+        patches.append(MemoMethods(parts.base, memo, session.encoder_runs))
     if parts.observed_encoder is not None and observes_encoder(chosen):
-        sides.append(EncoderObserver(parts.observed_encoder, lambda: session.prefill))
+        patches.append(EncoderObserver(parts.observed_encoder, lambda: session.prefill))
     with contextlib.ExitStack() as undo:
         _mark(model, session, undo)
-        for side in sides:
-            side.install(undo)
+        for patch in patches:
+            patch.install(undo)
         try:
             yield session
         finally:
-            with session.lock:  # a pass of another thread ends first
-                session.owner.close()
+            with session.lock:  # waits for the pass of another thread
+                session.handle.close()
                 undo.close()
 
 
 def _mark(model: nn.Module, session: Session, undo: contextlib.ExitStack) -> None:
-    """Let one session at a time have a model, also where two threads ask at once.
+    """Reserve a model for one session; safe if two threads try at the same time.
 
     Raises:
-        IncompatibleError: Another one has it.
+        IncompatibleError: Another session has the model.
     """
     if vars(model).setdefault(_MARK, session) is not session:
         raise IncompatibleError("this model is already being pruned", hint="leave the other `with pruned(...)` first")

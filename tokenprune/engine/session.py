@@ -1,4 +1,4 @@
-"""What a session knows while a model is pruned: its plan, the pass that is running, and its records."""
+"""The state of a `with pruned(...)` block: the pruner's plan, the running forward pass, and the records."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tokenprune.budget import Budget
 from tokenprune.checkpoints.joint import JointSpace
-from tokenprune.engine.cache.pruned_cache import Maker, Owner, give_back_offsets, is_pruned
-from tokenprune.engine.modes import CacheKeeper, Call
+from tokenprune.engine.cache.pruned_cache import PruningSettings, SessionHandle, give_back_offsets, is_pruned
+from tokenprune.engine.generate_call import GenerateCall, UseCacheOverride
 from tokenprune.engine.observe.encoder_observer import observes_encoder
 from tokenprune.engine.state.encoder_run import EncoderObservation, EncoderRun
 from tokenprune.engine.state.image_spans import ImageSpan
@@ -30,13 +30,13 @@ from tokenprune.record import StepRecord
 
 
 class Session:
-    """A model inside `pruned`: what was pruned so far.
+    """A pruned model inside the `with` block, and what was pruned so far.
 
-    Several threads may use it: one forward pass runs at a time, and `records` has those of all threads.
+    Several threads may use it. One forward pass runs at a time, and `records` holds the passes of all threads.
 
     Attributes:
-        records: One `PruneRecord` per forward pass that brought images, in the order in which they ended.
-        steps: One `StepRecord` per decoding step, for pruners that choose a view of the cache at each.
+        records: One `PruneRecord` per forward pass with images, in the order in which the passes ended.
+        steps: One `StepRecord` per decoding step, for pruners with a stop at every step.
         stopwatch: When the views and decisions of prefills began and ended.
     """
 
@@ -61,23 +61,23 @@ class Session:
         self.stopwatch = Stopwatch()
         self.steps: list[StepRecord] = []
         self.records: list[PruneRecord] = []
-        self.owner = Owner(parts.model, Maker.of(parts, pruner, self.positions))
-        """The session, as its caches know it."""
+        self.handle = SessionHandle(parts.model, PruningSettings.of(parts, pruner, self.positions))
+        """The session as its caches refer to it."""
         self.lock = threading.RLock()
-        """Held by the thread that is inside the model; what follows is of that thread alone."""
+        """Held by the thread that runs the model; only this thread uses the attributes below."""
         self.prefill: Prefill | None = None
-        self._ahead: Prefill | None = None
-        self._keeper = CacheKeeper()
+        self._encoded_ahead: Prefill | None = None
+        self._use_cache = UseCacheOverride()
         self._exclusive: contextlib.ExitStack | None = None
-        """Ends the part of the running `generate` in which no other thread may enter."""
+        """Releases the lock that `generate` holds until the end of its prefill."""
         self._plans: dict[tuple[int, Budget], tuple[Stop, ...]] = {}
 
     @property
     def last(self) -> PruneRecord:
-        """The newest record, of whatever thread.
+        """The newest record of any thread.
 
         Raises:
-            NothingPrunedError: No forward pass has brought an image yet.
+            NothingPrunedError: No forward pass had images yet.
         """
         if not self.records:
             raise NothingPrunedError(
@@ -86,7 +86,7 @@ class Session:
         return self.records[-1]
 
     def plan(self, tokens: int, budget: Budget | None = None) -> tuple[Stop, ...]:
-        """The pruner's stops for images of a number of visual tokens, checked and in running order.
+        """The pruner's stops for images with `tokens` visual tokens, checked and in running order.
 
         Raises:
             BudgetError: The budget cannot be met.
@@ -105,10 +105,10 @@ class Session:
         return self._plans[key]
 
     def _video_stops(self, units: Sequence[Unit]) -> dict[int, tuple[Stop, ...]]:
-        """Stops for single frames, with their share of the budget, and for the videos that they make.
+        """Stops by number of tokens: for single frames, with their share of the budget, and for whole videos.
 
         Raises:
-            IncompatibleError: A budget in tokens for videos of several lengths.
+            IncompatibleError: The budget is in tokens and the videos differ in length.
         """
         counts = Counter(unit.span.sample for unit in units)
         if self.budget.tokens is not None and len(set(counts.values())) > 1:
@@ -158,46 +158,46 @@ class Session:
                 )
             if site.kind == "decode" and site.layer < 1:
                 raise IncompatibleError(
-                    f"`{name}` plans a view at decoding steps from layer {site.layer}",
-                    hint="such a view is chosen by the layer before, so it begins at layer 1 or later",
+                    f"`{name}` plans a stop at decoding steps from layer {site.layer}",
+                    hint="the attention of the layer before is needed, so use layer 1 or a later one",
                 )
 
     def prefill_stops(self, tokens: int) -> tuple[Stop, ...]:
-        """The stops of a prefill, for images of a number of visual tokens."""
+        """The stops of a prefill, for images with `tokens` visual tokens."""
         return _of_prefill(self.plan(tokens))
 
     def decode_stops(self, prefill: Prefill) -> tuple[Stop, ...]:
-        """The stops of every decoding step after the prefill of a prefill."""
+        """The stops of every decoding step after a prefill."""
         return tuple(stop for stop in self.plan(prefill.units[0].original) if stop.site.kind == "decode")
 
     # --- calls of the multimodal model --------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def passing(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+    def forward_pass(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
         """One forward pass with these arguments, in the thread that holds the lock.
 
         Raises:
-            NothingPrunedError: The pass did not come by a place where it should have cut.
+            NothingPrunedError: The pass ended without reaching a planned cut.
         """
         inputs = dict(kwargs)
-        if args:  # stock models call their parts by keyword; `model(input_ids)` is the one exception
+        if args:  # models are called with keyword arguments; `model(input_ids)` is the one exception
             inputs.setdefault("input_ids", args[0])
-        around = self.prefill if self._ahead is None else None  # a pruner may run the model inside a pass
+        outer = self.prefill if self._encoded_ahead is None else None  # a pruner may call the model inside a pass
         give_back_offsets(self.parts.base, cache_in(inputs))
         try:
-            self.prefill = self._adopt(inputs)
+            self.prefill = self._prefill_of(inputs)
             yield
-            self._check_done(self.prefill)
+            self._check_all_cut(self.prefill)
         finally:
-            if self._exclusive is not None and self._ahead is None:
+            if self._exclusive is not None and self._encoded_ahead is None:
                 self._exclusive.close()
-            self.prefill = around
+            self.prefill = outer
 
-    def _open(
-        self, inputs: Mapping[str, Any], known: Callable[[Tensor], tuple[ImageSpan, ...]] | None = None
+    def _open_prefill(
+        self, inputs: Mapping[str, Any], known_spans: Callable[[Tensor], tuple[ImageSpan, ...]] | None = None
     ) -> Prefill | None:
-        """A prefill for the images of a call, planned; `None` where it brings none."""
-        found = open_prefill(self.parts, inputs, known)
+        """The planned prefill of a call with images; `None` for a call without images."""
+        found = open_prefill(self.parts, inputs, known_spans)
         if found is None:
             return None
         input_ids, valid, spans = found
@@ -212,7 +212,7 @@ class Session:
             vision=VisionState(
                 pixels={name: inputs[name] for name in self.parts.family.pixels if inputs.get(name) is not None},
                 units={unit.span.index: unit for unit in units},
-                observed=self._observation(inputs) if known is None else EncoderObservation(),
+                observed=self._observation(inputs) if known_spans is None else EncoderObservation(),
             ),
             units=units,
             stops=stops,
@@ -222,7 +222,7 @@ class Session:
         )
 
     def _observation(self, inputs: Mapping[str, Any]) -> EncoderObservation:
-        """The rows of an encoder that is only observed, if the pruner asks for it."""
+        """An empty observation of an encoder that cannot be cut, with its row layout if the pruner needs it."""
         if self.parts.observed_encoder is None or not observes_encoder(self.pruner):
             return EncoderObservation()
         if all(inputs.get(name) is None for name in self.parts.family.pixels):
@@ -231,17 +231,20 @@ class Session:
             self.parts.observed_encoder.about.rows(self.parts.model.config, inputs, self.parts.visuals(inputs))
         )
 
-    def seen_runs(self) -> list[EncoderRun] | None:
-        """What was seen of the encoder in this pass; `None` if the pruner asks for nothing of it."""
+    def encoder_runs(self) -> list[EncoderRun] | None:
+        """The encoder runs observed in this pass; `None` if the pruner needs nothing of the encoder."""
         return self.prefill.vision.observed.runs if self.prefill is not None and observes_encoder(self.pruner) else None
 
-    def _adopt(self, inputs: Mapping[str, Any]) -> Prefill | None:
-        """The prefill of a call; what `generate` ran ahead is taken over, for the prompt or for its copies."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is None:
-            return self._open(inputs)
+    def _prefill_of(self, inputs: Mapping[str, Any]) -> Prefill | None:
+        """The prefill of a call; if `generate` has encoded the images before, their state is taken over.
 
-        def known(input_ids: Tensor) -> tuple[ImageSpan, ...]:
+        `generate` may repeat each prompt, for beams or several answers.
+        """
+        ahead, self._encoded_ahead = self._encoded_ahead, None
+        if ahead is None:
+            return self._open_prefill(inputs)
+
+        def known_spans(input_ids: Tensor) -> tuple[ImageSpan, ...]:
             copies, rest = divmod(len(input_ids), len(ahead.input_ids))
             if rest or input_ids.shape[1] != ahead.input_ids.shape[1]:
                 raise IncompatibleError(
@@ -256,40 +259,42 @@ class Session:
             return tuple(sorted(spans, key=lambda span: (span.sample, span.image)))
 
         mask, input_ids = inputs.get("attention_mask"), inputs.get("input_ids")
-        if mask is not None and input_ids is not None and not is_per_token(mask):  # `generate` has built masks already
+        if mask is not None and input_ids is not None and not is_per_token(mask):  # `generate` has built full masks
             inputs = {**inputs, "attention_mask": ahead.valid.repeat_interleave(len(input_ids) // len(ahead.valid), 0)}
-        prefill = self._open(inputs, known)
+        prefill = self._open_prefill(inputs, known_spans)
         if prefill is not None:
-            prefill.vision = ahead.vision  # with what the pruner remembers of its stops there
+            prefill.vision = ahead.vision  # includes the pruner's state from its stops there
         return prefill
 
-    def generating(self, generate: Callable[..., Any]) -> Callable[..., Any]:
-        """`generate` encodes the images before it calls the model: note its prompt, so that the tower can be cut."""
+    def wrap_generate(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `generate`: it encodes images before it calls the model, and a cut there must know the prompt."""
 
         @functools.wraps(generate)
         def run(*args: Any, **kwargs: Any) -> Any:
-            call = Call.of(self.parts.model, generate, args, kwargs)
+            call = GenerateCall.of(self.parts.model, generate, args, kwargs)
             inputs = dict(call.arguments)
             input_ids = inputs.get("input_ids", inputs.get("inputs"))
             cache = cache_in(inputs)
             mask = inputs.get("attention_mask")
             if input_ids is not None and cache is not None and (mask is None or mask.shape[1] == input_ids.shape[1]):
-                input_ids = input_ids[:, int(cache.get_seq_length()) :]  # the whole conversation came, not its new turn
+                input_ids = input_ids[
+                    :, int(cache.get_seq_length()) :
+                ]  # the whole conversation was passed, not only its new turn
             inputs["input_ids"] = input_ids
-            brings = any(inputs.get(name) is not None for name in self.parts.family.pixels)
-            kwargs |= call.uncompiled()
-            if brings or cache is not None:
-                kwargs |= self._keeper.kept(call)
+            has_pixels = any(inputs.get(name) is not None for name in self.parts.family.pixels)
+            kwargs |= call.without_compilation()
+            if has_pixels or cache is not None:
+                kwargs |= self._use_cache.overrides(call)
             with contextlib.ExitStack() as exclusive:
                 exclusive.enter_context(self.lock)
-                exclusive.callback(self._forget)
+                exclusive.callback(self._end_generate)
                 self._exclusive = exclusive
                 if is_pruned(cache):
                     call.check_turn()
                     give_back_offsets(self.parts.base, cache)
-                if input_ids is not None and brings:
+                if input_ids is not None and has_pixels:
                     call.check(input_ids.shape[1])
-                    self._ahead = self.prefill = self._open(inputs)
+                    self._encoded_ahead = self.prefill = self._open_prefill(inputs)
                     if self.prefill is not None and self.prefill.plan:
                         call.check_cache()
                     if self.prefill is not None and self.decode_stops(self.prefill):
@@ -298,16 +303,16 @@ class Session:
 
         return run
 
-    def _forget(self) -> None:
-        """The prompt of a `generate` has passed, or will not."""
-        self._exclusive = self._ahead = self.prefill = None
+    def _end_generate(self) -> None:
+        """Forget the prompt of a `generate` call, after its prefill or after a failure."""
+        self._exclusive = self._encoded_ahead = self.prefill = None
 
-    def _check_done(self, prefill: Prefill | None) -> None:
-        """Refuse a pass that has not come by every place where it should have cut."""
+    def _check_all_cut(self, prefill: Prefill | None) -> None:
+        """Refuse a pass that ended without reaching every planned cut."""
         if prefill is not None and len(prefill.done) != len(prefill.plan):
             missed = [str(stop.site) for stop in prefill.plan[len(prefill.done) :]]
             raise NothingPrunedError(
-                f"`{self.pruner.spec.name}` should have cut at {missed}, but the model did not pass there",
+                f"`{self.pruner.spec.name}` should have cut at {missed}, but the model did not run there",
                 hint="please report this with the model's class and the transformers version",
             )
 

@@ -1,4 +1,4 @@
-"""The stock model on a prompt that already has fewer visual tokens: nothing is chosen, nothing is kept track of."""
+"""Run the stock model on a prompt with fewer visual tokens: the lower bound of the time that a pruner needs."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.engine.decoder.layer_arguments import shortened
+from tokenprune.engine.decoder.layer_arguments import shorten_arguments
 from tokenprune.engine.state.prefill import open_prefill
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.family import Parts
 
 
 @dataclass(frozen=True)
-class _Short:
-    """Which slots of a prompt stay.
+class _ShortPrompt:
+    """The slots of a prompt that stay.
 
     Args:
         length: Slots of the whole prompt, S.
         slots: (S',) the slots that stay.
-        placeholders: (P',) the number, among the prompt's placeholders, of those that stay.
+        placeholders: (P',) indices, among all placeholders of the prompt, of those that stay.
     """
 
     length: int
@@ -33,12 +33,14 @@ class _Short:
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the text model for the shorter prompt."""
         width = len(self.slots)
-        made = shortened(given, self.length, self.slots[None])
+        made = shorten_arguments(given, self.length, self.slots[None])
         if given.get("attention_mask") is not None:
             made["attention_mask"] = self._mask(given["attention_mask"])
         if given.get("position_ids") is not None:
-            made["position_ids"] = given["position_ids"][..., :width]  # of a prompt of that length: without gaps
-        if given.get("visual_pos_masks") is not None:  # features of several encoder layers (DeepStack)
+            made["position_ids"] = given["position_ids"][
+                ..., :width
+            ]  # positions of a prompt of that length, without gaps
+        if given.get("visual_pos_masks") is not None:  # DeepStack features
             made["visual_pos_masks"] = given["visual_pos_masks"][:, self.slots]
             made["deepstack_visual_embeds"] = [plane[self.placeholders] for plane in given["deepstack_visual_embeds"]]
         return made
@@ -60,11 +62,11 @@ class _Short:
 
 @contextlib.contextmanager
 def shorter_prompt(parts: Parts, inputs: Mapping[str, Any], tokens: int) -> Iterator[None]:
-    """Inside the block, the stock model's decoder gets `tokens` of the visual tokens of one prompt.
+    """Inside the block, the stock model's decoder receives only `tokens` visual tokens of one prompt.
 
-    The vision side runs whole; what it made is cut, evenly spaced, as it enters the text model. From there on the stock
-    model runs on a prompt of that length, in the prefill and in the decoding steps, with its own masks and kernels and
-    with positions without gaps. Only how long that takes is of interest, not what it says.
+    The vision side runs whole. At the input of the text model, evenly spaced visual tokens are kept. From there on the
+    stock model runs on the shorter prompt, in the prefill and in decoding, with its own masks and kernels and with
+    positions without gaps. This is for timing only: the answers mean nothing.
 
     Args:
         parts: The model; not inside `pruned`.
@@ -91,9 +93,9 @@ def shorter_prompt(parts: Parts, inputs: Mapping[str, Any], tokens: int) -> Iter
     stays[visual[torch.arange(tokens, device=visual.device) * len(visual) // max(tokens, 1)]] = True
     placeholder = parts.is_placeholder(input_ids)[0]
     numbers = placeholder.cumsum(0) - 1
-    short = _Short(input_ids.shape[1], stays.nonzero()[:, 0], numbers[stays & placeholder])
+    short = _ShortPrompt(input_ids.shape[1], stays.nonzero()[:, 0], numbers[stays & placeholder])
 
-    gap: list[Tensor] = []  # by which positions go on earlier than those of the whole prompt
+    gap: list[Tensor] = []  # by how much later positions are lower than those of the whole prompt
 
     def before(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -105,7 +107,7 @@ def shorter_prompt(parts: Parts, inputs: Mapping[str, Any], tokens: int) -> Iter
             if positions is not None:
                 gap[:] = [positions[..., -1:] - positions[..., len(short.slots) - 1, None]]
             return args, short.arguments(kwargs)
-        # a decoding step: the cache is short already, and a mask that hides nothing may be longer
+        # a decoding step: the cache is short already; the mask may be longer, because it hides nothing
         return (args, {**kwargs, "position_ids": positions - gap[0]}) if gap and positions is not None else None
 
     handle = parts.text.register_forward_pre_hook(before, with_kwargs=True)

@@ -1,4 +1,4 @@
-"""Mark the timestamps of a `generate` call: where the vision side begins and ends, and every forward pass."""
+"""Record when the vision side and each forward pass of a `generate` call begin and end."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ MarkT = TypeVar("MarkT")
 
 @dataclass
 class Timestamps(Generic[MarkT]):
-    """When the parts of a run began and ended, in the order of the run.
+    """Begin and end of each part of a run, in order.
 
     Args:
-        encoder: Begin and end of each stretch of vision tower and projector.
-        forward: Begin and end of each forward pass of the whole model: the prefill, then one per decoding step.
+        encoder: Each run of vision tower and projector.
+        forward: Each forward pass of the whole model: the prefill, then one per decoding step.
     """
 
     encoder: list[tuple[MarkT, MarkT]] = field(default_factory=list)
     forward: list[tuple[MarkT, MarkT]] = field(default_factory=list)
 
     def clear(self) -> None:
-        """A new run begins."""
+        """Forget all timestamps, before a new run."""
         self.encoder.clear()
         self.forward.clear()
 
 
 @contextlib.contextmanager
 def timestamps_of(parts: Parts, mark: Callable[[], MarkT]) -> Iterator[Timestamps[MarkT]]:
-    """Note the timestamps of every run inside the block; the model is as it was afterwards.
+    """Record the timestamps of every run inside the block; the model is restored afterwards.
 
     Args:
         parts: The model, stock or inside `pruned`.
-        mark: Notes one moment: reads a clock, or records an event on the device.
+        mark: Returns a point in time: reads a clock, or records an event on the device.
     """
     found: Timestamps[MarkT] = Timestamps()
     began: list[MarkT] = []
@@ -61,13 +61,13 @@ def timestamps_of(parts: Parts, mark: Callable[[], MarkT]) -> Iterator[Timestamp
 
 
 def _marked(
-    own: Callable[..., Any], mark: Callable[[], MarkT], stretches: list[tuple[MarkT, MarkT]]
+    own: Callable[..., Any], mark: Callable[[], MarkT], intervals: list[tuple[MarkT, MarkT]]
 ) -> Callable[..., Any]:
-    @functools.wraps(own)  # `generate` looks at the signature
+    @functools.wraps(own)  # `generate` reads the signature
     def run(*args: Any, **kwargs: Any) -> Any:
         begin = mark()
         made = own(*args, **kwargs)
-        stretches.append((begin, mark()))
+        intervals.append((begin, mark()))
         return made
 
     return run

@@ -1,1 +1,1 @@
-"""KV caches: what was pruned out of them, layer by layer, and cuts of layers that have already run."""
+"""KV caches: the record of what was pruned out of them."""

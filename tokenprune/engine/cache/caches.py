@@ -1,4 +1,4 @@
-"""What is known of the KV caches that a session has pruned: per layer, which columns are tokens, and which tokens."""
+"""The state of a pruned KV cache: for each layer, which columns hold a token, and which token."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tokenprune.pruner import State, Stop
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Key columns of one layer.
+class KeyColumns:
+    """The key columns of one layer's cache.
 
     Args:
-        valid: (B, T) True where the column is a token.
-        log_weights: (B, T) bias of the column's logits, or `None` for none.
+        valid: (B, T) True if the column holds a token.
+        log_weights: (B, T) bias on the column's attention logits, or `None` for no bias.
         shift: (B,) how much the position ids of later tokens are lowered (`compact` positions).
-        token: (B, T) number of the column's visual token (`passes.token_numbers`), -1 for everything else.
-        logical: (B, T) place that the column would have, had nothing been pruned.
-        start: (B,) such a place of each sample's first token.
+        token: (B, T) number of the column's visual token (`decoder_pass.token_numbers`), -1 for everything else.
+        logical: (B, T) column that the token would have if nothing had been pruned.
+        start: (B,) logical column of each sample's first token.
     """
 
     valid: Tensor
@@ -35,15 +35,15 @@ class Columns:
 
     def extend(
         self, valid: Tensor, log_weights: Tensor | None, shift: Tensor, token: Tensor, logical: Tensor
-    ) -> Columns:
-        """These columns and the new ones (B, S) after them."""
+    ) -> KeyColumns:
+        """These columns, followed by new ones (B, S)."""
         weights: Tensor | None = None
         if self.log_weights is not None or log_weights is not None:
             zeros = torch.zeros((), device=valid.device)
             past = zeros.expand(self.valid.shape) if self.log_weights is None else self.log_weights
             new = zeros.expand(valid.shape) if log_weights is None else log_weights
             weights = torch.cat([past, new], dim=1)
-        return Columns(
+        return KeyColumns(
             torch.cat([self.valid, valid], dim=1),
             weights,
             shift,
@@ -52,19 +52,19 @@ class Columns:
             self.start,
         )
 
-    def last(self, count: int) -> Columns:
-        """The last columns, which is what a layer with a sliding window keeps."""
+    def last(self, count: int) -> KeyColumns:
+        """The last `count` columns: a layer with a sliding window keeps only these."""
         if count >= self.valid.shape[1]:
             return self
         first = self.valid.shape[1] - count
         weights = None if self.log_weights is None else self.log_weights[:, first:]
-        return Columns(
+        return KeyColumns(
             self.valid[:, first:], weights, self.shift, self.token[:, first:], self.logical[:, first:], self.start
         )
 
-    def select(self, index: Tensor, real: Tensor) -> Columns:
-        """The columns at `index` (B, T'); the others are padding where not `real`."""
-        return Columns(
+    def select(self, index: Tensor, real: Tensor) -> KeyColumns:
+        """The columns at `index` (B, T'); those that are not `real` become padding."""
+        return KeyColumns(
             self.valid.gather(1, index) & real,
             None if self.log_weights is None else self.log_weights.gather(1, index).masked_fill(~real, 0.0),
             self.shift,
@@ -73,10 +73,10 @@ class Columns:
             self.start,
         )
 
-    def take(self, samples: Tensor) -> Columns:
-        """The columns of other samples (B'), in their order."""
+    def take(self, samples: Tensor) -> KeyColumns:
+        """The columns of the given samples (B'), in that order."""
         index = samples.to(self.valid.device)
-        return Columns(
+        return KeyColumns(
             self.valid[index],
             None if self.log_weights is None else self.log_weights[index],
             self.shift[index],
@@ -85,8 +85,8 @@ class Columns:
             self.start[index],
         )
 
-    def without_last(self, count: int) -> Columns:
-        """The columns before the last ones."""
+    def without_last(self, count: int) -> KeyColumns:
+        """All columns but the last `count`."""
         end = self.valid.shape[1] - count
         weights = None if self.log_weights is None else self.log_weights[:, :end]
         return replace(
@@ -98,7 +98,7 @@ class Columns:
         )
 
     @classmethod
-    def empty(cls, batch: int, device: torch.device) -> Columns:
+    def empty(cls, batch: int, device: torch.device) -> KeyColumns:
         """No columns yet."""
         nothing = torch.zeros((batch, 0), dtype=torch.bool, device=device)
         shift = torch.zeros(batch, dtype=torch.long, device=device)
@@ -118,20 +118,20 @@ class CachedUnit:
 
 @dataclass
 class CacheState:
-    """State of one pruned cache.
+    """What was pruned out of one cache.
 
     Args:
-        columns: Key columns by layer.
-        logical_length: Tokens that it would hold unpruned.
+        columns: Key columns by decoder layer.
+        logical_length: Tokens that the cache would hold if nothing had been pruned.
         sources: By decoder layer, the cache layer whose keys and values it reads.
-        units: Images in it, by the samples of the batch that was prefilled.
-        samples: (B,) which of those each sample is now; `None` where all are in place.
+        units: Images in the cache; their `sample` counts in the batch of the prefill.
+        samples: (B,) for each present sample, its number in the batch of the prefill; `None` if the batch is unchanged.
         decode: Stops at every decoding step.
         state: What the pruner keeps from step to step.
-        offsets: (B, 1) what the model adds to the positions of later tokens, where it keeps that of its last prompt.
+        offsets: (B, 1) what the model adds to the positions of later tokens; `None` if it stores no such offset.
     """
 
-    columns: list[Columns]
+    columns: list[KeyColumns]
     logical_length: int
     sources: tuple[int, ...]
     units: tuple[CachedUnit, ...] = ()
@@ -146,8 +146,8 @@ class CacheState:
         return int(self.columns[0].valid.shape[0])
 
     def take(self, samples: Tensor) -> CacheState:
-        """The state of other samples (B'), in their order."""
-        columns = _each(self.columns, lambda each: each.take(samples))
+        """The state of the given samples (B'), in that order."""
+        columns = _change_each(self.columns, lambda each: each.take(samples))
         return replace(
             self,
             columns=columns,
@@ -155,8 +155,8 @@ class CacheState:
             offsets=None if self.offsets is None else self.offsets[samples.to(self.offsets.device)],
         )
 
-    def settled(self) -> CacheState:
-        """The state with its images under the samples of now."""
+    def with_present_samples(self) -> CacheState:
+        """The state with the `sample` of each image counted in the present batch."""
         if self.samples is None:
             return self
         by_sample = enumerate(self.samples.tolist())
@@ -164,7 +164,7 @@ class CacheState:
         return replace(self, units=units, samples=None)
 
     def ends_in_text(self, count: int) -> bool:
-        """Whether the last tokens are no visual ones, and stand one beside the other at the end of every layer."""
+        """Whether the last `count` tokens are text, and every layer still holds them all at its end."""
         last = torch.arange(self.logical_length - count, self.logical_length)
         for columns in {id(columns): columns for columns in self.columns}.values():
             if columns.valid.shape[1] < count:
@@ -176,21 +176,21 @@ class CacheState:
         return True
 
     def without_last(self, count: int, layers: Sequence[Any]) -> CacheState:
-        """The state without the last tokens, of which the layers of the cache hold no columns any more."""
-        columns = _each(self.columns, lambda each: each.without_last(count))
-        held = [held_columns(layers[source]) for source in self.sources]
-        columns = [each.last(length) for each, length in zip(columns, held, strict=True)]
+        """The state without the last `count` tokens, after they were removed from the layers of the cache."""
+        columns = _change_each(self.columns, lambda each: each.without_last(count))
+        lengths = [count_columns(layers[source]) for source in self.sources]
+        columns = [each.last(length) for each, length in zip(columns, lengths, strict=True)]
         return replace(self, columns=columns, logical_length=self.logical_length - count)
 
 
-def _each(columns: Sequence[Columns], change: Callable[[Columns], Columns]) -> list[Columns]:
-    """Changed columns of all layers; layers that share theirs go on sharing them."""
+def _change_each(columns: Sequence[KeyColumns], change: Callable[[KeyColumns], KeyColumns]) -> list[KeyColumns]:
+    """Change the columns of all layers; layers that share one object still share one afterwards."""
     changed = {id(each): change(each) for each in {id(each): each for each in columns}.values()}
     return [changed[id(each)] for each in columns]
 
 
-def held_columns(layer: Any) -> int:
-    """Key columns that a cache layer holds, whole or quantised."""
+def count_columns(layer: Any) -> int:
+    """Number of key columns that a cache layer holds, also if it is quantised."""
     if not getattr(layer, "is_sliding", False):
         return int(layer.get_seq_length())
     return 0 if getattr(layer, "keys", None) is None or layer.keys.ndim < 2 else int(layer.keys.shape[-2])
@@ -200,7 +200,7 @@ def check_growing(cache: Any) -> None:
     """Refuse caches of fixed size.
 
     Raises:
-        IncompatibleError: The cache does not grow with its tokens.
+        IncompatibleError: The cache has a fixed size.
     """
     if cache is not None and getattr(cache, "is_compileable", False):
         raise IncompatibleError(
@@ -210,11 +210,11 @@ def check_growing(cache: Any) -> None:
 
 
 def check_readable(cache: Any, name: str) -> None:
-    """Refuse caches in which a pruner that reads or cuts them later would not find the keys as they were.
+    """Refuse caches that change or move their keys, for pruners that read or cut the cache later.
 
     Args:
         cache: The cache.
-        name: The pruner's.
+        name: Name of the pruner.
 
     Raises:
         IncompatibleError: The cache quantises its keys, or moves them off the device.

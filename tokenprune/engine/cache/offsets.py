@@ -1,8 +1,9 @@
-"""Position offsets that some models keep of their last prompt, by the KV cache to which they belong.
+"""Position offsets that some models store for their last prompt; a pruned cache keeps those of its own prompt.
 
-A model whose positions have several axes numbers the text after an image on from the image's largest row or column. It
-keeps the difference to the token's place on itself, that of the last prompt. With several conversations, or threads,
-that may be another one's. So the difference is kept with each pruned cache, and given back when it is used.
+If positions have several axes, the text after an image continues from the image's largest row or column. The model
+stores the difference to the plain token count as its own attribute, for its last prompt only. With several
+conversations or threads, that may be the prompt of another one. So each pruned cache keeps the offset of its prompt,
+and the engine puts it back before the cache is used.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _NAME = "rope_deltas"
 
 
 def offsets_of(base: nn.Module, batch: int) -> Tensor | None:
-    """What a multimodal model adds to the positions of the coming tokens, (B, 1); `None` where it keeps nothing."""
+    """What a multimodal model adds to the positions of later tokens, (B, 1); `None` if it stores no offset."""
     found = getattr(base, _NAME, None)
     if not isinstance(found, Tensor):
         return None
@@ -23,6 +24,6 @@ def offsets_of(base: nn.Module, batch: int) -> Tensor | None:
 
 
 def give_back(base: Any, offsets: Tensor | None) -> None:
-    """Let a model go on from an earlier prompt."""
+    """Put the offsets of an earlier prompt back on the model."""
     if offsets is not None:
         setattr(base, _NAME, offsets)

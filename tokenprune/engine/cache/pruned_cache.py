@@ -1,8 +1,8 @@
-"""A KV cache that knows what was pruned out of it.
+"""A KV cache that records what was pruned out of it.
 
-What is known lies on the cache itself, so that copies have it too, also those that outlive their original. The cache's
-own methods keep it true: they reorder, select, repeat and crop it with the keys and values. Keys and values are written
-inside a session only, because nothing else gives each layer the mask of its own columns.
+The record is an attribute of the cache object, so every copy of the cache has it, even if the original is gone. The
+cache's own methods keep it up to date: they reorder, select, repeat and crop the record together with the keys and
+values. Only a session may write keys and values, because only a session gives each layer a mask of the right length.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from tokenprune.engine.cache.caches import CacheState, held_columns
+from tokenprune.engine.cache.caches import CacheState, count_columns
 from tokenprune.engine.cache.offsets import give_back
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.family import Parts
@@ -25,7 +25,7 @@ from tokenprune.pruner import Pruner
 if TYPE_CHECKING:
 
     class _Stock:
-        """What a pruned cache calls of its own class."""
+        """The methods of the stock class that a pruned cache calls."""
 
         layers: list[Any]
 
@@ -38,45 +38,45 @@ if TYPE_CHECKING:
 else:
     _Stock = object
 
-_HELD = "_tokenprune"
+_INFO = "_tokenprune"
 
 
 @dataclass(frozen=True)
-class Maker:
-    """What decides whether a session may go on with a cache: the shape of the model, the pruner, the positions."""
+class PruningSettings:
+    """The settings that two sessions must share to continue one cache: shape of the model, pruner, positions."""
 
     model: str
     pruner: str
     positions: str
 
     @classmethod
-    def of(cls, parts: Parts, pruner: Pruner, positions: str) -> Maker:
-        """Of a session."""
+    def of(cls, parts: Parts, pruner: Pruner, positions: str) -> PruningSettings:
+        """The settings of a session."""
         kind = f"`{type(parts.model).__name__}` of {parts.facts.num_layers} layers"
         return cls(kind, f"`{pruner.spec.name}`, {pruner!r}", positions)
 
 
-class Owner:
-    """One session, as its caches and their copies know it; a copy of it is itself, and pickled it is `None`.
+class SessionHandle:
+    """A session as its caches refer to it. Copying gives the same object, and pickling gives `None`.
 
     Args:
         model: The session's model.
-        maker: What decides whether its caches can go on in another session.
+        settings: What another session must have in common with this one to continue its caches.
     """
 
-    def __init__(self, model: nn.Module, maker: Maker) -> None:
+    def __init__(self, model: nn.Module, settings: PruningSettings) -> None:
         self.model = weakref.ref(model)
-        self.maker = maker
+        self.settings = settings
         self.open = True
 
     def close(self) -> None:
-        """The session is over."""
+        """Mark the session as ended."""
         self.open = False
 
-    def __copy__(self) -> Owner:
+    def __copy__(self) -> SessionHandle:
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Owner:
+    def __deepcopy__(self, memo: dict[int, Any]) -> SessionHandle:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -84,30 +84,30 @@ class Owner:
 
 
 @dataclass
-class Held:
-    """What a cache knows of itself.
+class CacheInfo:
+    """What a pruned cache stores about itself.
 
     Args:
-        owner: The session that wrote it; `None` where it was loaded.
-        maker: How that session was made.
-        state: What was pruned; `None` where a forward pass broke off between its layers.
-        reading: A pass of the session is running over it.
+        session: The session that wrote the cache; `None` if the cache was loaded from a file.
+        settings: Settings of that session.
+        state: What was pruned; `None` if a forward pass failed between two layers.
+        in_pass: Whether a forward pass of the session uses the cache right now.
     """
 
-    owner: Owner | None
-    maker: Maker
+    session: SessionHandle | None
+    settings: PruningSettings
     state: CacheState | None
-    reading: bool = field(default=False)
+    in_pass: bool = field(default=False)
 
-    def known(self) -> CacheState:
+    def checked_state(self) -> CacheState:
         """What was pruned.
 
         Raises:
-            IncompatibleError: A forward pass has broken off.
+            IncompatibleError: A forward pass over the cache failed before its end.
         """
         if self.state is None:
             raise IncompatibleError(
-                "a forward pass over this KV cache broke off, so some layers hold other tokens than others",
+                "a forward pass over this KV cache broke off, so its layers no longer hold the same tokens",
                 hint="start a new cache",
             )
         return self.state
@@ -116,14 +116,14 @@ class Held:
         """Refuse a use outside of the session.
 
         Raises:
-            IncompatibleError: No pass of an open session is running over the cache.
+            IncompatibleError: The session has ended, or none of its forward passes uses the cache right now.
         """
-        if self.owner is not None and self.owner.open and self.reading:
+        if self.session is not None and self.session.open and self.in_pass:
             return
         why = "is used outside of the session that pruned it"
-        if self.owner is None:
+        if self.session is None:
             why = "was loaded, and belongs to no session yet"
-        elif not self.owner.open:
+        elif not self.session.open:
             why = "is used after its session ended"
         raise IncompatibleError(
             f"a pruned KV cache {why}; the stock model does not know which tokens are gone",
@@ -132,56 +132,56 @@ class Held:
 
 
 class PrunedCache(_Stock):
-    """The methods of a pruned cache, in front of those of its own class."""
+    """The methods that a pruned cache overrides in its stock class."""
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
-        """Write keys and values, inside a session only."""
-        _held(self).check_read()
+        """Write keys and values; refused outside of a session."""
+        _info(self).check_read()
         return super().update(*args, **kwargs)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """The length that the cache would have unpruned: `generate` slices and numbers new inputs by it."""
+        """The length of the cache as if nothing had been pruned: `generate` slices and numbers new inputs by it."""
         if not self.layers or self.layers[0].get_seq_length() == 0:
-            return 0  # its layers were emptied
-        return _held(self).known().logical_length
+            return 0  # the layers were emptied
+        return _info(self).checked_state().logical_length
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Sizes of a mask over that length, for models that build their masks before they call their text model."""
+        """Mask sizes for the unpruned length, for models that build their masks before they call their text model."""
         return self.get_seq_length(layer_idx) + int(query_length), 0
 
     def reset(self) -> None:
-        """Empty it, which makes it a stock cache again."""
+        """Empty the cache, which makes it a stock cache again."""
         super().reset()
-        base = _base(type(self))
-        delattr(self, _HELD)
+        base = _stock_class(type(self))
+        delattr(self, _INFO)
         self.__class__ = base
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take other samples, as beam search does."""
-        state = self._movable("beam search, which swaps samples between steps", "decode greedily or by sampling")
+        """Reorder the samples, as beam search does."""
+        state = self._state_to_move("beam search, which swaps samples between steps", "decode greedily or by sampling")
         super().reorder_cache(beam_idx)
-        _held(self).state = state.take(beam_idx)
+        _info(self).state = state.take(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Take some samples."""
-        state = self._movable("a choice of samples", "keep the batch as it is")
+        """Keep some of the samples."""
+        state = self._state_to_move("a choice of samples", "keep the batch as it is")
         super().batch_select_indices(indices)
-        _held(self).state = state.take(torch.arange(state.batch, device=indices.device)[indices])
+        _info(self).state = state.take(torch.arange(state.batch, device=indices.device)[indices])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sample."""
-        state = self._movable("repeated samples", "repeat the prompts before the prefill")
+        state = self._state_to_move("repeated samples", "repeat the prompts before the prefill")
         super().batch_repeat_interleave(repeats)
-        _held(self).state = state.take(torch.arange(state.batch).repeat_interleave(repeats))
+        _info(self).state = state.take(torch.arange(state.batch).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take the last tokens out, given as a negative number; not those that pruning has touched.
+        """Remove the last tokens, given as a negative number.
 
         Raises:
-            IncompatibleError: The number is positive, or reaches into what was pruned.
+            IncompatibleError: The number is positive, or the tokens belong to a pruned prompt.
         """
         count = -int(tokens_to_remove)
-        state = self._movable("cropping", "decode without drafts (no `assistant_model` and no prompt lookup)")
+        state = self._state_to_move("cropping", "decode without drafts (no `assistant_model` and no prompt lookup)")
         if count < 0:
             raise IncompatibleError(
                 f"a pruned KV cache cannot be cropped to {tokens_to_remove} tokens, because layers differ in length",
@@ -193,7 +193,7 @@ class PrunedCache(_Stock):
                 hint="crop what came after the pruned prompt only, or copy the cache (`copy.deepcopy`) beforehand",
             )
         super().crop(tokens_to_remove)
-        _held(self).state = state.without_last(count, self.layers)
+        _info(self).state = state.without_last(count, self.layers)
 
     def __iter__(self) -> Iterator[Any]:
         raise IncompatibleError(
@@ -202,11 +202,11 @@ class PrunedCache(_Stock):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (_base(type(self)),), dict(vars(self))
+        return _empty_cache, (_stock_class(type(self)),), dict(vars(self))
 
-    def _movable(self, what: str, instead: str) -> CacheState:
-        """What is known, where it can follow a change of samples or length."""
-        state = _held(self).known()
+    def _state_to_move(self, what: str, instead: str) -> CacheState:
+        """The state, if it can be changed together with the samples or the length."""
+        state = _info(self).checked_state()
         if state.decode:
             raise IncompatibleError(
                 f"views of the cache at every decoding step do not follow {what}", hint=f"{instead}, or another pruner"
@@ -214,58 +214,58 @@ class PrunedCache(_Stock):
         return state
 
 
-def _held(cache: Any) -> Held:
-    held: Held = getattr(cache, _HELD)
-    return held
+def _info(cache: Any) -> CacheInfo:
+    info: CacheInfo = getattr(cache, _INFO)
+    return info
 
 
 @functools.cache
-def _pruned(base: Any) -> Any:
-    """A cache class whose caches know what was pruned."""
+def _pruned_class(base: Any) -> Any:
+    """The class of pruned caches for a stock cache class."""
     return type(f"Pruned{base.__name__}", (PrunedCache, base), {"__module__": base.__module__})
 
 
-def _base(kind: type) -> type:
-    """The cache class that a pruned one was made of."""
+def _stock_class(kind: type) -> type:
+    """The stock cache class behind a class of pruned caches."""
     base: type = kind.__mro__[2]
     return base
 
 
-def _restored(base: type) -> Any:
-    """An empty cache that is filled as a copy, or from a file."""
-    kind = _pruned(base)
+def _empty_cache(base: type) -> Any:
+    """An empty pruned cache, which `copy` or `pickle` then fills."""
+    kind = _pruned_class(base)
     return kind.__new__(kind)
 
 
-def state_of(cache: Any, owner: Owner) -> CacheState | None:
-    """What is known of a cache that a session is given, or `None` where it was never pruned.
+def pruned_state_of(cache: Any, session: SessionHandle) -> CacheState | None:
+    """What was pruned out of a cache that a session receives; `None` if the cache was never pruned.
 
     Args:
         cache: The cache.
-        owner: The session.
+        session: The session.
 
     Raises:
-        IncompatibleError: Another kind of session has pruned it, or somebody else has changed it since.
+        IncompatibleError: A session with other settings pruned the cache, or its layers were edited since.
     """
-    held: Held | None = getattr(cache, _HELD, None)
-    if held is None:
+    info: CacheInfo | None = getattr(cache, _INFO, None)
+    if info is None:
         return None
-    state = held.known()
-    if held.owner is not owner:
-        _check_maker(held, owner)
-        held.owner = owner
+    state = info.checked_state()
+    if info.session is not session:
+        _check_settings(info, session)
+        info.session = session
     for layer, source in enumerate(state.sources):
-        found, known = held_columns(cache.layers[source]), state.columns[layer].valid.shape[1]
-        if found != known:
+        held, written = count_columns(cache.layers[source]), state.columns[layer].valid.shape[1]
+        if held != written:
             raise IncompatibleError(
-                f"the cache of layer {layer} holds {found} tokens, but {known} were written while pruning",
+                f"the cache of layer {layer} holds {held} tokens, but {written} were written while pruning",
                 hint="a pruned cache cannot be edited layer by layer; start a new one",
             )
     return state
 
 
-def _check_maker(held: Held, owner: Owner) -> None:
-    """Refuse a cache of a session that prunes in another way, or another model."""
+def _check_settings(info: CacheInfo, session: SessionHandle) -> None:
+    """Refuse a cache of a session with another model or other settings."""
 
     def refuse(what: str) -> NoReturn:
         raise IncompatibleError(
@@ -273,9 +273,9 @@ def _check_maker(held: Held, owner: Owner) -> None:
             hint="go on with it on the same model, with the same pruner and positions, or start a new cache",
         )
 
-    if held.owner is not None and held.owner.model() is not owner.model():
+    if info.session is not None and info.session.model() is not session.model():
         refuse("in a session of another model")
-    theirs, ours = held.maker, owner.maker
+    theirs, ours = info.settings, session.settings
     if theirs.model != ours.model:
         refuse(f"on a {theirs.model}, not on a {ours.model}")
     if theirs.pruner != ours.pruner:
@@ -286,33 +286,33 @@ def _check_maker(held: Held, owner: Owner) -> None:
 
 def is_pruned(cache: Any) -> bool:
     """Whether something was pruned out of a cache."""
-    return hasattr(cache, _HELD)
+    return hasattr(cache, _INFO)
 
 
 def give_back_offsets(base: nn.Module, cache: Any) -> None:
-    """Let a model number the coming tokens on from the prompt of a pruned cache, whatever it has seen since."""
-    held: Held | None = getattr(cache, _HELD, None)
-    if held is not None and held.state is not None:
-        give_back(base, held.state.offsets)
+    """Restore the position offsets of a cache's prompt on the model, which may have run other prompts since."""
+    info: CacheInfo | None = getattr(cache, _INFO, None)
+    if info is not None and info.state is not None:
+        give_back(base, info.state.offsets)
 
 
-def begin_reading(cache: Any) -> None:
-    """Let a running pass write into a cache."""
+def begin_pass(cache: Any) -> None:
+    """Allow writes to a cache while a forward pass runs."""
     if is_pruned(cache):
-        _held(cache).reading = True
+        _info(cache).in_pass = True
 
 
-def end_reading(cache: Any) -> None:
-    """The pass over a cache is over."""
+def end_pass(cache: Any) -> None:
+    """Forbid writes to a cache after its forward pass."""
     if is_pruned(cache):
-        _held(cache).reading = False
+        _info(cache).in_pass = False
 
 
-def remember(cache: Any, state: CacheState | None, owner: Owner) -> None:
-    """Note on a cache what was pruned; `None` where the pass broke off."""
+def note_pruned(cache: Any, state: CacheState | None, session: SessionHandle) -> None:
+    """Store on a cache what was pruned; `None` if the forward pass failed."""
     if is_pruned(cache):
-        _held(cache).state = state
+        _info(cache).state = state
         return
-    setattr(cache, _HELD, Held(owner, owner.maker, state))
+    setattr(cache, _INFO, CacheInfo(session, session.settings, state))
     kind: Any = type(cache)
-    cache.__class__ = _pruned(kind)
+    cache.__class__ = _pruned_class(kind)

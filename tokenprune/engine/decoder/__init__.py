@@ -1,1 +1,1 @@
-"""Cuts in the decoder: hooks, rows, masks and positions of layers whose lengths differ."""
+"""Cuts in the decoder: hooks, rows, masks and positions for layers whose lengths differ."""

@@ -1,4 +1,4 @@
-"""One stop: ask the pruner, check its answer, and take the rows out."""
+"""Remove rows from a decoder layer's input after a pruner's decision, and write the decision's record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.engine.state.prefill import Move, Prefill, Unit
+from tokenprune.engine.state.prefill import Prefill, RowUpdate, Unit
 from tokenprune.engine.state.rows import Rows, gather_rows
 from tokenprune.pruner import Kept, Stop, UnitRecord
 
@@ -18,9 +18,9 @@ class DecoderInput:
     """What enters a decoder layer.
 
     Args:
-        hidden: (B, S', D).
-        rows: Which slots of the prompt the rows hold.
-        origins: (B, S') slot of the prompt whose position each row has; `None` where it is the row's own slot.
+        hidden: (B, S', D) hidden states.
+        rows: Which slot of the prompt each row holds.
+        origins: (B, S') slot of the prompt whose position each row has; `None` if each row has its own slot's.
         log_weights: (B, S') added to the attention logits of the rows, or `None`.
     """
 
@@ -37,37 +37,39 @@ class DecoderInput:
 def take(
     prefill: Prefill, sequence: DecoderInput, selections: Sequence[tuple[Unit, Kept]], *, merge: bool, pad_left: bool
 ) -> DecoderInput:
-    """Take the rows that are not kept out of the sequence; the same object comes back where nothing changes.
+    """Remove the rows that are not kept; returns the same object if nothing changes.
 
     Args:
-        prefill: Its units are replaced.
+        prefill: The prefill; its units are replaced.
         sequence: What enters the layer.
-        selections: One per unit.
-        merge: Build merged rows here; `False` where the emitted rows already stand in place.
-        pad_left: Side of the padding of the shorter samples.
+        selections: One decision per unit.
+        merge: Build merged rows here; `False` if the emitted rows are already in their slots.
+        pad_left: Pad shorter samples on the left instead of on the right.
     """
     if all(_is_identity(unit, kept) for unit, kept in selections):
         return sequence
     rows = sequence.rows
-    alive = rows.inverse >= 0
+    remaining = rows.inverse >= 0
     hidden, origins, weights = sequence.hidden, sequence.positions(), sequence.log_weights
-    copied = False
+    is_copy = False
     followed: dict[int, Unit] = {}
     for unit, kept in selections:
-        after = unit.follow(kept)
+        after = unit.after_decision(kept)
         followed[id(unit)] = after
         sample = unit.span.sample
-        alive[sample, unit.places] = False
-        alive[sample, after.places] = True
-        anchors = kept.anchors.to(unit.places.device)
+        remaining[sample, unit.slots] = False
+        remaining[sample, after.slots] = True
+        anchors = kept.anchors.to(unit.slots.device)
         moved = kept.merge is not None or not bool((anchors[1:] > anchors[:-1]).all())
         if moved or kept.log_weights is not None:
-            if not copied:
+            if not is_copy:
                 hidden, origins = hidden.clone(), origins.clone()
-                copied = True
-            prefill.moves.append(Move(sample, unit.places, after.places, anchors, kept.merge if merge else None))
-            source = rows.inverse[sample, unit.places]
-            target = rows.inverse[sample, after.places]
+                is_copy = True
+            prefill.row_updates.append(
+                RowUpdate(sample, unit.slots, after.slots, anchors, kept.merge if merge else None)
+            )
+            source = rows.inverse[sample, unit.slots]
+            target = rows.inverse[sample, after.slots]
             read, written = source.to(hidden.device), target.to(hidden.device)
             if merge and kept.merge is not None:
                 emitted = kept.merge.to(hidden.device).float() @ sequence.hidden[sample, read].float()
@@ -82,17 +84,17 @@ def take(
                 if kept.log_weights is not None:
                     weights[sample, target] += kept.log_weights.to(source.device).float()
     prefill.units = [followed.get(id(unit), unit) for unit in prefill.units]
-    index, shorter = rows.select(alive, pad_left=pad_left)
+    index, shorter = rows.select(remaining, pad_left=pad_left)
     return DecoderInput(
         hidden=gather_rows(hidden, index),
         rows=shorter,
-        origins=origins.gather(1, index) if copied or sequence.origins is not None else None,
+        origins=origins.gather(1, index) if is_copy or sequence.origins is not None else None,
         log_weights=None if weights is None else weights.gather(1, index).masked_fill(~shorter.valid, 0.0),
     )
 
 
 def record(prefill: Prefill, stop: Stop, position: int, selections: Sequence[tuple[Unit, Kept]]) -> list[UnitRecord]:
-    """What the stop at a place in the plan did, per unit."""
+    """What the stop at `position` of the plan did, one record per unit."""
     entries = []
     for unit, kept in selections:
         weights = () if kept.log_weights is None else tuple(float(weight) for weight in kept.log_weights.tolist())

@@ -1,7 +1,7 @@
-"""Stops at every decoding step: which cached visual tokens the token being decoded sees.
+"""Stops at every decoding step: they choose which cached visual tokens the new token attends to.
 
-Nothing is removed: keys and values of hidden tokens stay in the cache, masked for this step, and come back when a later
-step wants them. So these stops spare no memory.
+Nothing is removed. The keys and values of the other visual tokens stay in the cache, masked for this step, because a
+later step may choose them. So these stops save no memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from tokenprune.engine.cache.caches import CachedUnit, CacheState, Columns
+from tokenprune.engine.cache.caches import CachedUnit, CacheState, KeyColumns
 from tokenprune.engine.decision import check_kept
 from tokenprune.engine.decoder.cut import DecoderInput
 from tokenprune.engine.decoder.decoder_pass import DecoderPass
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class StepView:
-    """What a pruner sees at a decoding step: the attention of the token being decoded, and where the tokens are."""
+    """What a pruner sees at a decoding step: the attention of the new token, and where the visual tokens are."""
 
     def __init__(
         self, session: Session, site: Site, units: Sequence[CachedUnit], keep: int, tokens: Tensor, attention: Tensor
@@ -54,12 +54,12 @@ class StepView:
         layer: int | None = None,
         support: Literal["causal", "visual", "all"] = "causal",
     ) -> tuple[Tensor, Tensor]:
-        """Attention (B, H, 1, N) of the token being decoded in the layer before the site, and the mask (B, 1)."""
+        """Attention (B, H, 1, N) of the new token in the layer before the site, and the mask (B, 1)."""
         self._declared("attention")
         if rows != "last" or not rope or layer not in (None, self.site.layer - 1):
             raise IncompatibleError(
                 f"`{self._name}` asks for rows `{rows}`, rope={rope} of layer {layer} at a decoding step",
-                hint=f"only the last row of layer {self.site.layer - 1}, with RoPE, is there",
+                hint=f"only the last row of layer {self.site.layer - 1}, with RoPE, exists there",
             )
         attention = self._attention
         if support == "visual":
@@ -67,7 +67,7 @@ class StepView:
         return attention, torch.ones(self.units, 1, dtype=torch.bool, device=attention.device)
 
     def ids(self) -> tuple[int, ...]:
-        """A number for each unit, the same at every step."""
+        """A number for each unit, which is the same at every step."""
         return tuple((unit.sample << 16) + unit.image for unit in self._cached)
 
     def indices(self) -> Tensor:
@@ -97,51 +97,51 @@ class StepView:
         if name.startswith("_") or not hasattr(View, name):
             raise AttributeError(name)
         raise IncompatibleError(
-            f"`{self._name}` asks for `{name}` at a decoding step", hint="only `attention` and geometry are there"
+            f"`{self._name}` asks for `{name}` at a decoding step", hint="only `attention` and geometry exist there"
         )
 
 
 def visible_columns(
     session: Session,
-    running: DecoderPass,
+    decoder_pass: DecoderPass,
     state: CacheState,
     layer: int,
-    present: DecoderInput,
-    columns: Columns,
+    layer_input: DecoderInput,
+    columns: KeyColumns,
     embeddings: Any,
-) -> Columns:
-    """The key columns that the token being decoded sees in a layer."""
+) -> KeyColumns:
+    """The key columns that the new token attends to in a layer."""
     for stop in state.decode:
         if layer == stop.site.layer - 1:
-            running.queried[layer] = (present.hidden, embeddings)
+            decoder_pass.attention_inputs[layer] = (layer_input.hidden, embeddings)
         elif layer == stop.site.layer:
-            running.hidden_tokens = _hidden(session, running, state, stop)
-    if running.hidden_tokens is None:
+            decoder_pass.hidden_tokens = _hidden(session, decoder_pass, state, stop)
+    if decoder_pass.hidden_tokens is None:
         return columns
-    if id(columns) not in running.viewed:
+    if id(columns) not in decoder_pass.masked_columns:
         gone = torch.stack(
-            [torch.isin(row, hidden) for row, hidden in zip(columns.token, running.hidden_tokens, strict=True)]
+            [torch.isin(row, hidden) for row, hidden in zip(columns.token, decoder_pass.hidden_tokens, strict=True)]
         )
-        running.viewed[id(columns)] = (columns, replace(columns, valid=columns.valid & ~gone))
-    return running.viewed[id(columns)][1]
+        decoder_pass.masked_columns[id(columns)] = (columns, replace(columns, valid=columns.valid & ~gone))
+    return decoder_pass.masked_columns[id(columns)][1]
 
 
-def _hidden(session: Session, running: DecoderPass, state: CacheState, stop: Stop) -> list[Tensor]:
-    """By sample, the numbers of the visual tokens that this step does not see."""
+def _hidden(session: Session, decoder_pass: DecoderPass, state: CacheState, stop: Stop) -> list[Tensor]:
+    """By sample, the numbers of the visual tokens that are hidden in this step."""
     layer = stop.site.layer - 1
-    columns = running.columns[layer]
-    attention = _attention(session, running, layer, columns)
+    columns = decoder_pass.columns[layer]
+    attention = _attention(session, decoder_pass, layer, columns)
     groups: dict[tuple[int, int, int, tuple[int, int] | None], list[tuple[CachedUnit, Tensor]]] = {}
     for unit in state.units:
-        held = ((columns.token[unit.sample] >> 32) == unit.image).nonzero()[:, 0]
-        keep = min(len(held), stop.keep(unit.original))
-        groups.setdefault((len(held), keep, unit.original, unit.grid), []).append((unit, held))
+        positions = ((columns.token[unit.sample] >> 32) == unit.image).nonzero()[:, 0]
+        keep = min(len(positions), stop.keep(unit.original))
+        groups.setdefault((len(positions), keep, unit.original, unit.grid), []).append((unit, positions))
     hidden: list[list[Tensor]] = [[] for _ in range(columns.valid.shape[0])]
     counts: dict[CachedUnit, tuple[int, int]] = {}
     for (length, keep, *_), members in groups.items():
         units = [unit for unit, _ in members]
-        tokens = torch.stack([columns.token[unit.sample, held] for unit, held in members])
-        rows = torch.stack([attention[unit.sample][..., held] for unit, held in members])
+        tokens = torch.stack([columns.token[unit.sample, positions] for unit, positions in members])
+        rows = torch.stack([attention[unit.sample][..., positions] for unit, positions in members])
         labels = [f"sample {unit.sample}, image {unit.image}" for unit in units]
         step = StepView(session, stop.site, units, keep, tokens, rows)
         view = WatchedView(step, session.pruner.spec.name, labels)
@@ -155,7 +155,8 @@ def _hidden(session: Session, running: DecoderPass, state: CacheState, stop: Sto
             check_kept(session.pruner, kept, length, view, place)
             if kept.merge is not None or kept.log_weights is not None:
                 raise IncompatibleError(
-                    f"`{session.pruner.spec.name}` merges at a decoding step", hint="a view of the cache only hides"
+                    f"`{session.pruner.spec.name}` merges at a decoding step",
+                    hint="a stop at decoding steps can only hide tokens",
                 )
             gone = torch.ones(length, dtype=torch.bool, device=numbers.device)
             gone[kept.anchors.to(numbers.device)] = False
@@ -168,11 +169,11 @@ def _hidden(session: Session, running: DecoderPass, state: CacheState, stop: Sto
     return [torch.cat(parts) if parts else nothing for parts in hidden]
 
 
-def _attention(session: Session, running: DecoderPass, layer: int, columns: Columns) -> Tensor:
-    """Attention (B, H, 1, T) of the token being decoded over the columns of a layer that has just run."""
-    hidden, embeddings = running.queried[layer]
+def _attention(session: Session, decoder_pass: DecoderPass, layer: int, columns: KeyColumns) -> Tensor:
+    """Attention (B, H, 1, T) of the new token over the key columns of a layer that has just run."""
+    hidden, embeddings = decoder_pass.attention_inputs[layer]
     found = project(session.parts.layers[layer], hidden, position_embeddings=embeddings)
-    keys = running.cache.layers[layer].keys.float()
+    keys = decoder_pass.cache.layers[layer].keys.float()
     batch, heads, _, width = found.queries.shape
     grouped = found.queries.float().reshape(batch, keys.shape[1], -1, width) * found.scaling
     logits: Tensor = (grouped @ keys.transpose(-1, -2)).reshape(batch, heads, 1, -1).to(columns.valid.device)

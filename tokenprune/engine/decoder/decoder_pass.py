@@ -1,4 +1,4 @@
-"""One forward pass of the text model: its rows, key columns and positions, layer by layer."""
+"""The state of one forward pass of the text model: rows, key columns and positions of each layer."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenprune.engine.cache.caches import CacheState, Columns
+from tokenprune.engine.cache.caches import CacheState, KeyColumns
 from tokenprune.engine.decoder.cut import DecoderInput
-from tokenprune.engine.state.prefill import LayerInput, Prefill, Unit
+from tokenprune.engine.state.prefill import LayerSnapshot, Prefill, Unit
 from tokenprune.engine.state.rows import Rows, gather_embeddings
 
 
 @dataclass
 class DecoderPass:
-    """What is known while the decoder layers run.
+    """What the engine knows while the decoder layers run.
 
     Args:
-        mask: The attention mask that the text model was given.
-        position_ids: (B or 1, S) position of every slot, or (axes, B, S) where a position has several axes.
-        compact: Positions are numbered without gaps. Positions with several axes (rows and columns of patches) leave
-            no gap where a token goes, so that both policies are the same there.
+        mask: The attention mask that the text model received.
+        position_ids: (B or 1, S) position of every slot, or (axes, B, S) if a position has several axes.
+        compact: Positions are numbered without gaps. With several axes (rows and columns of patches) a removed token
+            leaves no gap, so both position policies are the same there.
         length: S.
         cache: The KV cache.
-        past: What an earlier pass has taken out of it.
-        seen: Tokens that the cache held before this pass, had it never been pruned.
+        past: What earlier passes have pruned out of the cache.
+        past_length: Tokens that the cache would hold before this pass if it had never been pruned.
         current: What enters the present layer.
-        pad_left: Side of the padding.
-        start: (B,) slot of each sample's first token.
-        cut: Rows were taken out in this pass.
-        whole: The model has built masks over all that the cache would hold unpruned, though it was pruned.
-        entered: By layer, the rows that it ran with, while a cut may still reach back to its cache.
-        counted: By layer, the rows among which positions without gaps were counted for its keys.
-        columns: Key columns of every layer after this pass.
-        queried: States and position embeddings that entered a layer, for views at decoding steps.
-        hidden_tokens: By sample, numbers of the visual tokens that this step does not see.
-        viewed: Columns with what is hidden taken for padding, by the columns' identity.
+        pad_left: Samples are padded on the left.
+        first_slots: (B,) slot of each sample's first token.
+        cut: Rows were removed in this pass.
+        full_masks: The model has built its masks for the unpruned cache length, although the cache was pruned.
+        layer_rows: By layer, the rows in its cache; pruning the caches of earlier layers changes them.
+        position_rows: By layer, the rows among which positions without gaps were counted for its keys.
+        columns: By layer, its key columns after this pass.
+        attention_inputs: By layer, the states and position embeddings that entered it, for stops at decoding steps.
+        hidden_tokens: By sample, numbers of the visual tokens that are hidden in this decoding step.
+        masked_columns: By the id of key columns, the same columns with hidden tokens marked as padding.
     """
 
     mask: Any
@@ -47,35 +47,35 @@ class DecoderPass:
     compact: bool = False
     cache: Any = None
     past: CacheState | None = None
-    seen: int = 0
+    past_length: int = 0
     current: DecoderInput | None = None
     pad_left: bool = True
-    start: Tensor | None = None
+    first_slots: Tensor | None = None
     cut: bool = False
-    whole: bool = False
-    entered: list[Rows] = field(default_factory=list)
-    counted: list[Rows] = field(default_factory=list)
-    columns: list[Columns] = field(default_factory=list)
-    masks: dict[tuple[int, Any], tuple[Any, Columns, Any]] = field(default_factory=dict)
-    queried: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
+    full_masks: bool = False
+    layer_rows: list[Rows] = field(default_factory=list)
+    position_rows: list[Rows] = field(default_factory=list)
+    columns: list[KeyColumns] = field(default_factory=list)
+    masks: dict[tuple[int, Any], tuple[Any, KeyColumns, Any]] = field(default_factory=dict)
+    attention_inputs: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
     hidden_tokens: list[Tensor] | None = None
-    viewed: dict[int, tuple[Columns, Columns]] = field(default_factory=dict)
-    _unpruned: Columns | None = None
-    _extended: dict[tuple[int, int], tuple[Columns, Rows, Columns]] = field(default_factory=dict)
+    masked_columns: dict[int, tuple[KeyColumns, KeyColumns]] = field(default_factory=dict)
+    _unpruned: KeyColumns | None = None
+    _extended: dict[tuple[int, int], tuple[KeyColumns, Rows, KeyColumns]] = field(default_factory=dict)
     _embeddings: dict[tuple[int, ...], tuple[Rows, Any, Any]] = field(default_factory=dict)
 
-    def past_columns(self, layer: int, batch: int, device: torch.device) -> Columns:
-        """Key columns that a layer's cache held before this pass."""
+    def past_columns(self, layer: int, batch: int, device: torch.device) -> KeyColumns:
+        """Key columns of a layer's cache before this pass."""
         if self.past is not None:
             return self.past.columns[layer]
         if self._unpruned is None:
-            empty = Columns.empty(batch, device)
+            empty = KeyColumns.empty(batch, device)
             if isinstance(self.mask, Tensor) and self.mask.ndim == 2:
-                valid = self.mask[:, : self.seen].bool().to(device)
+                valid = self.mask[:, : self.past_length].bool().to(device)
             else:
-                valid = torch.ones((batch, self.seen), dtype=torch.bool, device=device)
-            logical = torch.arange(self.seen, device=device).expand(batch, -1)
-            first = self.start if not self.seen else valid.long().argmax(dim=1)
+                valid = torch.ones((batch, self.past_length), dtype=torch.bool, device=device)
+            logical = torch.arange(self.past_length, device=device).expand(batch, -1)
+            first = self.first_slots if not self.past_length else valid.long().argmax(dim=1)
             self._unpruned = replace(
                 empty,
                 valid=valid,
@@ -85,75 +85,75 @@ class DecoderPass:
             )
         return self._unpruned
 
-    def extend(self, past: Columns, present: DecoderInput, prefill: Prefill | None) -> Columns:
-        """Key columns of a layer after this pass; layers of equal past and rows share them."""
-        key = (id(past), id(present.rows))
+    def extend(self, past: KeyColumns, layer_input: DecoderInput, prefill: Prefill | None) -> KeyColumns:
+        """Key columns of a layer after this pass; layers with the same past and rows share one object."""
+        key = (id(past), id(layer_input.rows))
         if key not in self._extended:
             shift = past.shift
             if self.cut and self.compact:
-                shift = shift + self._removed(present)
-            tokens = token_numbers(prefill.units if prefill is not None else (), present.rows)
-            logical = self.seen + present.rows.slots.clamp(min=0)
-            columns = past.extend(present.rows.valid, present.log_weights, shift, tokens, logical)
-            self._extended[key] = (past, present.rows, columns)  # kept alive, so that ids stay theirs
+                shift = shift + self._removed(layer_input)
+            tokens = token_numbers(prefill.units if prefill is not None else (), layer_input.rows)
+            logical = self.past_length + layer_input.rows.slots.clamp(min=0)
+            columns = past.extend(layer_input.rows.valid, layer_input.log_weights, shift, tokens, logical)
+            self._extended[key] = (past, layer_input.rows, columns)  # holds them, so that no new object gets their ids
         return self._extended[key][2]
 
-    def shared(self, past: Columns, present: DecoderInput, source: int) -> Columns:
-        """Key columns of a layer that reads the keys of the layer `source`: of those, what is still there."""
-        theirs, ran = self.columns[source], self.entered[source]
+    def shared(self, past: KeyColumns, layer_input: DecoderInput, source: int) -> KeyColumns:
+        """Key columns of a layer that reads the keys of layer `source`: those whose tokens are still there."""
+        theirs, ran = self.columns[source], self.layer_rows[source]
         width = ran.slots.shape[1]
-        row = present.rows.inverse.gather(1, ran.slots.clamp(min=0))  # its rows now, and what they weigh now
+        row = layer_input.rows.inverse.gather(1, ran.slots.clamp(min=0))  # present rows and weights
         new = theirs.valid[:, -width:] & (row >= 0)
-        weights = present.log_weights
+        weights = layer_input.log_weights
         if weights is not None:
             weights = weights.gather(1, row.clamp(min=0)).masked_fill(~new, 0.0)
-        held = replace(
+        past_now = replace(
             past,
             valid=theirs.valid[:, :-width] if self.past is None else past.valid,
             token=theirs.token[:, :-width],
             logical=theirs.logical[:, :-width],
         )
-        return held.extend(new, weights, theirs.shift, theirs.token[:, -width:], theirs.logical[:, -width:])
+        return past_now.extend(new, weights, theirs.shift, theirs.token[:, -width:], theirs.logical[:, -width:])
 
-    def _removed(self, present: DecoderInput) -> Tensor:
-        """How many positions the last token of every sample has moved down in this pass, (B,)."""
-        valid = present.rows.valid
-        new = self.compact_positions(present).masked_fill(~valid, torch.iinfo(torch.long).min).amax(dim=1)
+    def _removed(self, layer_input: DecoderInput) -> Tensor:
+        """By how much the position of each sample's last token was lowered in this pass, (B,)."""
+        valid = layer_input.rows.valid
+        new = self.compact_positions(layer_input).masked_fill(~valid, torch.iinfo(torch.long).min).amax(dim=1)
         original = self.position_ids.expand(valid.shape[0], -1).to(new.device)
-        last = present.rows.slots.amax(dim=1, keepdim=True)
+        last = layer_input.rows.slots.amax(dim=1, keepdim=True)
         return original.gather(1, last)[:, 0] - new
 
-    def compact_positions(self, present: DecoderInput, among: Rows | None = None) -> Tensor:
-        """Position ids (B, S') without gaps, from the first row's own position on.
+    def compact_positions(self, layer_input: DecoderInput, among: Rows | None = None) -> Tensor:
+        """Position ids (B, S') without gaps, counted from the position of the first row.
 
         Args:
-            present: The rows.
-            among: Rows that hold them all, among which is counted: those of the layer whose keys are read.
+            layer_input: The rows.
+            among: Rows to count, a superset: those of the layer whose keys are read.
         """
-        valid, among = present.rows.valid, among or present.rows
-        original = positions_at(self.position_ids.to(valid.device), present.positions())
+        valid, among = layer_input.rows.valid, among or layer_input.rows
+        original = positions_at(self.position_ids.to(valid.device), layer_input.positions())
         if not self.cut:
             return original
         first = original.masked_fill(~valid, torch.iinfo(torch.long).max).amin(dim=1, keepdim=True)
         rank = among.valid.long().cumsum(dim=1) - 1
-        place = among.inverse.gather(1, present.rows.slots.clamp(min=0)).clamp(min=0)
+        place = among.inverse.gather(1, layer_input.rows.slots.clamp(min=0)).clamp(min=0)
         return torch.where(valid, first + rank.gather(1, place), original)
 
-    def embeddings(self, present: DecoderInput, given: Any) -> Any:
-        """The layer's position embeddings for the rows that are left, at their original positions."""
+    def embeddings(self, layer_input: DecoderInput, given: Any) -> Any:
+        """The layer's position embeddings for the remaining rows, at their original positions."""
         if not self.cut or given is None:
             return given
-        key = (id(present.rows), id(given))
+        key = (id(layer_input.rows), id(given))
         if key not in self._embeddings:
-            shorter = gather_embeddings(given, present.positions())
-            self._embeddings[key] = (present.rows, given, shorter)
+            shorter = gather_embeddings(given, layer_input.positions())
+            self._embeddings[key] = (layer_input.rows, given, shorter)
         return self._embeddings[key][2]
 
-    def remade(self, present: DecoderInput, given: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """Position embeddings that were made anew for the rows, once for all layers to which the same is given."""
-        key = (id(present.rows), *map(id, given))
+    def remade(self, layer_input: DecoderInput, given: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """New position embeddings for the rows, made once for all layers that receive the same ones."""
+        key = (id(layer_input.rows), *map(id, given))
         if key not in self._embeddings:
-            self._embeddings[key] = (present.rows, given, make())
+            self._embeddings[key] = (layer_input.rows, given, make())
         return self._embeddings[key][2]
 
 
@@ -166,18 +166,20 @@ def token_numbers(units: Sequence[Unit], rows: Rows) -> Tensor:
     """For each row (B, S'), `unit * 2^32 + original index` of its visual token, -1 for everything else."""
     tokens = torch.full_like(rows.inverse, -1)
     for unit in units:
-        ordered = unit.indices  # rows stand, in the order of emission, in the sorted places
-        tokens[unit.span.sample, unit.places] = (unit.span.image << 32) + ordered
+        ordered = unit.indices  # the n-th kept row is in the n-th of the sorted slots
+        tokens[unit.span.sample, unit.slots] = (unit.span.image << 32) + ordered
     return tokens.gather(1, rows.slots.clamp(min=0)).masked_fill(~rows.valid, -1)
 
 
-def snapshot(prefill: Prefill, present: DecoderInput, position_embeddings: Any, call: Mapping[str, Any]) -> LayerInput:
-    """What enters a layer, for views at this layer and later."""
-    return LayerInput(
-        hidden=present.hidden,
+def snapshot(
+    prefill: Prefill, layer_input: DecoderInput, position_embeddings: Any, call: Mapping[str, Any]
+) -> LayerSnapshot:
+    """What enters a layer, stored for the views of this and later layers."""
+    return LayerSnapshot(
+        hidden=layer_input.hidden,
         position_embeddings=position_embeddings,
         call=call,
-        rows=present.rows,
-        log_weights=present.log_weights,
-        place_of=tuple(unit.place_of for unit in prefill.units),
+        rows=layer_input.rows,
+        log_weights=layer_input.log_weights,
+        slot_of=tuple(unit.slot_of for unit in prefill.units),
     )

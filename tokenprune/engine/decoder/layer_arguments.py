@@ -1,10 +1,10 @@
-"""Arguments of a decoder layer's call: those along the sequence, and what a rotary embedding makes of positions."""
+"""Shorten the arguments of a decoder layer that run along the sequence, and renumber rotary embeddings."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,12 +13,12 @@ from tokenprune.engine.state.rows import gather_embeddings
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.supported import CACHE_NAMES
 
-#: What the engine gives to a layer itself.
+#: Arguments that the engine sets itself.
 _OWN = ("hidden_states", "attention_mask", "position_embeddings", "position_ids", *CACHE_NAMES)
 
 
-def shortened(arguments: Mapping[str, Any], length: int, index: Tensor) -> dict[str, Any]:
-    """Arguments of which those along the sequence, (B or 1, S, ...), hold rows `index` (B, S') only."""
+def shorten_arguments(arguments: Mapping[str, Any], length: int, index: Tensor) -> dict[str, Any]:
+    """Arguments in which every tensor along the sequence, (B or 1, S, ...), has the rows `index` (B, S') only."""
     return {
         name: gather_embeddings(value, index) if name not in _OWN and _along(value, length) else value
         for name, value in arguments.items()
@@ -26,12 +26,17 @@ def shortened(arguments: Mapping[str, Any], length: int, index: Tensor) -> dict[
 
 
 def first_rows(arguments: Mapping[str, Any], length: int, count: int) -> dict[str, Any]:
-    """Arguments of which those along the sequence hold the first rows of the first sample only."""
+    """Arguments in which every tensor along the sequence has the first rows of the first sample only."""
     return {name: value[:1, :count] if _along(value, length) else value for name, value in arguments.items()}
 
 
-def others(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that a layer needs beside states, mask, positions and cache; containers are copied."""
+def first_sample(embeddings: Any) -> Any:
+    """Position embeddings of the first sample: a tensor (B or 1, S, ...) or a tuple of such."""
+    return tuple(part[:1] for part in embeddings) if isinstance(embeddings, tuple) else embeddings[:1]
+
+
+def other_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a layer other than states, mask, positions and cache; dicts are copied."""
     return {
         name: copy.copy(value) if isinstance(value, dict) else value
         for name, value in arguments.items()
@@ -39,12 +44,20 @@ def others(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def replace_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The text model's output with its last hidden states changed."""
+    if isinstance(output, tuple):
+        return (change(output[0]), *output[1:])
+    output.last_hidden_state = change(output.last_hidden_state)
+    return output
+
+
 def _along(value: Any, length: int) -> bool:
     return isinstance(value, Tensor) and value.ndim >= 3 and value.shape[1] == length
 
 
 class RotaryCalls:
-    """Remembers how the position embeddings of a pass were made, to make them for other positions.
+    """Records the calls of a rotary embedding in one forward pass, to repeat them with other positions.
 
     Args:
         rotary: The rotary embedding of the text model.
@@ -62,15 +75,15 @@ class RotaryCalls:
 
         undo.callback(self._rotary.register_forward_hook(remember, with_kwargs=True).remove)
 
-    def forget(self) -> None:
-        """A new pass begins."""
+    def clear(self) -> None:
+        """Forget the calls of the last forward pass."""
         self._calls.clear()
 
     def at(self, given: Any, hidden: Tensor, position_ids: Tensor) -> Any:
-        """The embeddings `given` to a layer, for other position ids (B, S').
+        """The embeddings `given` to a layer, computed again for other position ids (B, S').
 
         Raises:
-            IncompatibleError: It is not known how they were made.
+            IncompatibleError: They are not an output of the rotary embedding.
         """
         for args, kwargs, output in self._calls:
             if output is given:
@@ -81,7 +94,7 @@ class RotaryCalls:
                 }
                 return self._rotary.forward(hidden.to(_first(given).device), *moved[1:], **named)
         raise IncompatibleError(
-            f"the position embeddings of the layers do not come from `{type(self._rotary).__name__}` as they are, so "
+            f"the position embeddings of the layers are not an output of `{type(self._rotary).__name__}`, so "
             "positions cannot be renumbered",
             hint="use `positions='keep'`",
         )

@@ -1,8 +1,8 @@
-"""Attention masks for layers whose sequences and caches have lengths of their own.
+"""Attention masks for layers whose sequence and cache lengths differ.
 
-If the model has built a mask for the whole prompt, its rows and columns are taken: so sliding windows, two-way image
-attention and prefixes stay what the model makes of them. Otherwise the mask is built by transformers' own functions, so
-that every kernel gets the form that it expects.
+If the model has built a mask for the whole prompt, the engine selects rows and columns of it. This keeps the model's
+own sliding windows, two-way image attention and prefixes. Otherwise transformers' functions build a mask, in the form
+that the attention kernel expects.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
-from tokenprune.engine.cache.caches import Columns
+from tokenprune.engine.cache.caches import KeyColumns
 from tokenprune.engine.patch.internals import BIASED_KERNELS, mask_functions
 from tokenprune.errors import IncompatibleError
 
 
 @dataclass(frozen=True)
 class AttentionWindow:
-    """How far back a layer's rows see, counted in the places that tokens have unpruned.
+    """How far back a layer attends, counted in the positions of the unpruned sequence.
 
     Args:
-        kind: Kind of the layer: full, sliding or chunked attention.
+        kind: Layer type of transformers: full, sliding or chunked attention.
         size: Tokens of the window or chunk; 0 for full attention.
     """
 
@@ -35,9 +35,9 @@ class AttentionWindow:
         """A mask function of (batch, head, query, key), where query indices start at `offset`.
 
         Args:
-            queries: (B, Q) place of each query.
-            keys: (B, T) place of each key.
-            start: (B,) place of the first token that is no padding; chunks are counted from there.
+            queries: (B, Q) unpruned position of each query.
+            keys: (B, T) unpruned position of each key.
+            start: (B,) unpruned position of the first token that is not padding; chunks are counted from there.
             offset: Index of the first query.
         """
 
@@ -52,13 +52,13 @@ class AttentionWindow:
 
 
 def window_of(config: Any, kind: str) -> AttentionWindow:
-    """How far back layers of a kind see, from the text model's config."""
+    """How far back layers of a type attend, from the text model's config."""
     sizes = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
     return AttentionWindow(kind, int(getattr(config, sizes[kind]))) if kind in sizes else AttentionWindow(kind)
 
 
 def build_mask(
-    config: Any, columns: Columns, query_length: int, dtype: torch.dtype, reach: AttentionWindow
+    config: Any, columns: KeyColumns, query_length: int, dtype: torch.dtype, reach: AttentionWindow
 ) -> Tensor | None:
     """Causal mask of the last `query_length` of the key columns (B, T) over all of them.
 
@@ -67,7 +67,7 @@ def build_mask(
         columns: The key columns; the queries are the last of them.
         query_length: Number of query rows.
         dtype: Dtype of the hidden states.
-        reach: How far back rows see.
+        reach: How far back queries attend.
 
     Raises:
         IncompatibleError: The kernel cannot express the mask.
@@ -80,7 +80,7 @@ def build_mask(
     if reach.size:
         if kernel not in BIASED_KERNELS:
             raise IncompatibleError(
-                f"the attention kernel `{kernel}` counts windows in rows, of which some have been taken out",
+                f"the attention kernel `{kernel}` counts windows in rows, but some rows were removed",
                 hint="load the model with attention `sdpa`, `eager` or `flex_attention`",
             )
         queries = columns.logical[:, offset:]
@@ -104,18 +104,18 @@ def build_mask(
 
 
 def is_whole(given: Any) -> bool:
-    """Whether a model has built a mask over rows and columns, so that some of them can be taken."""
+    """Whether a mask has rows and columns, so that some of them can be selected."""
     return isinstance(given, Tensor | BlockMask) and len(given.shape) == 4
 
 
 def shorten_mask(
-    config: Any, given: Tensor | BlockMask, rows: Tensor, columns: Columns, dtype: torch.dtype
+    config: Any, given: Tensor | BlockMask, rows: Tensor, columns: KeyColumns, dtype: torch.dtype
 ) -> Tensor | BlockMask:
-    """Rows and columns of a mask (B or 1, H or 1, S, T) that the model has built for the whole prompt.
+    """Select rows and columns of a mask (B or 1, H or 1, S, T) that the model has built for the whole prompt.
 
     Args:
         config: Config of the text model.
-        given: True where a row sees a column, or what is added to the logits, or the blocks of `flex_attention`.
+        given: A bool mask (True: the row sees the column), a bias on the logits, or a `flex_attention` block mask.
         rows: (B, S') slot of each row, -1 for padding.
         columns: Key columns after the cut.
         dtype: Dtype of the hidden states.
@@ -124,12 +124,12 @@ def shorten_mask(
         IncompatibleError: The kernel cannot express the mask.
     """
     kernel = _kernel(config, columns)
-    given = given.to(columns.valid.device)  # bookkeeping is on one device, whatever the layer's
+    given = given.to(columns.valid.device)  # row and column indices are on one device, the layer may be on another
     if isinstance(given, BlockMask):
         if columns.log_weights is None:
             return _shorten_blocks(kernel, given, rows, columns)
-        batch, heads, length, held = given.shape  # blocks say who sees whom, but not how much
-        given = create_mask(given.mask_mod, batch, heads, length, held, rows.device)
+        batch, heads, length, key_length = given.shape  # a block mask cannot hold the weights
+        given = create_mask(given.mask_mod, batch, heads, length, key_length, rows.device)
     batch, width = rows.shape
     wide = given.expand(batch, -1, -1, -1)
     heads, length = wide.shape[1], wide.shape[3]
@@ -137,7 +137,7 @@ def shorten_mask(
     mask = mask.gather(3, columns.logical[:, None, None, :].expand(-1, heads, width, -1))
     padding, gone = (rows < 0)[:, None, :, None], ~columns.valid[:, None, None, :]
     if mask.dtype == torch.bool:
-        # rows of padding see everything that is there: nothing reads them, and a row that sees nothing has no softmax
+        # padding rows attend to everything: the softmax of a fully masked row is NaN, and nothing reads padding rows
         mask = (mask | padding) & ~gone
         if columns.log_weights is None:
             return mask
@@ -149,18 +149,18 @@ def shorten_mask(
     return shorter
 
 
-def _shorten_blocks(kernel: str, given: BlockMask, rows: Tensor, columns: Columns) -> BlockMask:
-    """Rows and columns of a block mask, as a block mask."""
-    slots, places = rows.clamp(min=0), columns.logical
+def _shorten_blocks(kernel: str, given: BlockMask, rows: Tensor, columns: KeyColumns) -> BlockMask:
+    """Select rows and columns of a block mask; the result is a block mask."""
+    query_slots, key_slots = rows.clamp(min=0), columns.logical
     batch, width = rows.shape
 
     def seen(sample: Any, head: Any, query: Any, key: Any) -> Any:
-        return given.mask_mod(sample, head, slots[sample, query], places[sample, key])
+        return given.mask_mod(sample, head, query_slots[sample, query], key_slots[sample, key])
 
     mask: BlockMask = mask_functions().factories[kernel](
         batch_size=batch,
         q_length=width,
-        kv_length=places.shape[1],
+        kv_length=key_slots.shape[1],
         mask_function=seen,
         attention_mask=columns.valid,
         device=rows.device,
@@ -168,7 +168,7 @@ def _shorten_blocks(kernel: str, given: BlockMask, rows: Tensor, columns: Column
     return mask
 
 
-def _kernel(config: Any, columns: Columns) -> str:
+def _kernel(config: Any, columns: KeyColumns) -> str:
     kernel: str = config._attn_implementation
     if columns.log_weights is not None and kernel not in BIASED_KERNELS:
         raise IncompatibleError(

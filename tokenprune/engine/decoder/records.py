@@ -1,16 +1,16 @@
-"""What a forward pass did, as a `PruneRecord`."""
+"""Turn a finished prefill into a `PruneRecord`."""
 
 from __future__ import annotations
 
-from tokenprune.engine.state.prefill import Counts, Prefill
+from tokenprune.engine.state.prefill import Prefill, TokenCounts
 from tokenprune.pruner import PruneRecord
 
 
 def record_of(prefill: Prefill, pruner: str) -> PruneRecord:
-    """The record of a pass that is complete.
+    """The record of a complete prefill.
 
     Args:
-        prefill: The pass.
+        prefill: The prefill.
         pruner: Name of the pruner.
     """
     original = [0] * prefill.input_ids.shape[0]
@@ -29,6 +29,6 @@ def record_of(prefill: Prefill, pruner: str) -> PruneRecord:
     )
 
 
-def _per_sample(counts: list[Counts]) -> tuple[tuple[int, ...], ...]:
-    """Visual tokens by sample and layer."""
+def _per_sample(counts: list[TokenCounts]) -> tuple[tuple[int, ...], ...]:
+    """Visual tokens by sample, then by layer."""
     return tuple(zip(*(each.visual.tolist() for each in counts), strict=True))

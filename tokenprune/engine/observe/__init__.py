@@ -1,1 +1,1 @@
-"""What a pruner may see: projections, attention, hidden states, and what sessions share of them."""
+"""The values that a pruner may read: hidden states, projections, attention, encoder features."""

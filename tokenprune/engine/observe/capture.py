@@ -1,4 +1,4 @@
-"""Run an unpruned prefill and take the projections of chosen decoder layers: what the lens measures against."""
+"""Capture the projections of decoder layers in an unpruned prefill, as the reference of the error lens."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class CapturedLayer:
         keys_nope: (B, G, S, d) without RoPE.
         scaling: Factor of the attention logits.
         visual: Per sample, rows of the visual tokens, (N,).
-        text_after: Per sample, rows of the text after the last image.
-        valid: (B, S) True where the row is a token.
+        text_after: Per sample, rows of the text after the last image, (T,).
+        valid: (B, S) True if the row is a token, False for padding.
     """
 
     layer: int

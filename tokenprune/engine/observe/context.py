@@ -1,4 +1,4 @@
-"""What one stop shares among its views: projections and attention of the whole batch, computed once."""
+"""Projections and attention of the whole batch at one stop, computed once for all of its views."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tokenprune.checkpoints.joint import JointSpace
 from tokenprune.dual.tiling import tiles
 from tokenprune.engine.observe.encoder_views import EncoderViews
 from tokenprune.engine.patch.attention_probe import Projections, project, without_rotation
-from tokenprune.engine.state.prefill import EncoderInput, LayerInput, Prefill
+from tokenprune.engine.state.prefill import EncoderInput, LayerSnapshot, Prefill
 from tokenprune.errors import IncompatibleError, UndeclaredNeedError
 from tokenprune.families.family import TowerParts
 from tokenprune.pruner import Pruner, Site
 
 
 def check_declared(name: str, needs: Collection[str], need: str) -> None:
-    """Make sure that a pruner declares what it uses.
+    """Make sure that a pruner has declared a need that it uses.
 
     Raises:
-        UndeclaredNeedError: It does not.
+        UndeclaredNeedError: It has not.
     """
     if need not in needs:
         raise UndeclaredNeedError(
@@ -33,10 +33,10 @@ def check_declared(name: str, needs: Collection[str], need: str) -> None:
 
 
 def known_grid(name: str, grid: tuple[int, int] | None) -> tuple[int, int]:
-    """A token grid that a pruner asks for.
+    """The token grid that a pruner asks for.
 
     Raises:
-        IncompatibleError: It is not known.
+        IncompatibleError: The grid is not known.
     """
     if grid is None:
         raise IncompatibleError(
@@ -48,7 +48,7 @@ def known_grid(name: str, grid: tuple[int, int] | None) -> tuple[int, int]:
 
 
 class SiteContext:
-    """One stop of one forward pass: tensors of the whole batch, computed once and shared by its views."""
+    """The tensors of one stop in one forward pass, for the whole batch, shared by its views."""
 
     def __init__(self, prefill: Prefill, site: Site, pruner: Pruner, joint: JointSpace | None) -> None:
         self.prefill = prefill
@@ -62,13 +62,13 @@ class SiteContext:
         self._received: dict[int, Tensor] = {}
         observed = prefill.parts.observed_encoder
         self.encoder_views: EncoderViews | None = None
-        """Values by encoder row, in families whose encoder is only looked into."""
+        """Values by encoder row, in families whose encoder can be observed but not cut."""
         if observed is not None:
             cls_row = observed.about.cls_row(prefill.parts.model.config)
             self.encoder_views = EncoderViews(prefill.vision.observed, cls_row, self.spec.name)
 
-    def layer(self, layer: int | None) -> tuple[int, LayerInput]:
-        """What entered a decoder layer; `None` is the layer that the cut enters."""
+    def layer(self, layer: int | None) -> tuple[int, LayerSnapshot]:
+        """The input of a decoder layer; `None` means the layer at which the stop cuts."""
         index = self.site.decoder_layer if layer is None else layer
         if index not in self.prefill.layers:
             available = sorted(self.prefill.layers)
@@ -78,21 +78,21 @@ class SiteContext:
             )
         return index, self.prefill.layers[index]
 
-    def projections(self, layer: int | None, *, rope: bool) -> tuple[Projections, LayerInput]:
+    def projections(self, layer: int | None, *, rope: bool) -> tuple[Projections, LayerSnapshot]:
         """Projections of the whole batch at a decoder layer."""
-        index, entered = self.layer(layer)
+        index, snapshot = self.layer(layer)
         key = (index, rope)
         if key not in self._projections:
-            embeddings = entered.position_embeddings if rope else without_rotation(entered.position_embeddings)
-            given = {**entered.call, "position_embeddings": embeddings}
-            self._projections[key] = self._project("decoder", index, rope, entered.hidden, given)
-        return self._projections[key], entered
+            embeddings = snapshot.position_embeddings if rope else without_rotation(snapshot.position_embeddings)
+            given = {**snapshot.call, "position_embeddings": embeddings}
+            self._projections[key] = self._project("decoder", index, rope, snapshot.hidden, given)
+        return self._projections[key], snapshot
 
     def tower(self) -> TowerParts:
-        """The vision side.
+        """The parts of the vision side.
 
         Raises:
-            IncompatibleError: The family does not describe it.
+            IncompatibleError: The family does not describe them.
         """
         if self.prefill.parts.vision is None:
             family = self.prefill.parts.family
@@ -104,7 +104,7 @@ class SiteContext:
         return self.prefill.parts.vision
 
     def encoder_layer(self, layer: int | None) -> int:
-        """An encoder layer (negative from the end); `None` is the site's own, or the one that the projector reads."""
+        """An encoder layer, negative from the end; `None` is the site's own, or the one that the projector reads."""
         facts = self.prefill.parts.facts
         if self.encoder_views is None:
             self.tower()
@@ -113,7 +113,7 @@ class SiteContext:
         return self.site.layer if self.site.kind == "tower" else facts.encoder_read_layer
 
     def encoder(self, layer: int | None) -> tuple[int, Projections, EncoderInput]:
-        """Projections of all images at an encoder layer, and the rows that it ran with."""
+        """Projections of all images at an encoder layer, and the layer's input rows."""
         index = self.encoder_layer(layer)
         if index not in self.prefill.vision.encoder_inputs:
             raise IncompatibleError(
@@ -127,7 +127,7 @@ class SiteContext:
         return index, self._encoder[index], rows
 
     def _project(self, part: str, index: int, rope: bool, hidden: Tensor, given: Mapping[str, Any]) -> Projections:
-        """Projections of a layer, from the memo where another session has computed them from the same states."""
+        """Projections of a layer, from the memo if another session has computed them from the same states."""
         layers = self.prefill.parts.layers if part == "decoder" else self.tower().layers
         compute = functools.partial(project, layers[index])
         if self.prefill.memo is None:
@@ -135,7 +135,7 @@ class SiteContext:
         return self.prefill.memo.value((part, index, rope), compute, hidden, **given)
 
     def cls_attention(self, layer: int | None) -> tuple[Tensor, EncoderInput]:
-        """Attention of the CLS row on all rows, (images, H, R)."""
+        """Attention from the CLS row to all rows, (images, H, R)."""
         if not self.prefill.parts.facts.has_cls:
             raise IncompatibleError(
                 f"`{self.spec.name}` needs a CLS token, which this vision encoder does not have",

@@ -1,4 +1,4 @@
-"""Hooks that look into a vision encoder whose rows are not the visual tokens: merged, pooled or packed patches."""
+"""Hooks that observe a vision encoder that cannot be cut, because its patches are merged, pooled or packed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tokenprune.engine.state.prefill import Prefill
 from tokenprune.families.family import ObservedEncoderParts
 from tokenprune.pruner import Pruner
 
-#: Needs for which a session looks.
+#: Needs that require these hooks.
 _LOOKING = frozenset({"encoder", "encoder_attention", "joint"})
 
 
 def observes_encoder(pruner: Pruner) -> bool:
-    """Whether a pruner may ask for something of the encoder."""
+    """Whether a pruner may read something of the encoder."""
     return not _LOOKING.isdisjoint(pruner.needs) or "encoder" in pruner.spec.sites
 
 
 class EncoderObserver:
-    """Hooks on the encoder layers of one session that change nothing."""
+    """Hooks of one session on the encoder layers; they change nothing."""
 
     def __init__(self, parts: ObservedEncoderParts, prefill: Callable[[], Prefill | None]) -> None:
         self._parts = parts
@@ -47,7 +47,7 @@ class EncoderObserver:
             hidden = call.pop(names[0])
             if index == 0:
                 prefill.vision.observed.runs.append(EncoderRun())
-            prefill.vision.observed.runs[-1].entered[index] = EncoderLayerCall(module, hidden, call)
+            prefill.vision.observed.runs[-1].layer_calls[index] = EncoderLayerCall(module, hidden, call)
 
         return hook
 

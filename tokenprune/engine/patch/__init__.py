@@ -1,1 +1,1 @@
-"""How modules of transformers are observed and changed for the time of a session, and given back."""
+"""Temporary changes of transformers modules during a session, and checks of transformers internals."""

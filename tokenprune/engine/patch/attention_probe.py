@@ -1,8 +1,8 @@
-"""See a layer's q, k and v where transformers itself routes them: at the registered attention interface.
+"""Read a layer's queries, keys and values at the attention interface of transformers.
 
-A layer is run up to its attention call, where a registered function takes the projections and stops the run by an
-exception. So projections can be had of a layer that has not run yet, with any position embedding (the identity gives
-them without RoPE), and neither eager attention nor `output_attentions` is ever needed.
+A layer runs up to its attention call. There a registered function takes the projections and stops the run with an
+exception. This works for a layer that has not run yet and for any position embedding (the identity gives projections
+without RoPE), and it needs neither eager attention nor `output_attentions`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Projections:
 
 
 class _Taken(Exception):
-    """Carries the projections out of the layer, and the attention module that made them."""
+    """Stops the run of a layer, and carries its projections and attention module out."""
 
     def __init__(self, projections: Projections, module: nn.Module) -> None:
         self.projections = projections
@@ -54,15 +54,15 @@ def _take(
 
 @torch.no_grad()
 def project(layer: nn.Module, hidden: Tensor, **kwargs: Any) -> Projections:
-    """Projections that a layer would compute from hidden states (B, S, D).
+    """The projections that a layer would compute from hidden states (B, S, D).
 
     Args:
         layer: A decoder or encoder layer.
-        hidden: Hidden states that enter it.
-        kwargs: Other arguments of its forward (position embeddings).
+        hidden: Its input states.
+        kwargs: Other arguments of its forward, such as position embeddings.
 
     Raises:
-        IncompatibleError: The layer does not route its attention through the interface.
+        IncompatibleError: The layer does not use the attention interface.
     """
     configured = [module for module in layer.modules() if _names_kernel(getattr(module, "config", None))]
     before = [module.config for module in configured]
@@ -88,14 +88,14 @@ def _names_kernel(config: Any) -> bool:
 
 
 def _probing(config: Any) -> Any:
-    """A config under which attention is taken, not computed; another model may run with the same one meanwhile."""
+    """A copy of a config that selects the probe; the config itself may belong to another running model."""
     changed = copy.copy(config)
     changed._attn_implementation_internal = PROBE
     return changed
 
 
 def _offload(layer: nn.Module, attention: nn.Module) -> None:
-    """Let accelerate put the weights away that it brought for modules in which the run was stopped."""
+    """Let accelerate offload the weights of the modules in which the run was stopped."""
     for module in layer.modules():
         hook = getattr(module, "_hf_hook", None)
         if hook is not None and any(part is attention for part in module.modules()):
@@ -103,13 +103,13 @@ def _offload(layer: nn.Module, attention: nn.Module) -> None:
 
 
 def _without_mask(layer: nn.Module) -> dict[str, None]:
-    """The mask argument, where a layer takes one; some encoder layers hand unknown arguments on beside their own."""
+    """The mask argument, if the layer has one; some encoder layers would pass an unknown argument on and fail."""
     takes = signature(type(layer).forward).parameters
     return {"attention_mask": None} if "attention_mask" in takes else {}
 
 
 def without_rotation(position_embeddings: Any) -> Any:
-    """The position embedding that rotates nothing, of the same form: (cosine, sine), or complex numbers."""
+    """The position embedding without rotation, in the same form: (cosine, sine), or complex numbers."""
     if isinstance(position_embeddings, Tensor):
         return torch.ones_like(position_embeddings)
     cos, sin = position_embeddings

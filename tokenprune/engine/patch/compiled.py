@@ -1,7 +1,7 @@
-"""Compiled parts of a model, set aside during a session.
+"""Run the compiled parts of a model uncompiled during a session.
 
-Pruners decide in the middle of a model and read their decisions on the host, which no graph can hold. A compiler would
-trace the engine's own code and compile it anew for every length. So compiled parts run as they were before.
+A pruner decides in the middle of the model, and its decision is read on the host: a compiled graph cannot contain
+that. The compiler would trace the engine's own code and compile again for every sequence length.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import nn
 
 from tokenprune.families.unwrap import COMPILED, is_a
 
-#: Where `module.compile()` keeps the compiled call.
+#: Attribute in which `module.compile()` stores the compiled call.
 _CALL = "_compiled_call_impl"
 
 
 class Uncompiled:
-    """Lets the parts of a model that were compiled run without the compiler until the end of a session.
+    """Runs the compiled parts of a model uncompiled until the end of a session.
 
     Args:
         model: The model as the caller holds it, with its wrappers.
@@ -29,7 +29,7 @@ class Uncompiled:
         self._model = model
 
     def install(self, undo: contextlib.ExitStack) -> None:
-        """Set the compiled calls aside."""
+        """Replace the compiled calls by the plain ones."""
         compiled = 0
         for module in self._model.modules():
             if is_a(module, COMPILED):

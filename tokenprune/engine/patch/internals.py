@@ -1,8 +1,8 @@
-"""What the engine relies on inside transformers, and whether it is there as the engine knows it.
+"""Check that the internals of transformers, on which the engine relies, behave as the engine expects.
 
-Every probe uses a part in the way the engine does and looks at the answer: no version is compared. A session begins
-with all of them, so that a transformers that has moved on is named before anything runs, and never found out by an
-`AttributeError` in the middle of a prefill.
+Each probe uses an internal as the engine does and checks the result; versions are not compared. All probes run when a
+session begins. So a changed transformers gives a clear error at the start, and not an `AttributeError` in the middle
+of a prefill.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch import Tensor, nn
 from tokenprune.families.family import Parts
 from tokenprune.families.supported import CACHE_NAMES, UnknownInternalError, internal
 
-#: What a foreign part may answer to a call that it does not know.
+#: Errors that a changed internal may raise.
 _MISMATCH = (AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError, RuntimeError)
 
-#: Kernels that take an additive bias for each key; `flex_attention` does if it is given in place of a block mask.
+#: Kernels that accept an additive bias per key; `flex_attention` accepts it instead of a block mask.
 BIASED_KERNELS = ("sdpa", "eager", "flex_attention")
 
 
 @dataclass(frozen=True)
 class Internal:
-    """One part of transformers that is no promise of its makers.
+    """A part of transformers that is not public API.
 
     Args:
-        name: What it is called in messages.
-        used_for: What the engine does with it.
-        probe: Uses it; answers what is not as known, or `None`.
+        name: Name in messages.
+        used_for: What the engine uses it for.
+        probe: Uses it as the engine does; returns what is different, or `None`.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Internal:
     probe: Callable[[], str | None]
 
     def problem(self) -> str | None:
-        """What is not as known, in one clause, or `None`."""
+        """What is different from what the engine expects, in one clause, or `None`."""
         try:
             return self.probe()
         except UnknownInternalError as error:
@@ -53,7 +53,7 @@ class Internal:
 
 @dataclass(frozen=True)
 class MaskFunctions:
-    """How transformers builds attention masks: a factory by kernel, the causal rule, and how rules are joined."""
+    """The functions with which transformers builds masks: factories by kernel, the causal rule, joining two rules."""
 
     factories: Any
     causal: Callable[..., Any]
@@ -61,16 +61,16 @@ class MaskFunctions:
 
 
 def attention_interface() -> Any:
-    """Where attention kernels are registered by name.
+    """The registry of attention kernels.
 
     Raises:
-        UnknownInternalError: The installed transformers has no such place.
+        UnknownInternalError: The installed transformers has no such registry.
     """
     return internal("transformers", "AttentionInterface")
 
 
 def mask_functions() -> MaskFunctions:
-    """The functions that build masks.
+    """The functions of transformers that build attention masks.
 
     Raises:
         UnknownInternalError: The installed transformers has no such functions.
@@ -119,7 +119,7 @@ def _masks_are_built() -> str | None:
 def _building(
     factory: Callable[..., Any], causal: Callable[..., Any], both: Callable[..., Any], config_class: Any
 ) -> str | None:
-    """A mask of the last two of three tokens, the first of which is padding."""
+    """Build a mask of the last two of three tokens, the first of which is padding, and check it."""
     mask = factory(
         batch_size=1,
         q_length=2,
@@ -135,15 +135,15 @@ def _building(
         device=torch.device("cpu"),
     )
     if not isinstance(mask, Tensor) or mask.shape != (1, 1, 2, 3):
-        return "the mask is no tensor over rows and columns"
+        return "the mask is not a tensor over rows and columns"
     seen = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
     if seen.tolist() != [[False, True, False], [False, True, True]]:
-        return "the mask is not causal and without padding"
+        return "the mask is not causal, or does not exclude padding"
     return None
 
 
 def _caches_hold_columns() -> str | None:
-    """What bookkeeping asks of a cache, on one of two columns."""
+    """Check what the engine reads from a cache, on a cache of two columns."""
     cache = internal("transformers", "DynamicCache")()
     if getattr(cache, "is_compileable", None) is not False:
         return "a `DynamicCache` does not say that it grows (`is_compileable`)"
@@ -159,7 +159,7 @@ def _caches_hold_columns() -> str | None:
     return None
 
 
-#: Parts that all models share.
+#: Internals that all models share.
 INTERNALS = (
     Internal("attention interface", "seeing queries, keys and values", _kernels_are_looked_up),
     Internal("kernel of a config", "switching to the engine's own kernel and back", _kernels_are_switched),
@@ -167,7 +167,7 @@ INTERNALS = (
     Internal("dynamic cache", "caches whose layers differ in length", _caches_hold_columns),
 )
 
-#: Arguments by which text models and their layers are told what the engine changes.
+#: Arguments of text models and of their layers that the engine changes.
 _TEXT = ("inputs_embeds", "attention_mask", "position_ids")
 _LAYER = ("hidden_states", "attention_mask")
 
@@ -176,7 +176,7 @@ def check_internals(parts: Parts) -> None:
     """Probe transformers, and the arguments of a model's parts, before a session begins.
 
     Raises:
-        UnknownInternalError: Something is not as the engine knows it: what, and which releases were tested.
+        UnknownInternalError: Something differs from what the engine expects.
     """
     for each in INTERNALS:
         problem = each.problem()
@@ -199,7 +199,7 @@ def _unknown_calls(parts: Parts) -> Iterator[str]:
 def _without(module: nn.Module, names: tuple[str, ...]) -> Iterator[str]:
     takes = signature(type(module).forward).parameters
     if {each.kind for each in list(takes.values())[1:]} <= {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}:
-        return  # a wrapper, which hands everything on
+        return  # a wrapper that passes everything on
     absent = [name for name in names if name not in takes]
     if not takes.keys() & set(CACHE_NAMES):
         absent.append(CACHE_NAMES[0])

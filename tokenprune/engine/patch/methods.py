@@ -1,4 +1,4 @@
-"""Methods of one module that answer otherwise for a while."""
+"""Replace a method of one module for the time of a block."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-#: Where transformers encodes images and videos, with the projector, whether `generate` or a forward pass asks for it.
+#: Methods of transformers that encode images and videos, with the projector; `generate` and forward passes call them.
 ENCODING = ("get_image_features", "get_video_features")
 
 
@@ -16,12 +16,12 @@ ENCODING = ("get_image_features", "get_video_features")
 def method_changed(
     module: nn.Module, name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
-    """A method of one module, changed inside the block.
+    """Replace a method of one module inside the block.
 
     Args:
-        module: The module; others of its class keep theirs.
+        module: The module; other modules of its class are not changed.
         name: The method.
-        change: Makes the method out of the present one.
+        change: Makes the new method from the present one.
     """
     before = vars(module).get(name)
     object.__setattr__(module, name, change(getattr(module, name)))

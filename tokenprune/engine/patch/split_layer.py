@@ -1,9 +1,9 @@
-"""Run a transformer layer in two halves, so that tokens can leave between its attention and its MLP.
+"""Run a transformer layer in two halves, so that tokens can be removed between its attention and its MLP.
 
-A pre-norm layer computes `x + attention(norm(x))` and then `x + mlp(norm(x))`. Its own forward gives the first half
-while its MLP answers zeros, and the second half while its attention answers zeros: no layer is written anew here, and
-norms before or after either part run as the model has them. That the halves make up the whole is checked on the layer
-itself before they are used.
+A pre-norm layer computes `x + attention(norm(x))` and then `x + mlp(norm(x))`. The layer's own forward gives the first
+half if its MLP returns zeros, and the second half if its attention returns zeros. So no layer is implemented again
+here, and the model's own norms run in both halves. Before the halves are used, a check on the layer compares them with
+the whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokenprune.errors import IncompatibleError
 
 @dataclass(frozen=True)
 class MidLayerState:
-    """Between the halves: the residual stream (B, S, D), and what the MLP would read of it."""
+    """The state between the halves: the residual stream (B, S, D), and the input of the MLP."""
 
     residual: Tensor
     mlp_input: Tensor
@@ -53,7 +53,7 @@ class SplitLayer:
         self._rest: tuple[Any, ...] | None = None
 
     def first(self, hidden: Tensor, *args: Any, **kwargs: Any) -> MidLayerState:
-        """Attention and its residual; fills the layer's KV cache."""
+        """Run the attention and its residual; this fills the layer's KV cache."""
         read: list[Tensor] = []
         attend = self._attention.forward
 
@@ -76,7 +76,7 @@ class SplitLayer:
         return MidLayerState(_states(output), read[0])
 
     def second(self, residual: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """MLP and its residual, in the form in which the layer answers."""
+        """Run the MLP and its residual; the result has the form of the layer's output."""
 
         def silent(*given: Any, **named: Any) -> Any:
             states = named["hidden_states"] if "hidden_states" in named else given[0]
@@ -87,15 +87,15 @@ class SplitLayer:
             return self._forward(residual, *args, **kwargs)
 
     def check(self, hidden: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Compare the halves with the whole layer on given states, without a cache.
+        """Compare the halves with the whole layer on some states, without a cache.
 
         Raises:
-            IncompatibleError: They differ: the layer is no sum of both halves.
+            IncompatibleError: They differ.
         """
         try:
             whole = _states(self._forward(hidden, *args, **kwargs))
             split = _states(self.second(self.first(hidden, *args, **kwargs).residual, *args, **kwargs))
-        except (TypeError, ValueError, AttributeError) as error:  # its parts answer otherwise than attention and MLP do
+        except (TypeError, ValueError, AttributeError) as error:  # the modules are no attention and MLP
             raise IncompatibleError(
                 f"`{type(self._layer).__name__}` does not run in halves ({error}): it has no middle to cut at",
                 hint="choose a pruner that cuts entering a layer",
@@ -108,9 +108,9 @@ class SplitLayer:
 
 
 class ForwardSwitch:
-    """Stands before a layer's forward, so that one coming call can go another way.
+    """Replaces a layer's forward for a session, so that a hook can redirect the next call.
 
-    A module looks its forward up before its hooks run; so this has to stand there from the start of a session.
+    A module looks up its forward before its hooks run, so the switch must be there before the call.
 
     Args:
         layer: The layer.
@@ -120,33 +120,33 @@ class ForwardSwitch:
         self._layer = layer
         self._own = vars(layer).get("forward")
         self.forward: Callable[..., Any] = layer.forward
-        """The layer's own."""
+        """The layer's own forward."""
         self._run: Callable[..., Any] | None = None
         object.__setattr__(layer, "forward", self)
 
     @classmethod
     def before(cls, layer: nn.Module, undo: contextlib.ExitStack) -> ForwardSwitch:
-        """Stand before a layer; the stack takes what removes it."""
+        """Put a switch before a layer; the stack removes it."""
         switch = cls(layer)
         undo.callback(switch.remove)
         return switch
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's own forward, or what was put in place of this call."""
+        """Run the layer's own forward, or the function to which this call was redirected."""
         run, self._run = self._run, None
         return (run or self.forward)(*args, **kwargs)
 
     @property
     def redirected(self) -> bool:
-        """Whether the next call goes another way already."""
+        """Whether the next call is redirected already."""
         return self._run is not None
 
     def redirect(self, run: Callable[..., Any] | None) -> None:
-        """Let the next call go to `run`, or the layer's own way."""
+        """Redirect the next call to `run`; `None` cancels a redirection."""
         self._run = run
 
     def remove(self) -> None:
-        """Give the layer its own forward back."""
+        """Restore the layer's own forward."""
         if self._own is None:
             object.__delattr__(self._layer, "forward")
         else:
@@ -155,7 +155,7 @@ class ForwardSwitch:
 
 @contextlib.contextmanager
 def _answering(module: nn.Module, answer: Callable[..., Any]) -> Iterator[None]:
-    """A module whose forward is replaced, and given back."""
+    """Replace the forward of a module inside the block."""
     own = vars(module).get("forward")
     object.__setattr__(module, "forward", answer)
     try:

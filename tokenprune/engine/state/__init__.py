@@ -1,1 +1,1 @@
-"""What one forward pass knows: its images, the rows that are left, what was seen of the encoder."""
+"""The state of one forward pass: its images, the remaining rows, what was observed of the encoder."""

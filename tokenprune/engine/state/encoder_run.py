@@ -1,4 +1,4 @@
-"""What was seen of a vision encoder in one forward pass: what entered its layers, and what it gave."""
+"""What a session observed of a vision encoder in one forward pass: inputs of its layers, and its output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROTATIONS = ("position_embeddings", "freqs_ci")
 
 @dataclass(frozen=True)
 class EncoderLayerCall:
-    """What entered one encoder layer: hidden states (images, R, C), or packed (P, C), and its other arguments."""
+    """The call of one encoder layer: hidden states (images, R, C), or packed (P, C), and its other arguments."""
 
     layer: nn.Module
     hidden: Tensor
@@ -29,8 +29,8 @@ class EncoderLayerCall:
         return self.hidden.shape[:-1].numel()
 
     @property
-    def stretches(self) -> Tensor | None:
-        """Where the stretches of packed rows that see each other begin and end, or `None` where nothing is packed."""
+    def segment_bounds(self) -> Tensor | None:
+        """Bounds of the packed segments whose rows attend to each other; `None` if rows are not packed."""
         found: Tensor | None = self.call.get("cu_seqlens", self.call.get("cu_seq_lens_q"))
         return found
 
@@ -47,23 +47,23 @@ class EncoderLayerCall:
 
 @dataclass
 class EncoderRun:
-    """One run of a tower: what entered its layers, and the rows (images, R, C) or (P, C) that become the tokens."""
+    """One run of a vision tower: the calls of its layers, and the rows (images, R, C) or (P, C) that make tokens."""
 
-    entered: dict[int, EncoderLayerCall] = field(default_factory=dict)
+    layer_calls: dict[int, EncoderLayerCall] = field(default_factory=dict)
     features: Tensor | None = None
 
-    def images(self) -> Tensor | None:
-        """The stretches of whole images or frames, where layers run with windows of them."""
-        found = [entered.stretches for entered in self.entered.values() if entered.stretches is not None]
+    def image_bounds(self) -> Tensor | None:
+        """Bounds of whole images or frames in packed rows; some layers run with smaller windows."""
+        found = [entered.segment_bounds for entered in self.layer_calls.values() if entered.segment_bounds is not None]
         return min(found, key=len) if found else None
 
 
 @dataclass
 class EncoderObservation:
-    """What one forward pass showed of the encoder.
+    """What one forward pass observed of the encoder.
 
     Args:
-        rows: Which rows make the tokens of each image; `None` where the pass brought no pixels.
+        rows: Which encoder rows make the tokens of each image; `None` if the call has no pixels.
         runs: Runs of the towers, in order.
     """
 
@@ -71,7 +71,7 @@ class EncoderObservation:
     runs: list[EncoderRun] = field(default_factory=list)
 
     def tokens_of(self, index: int, count: int) -> list[TokenRows]:
-        """Rows of a unit of `count` tokens that begins with image `index`: one image or video, or images as frames."""
+        """Encoder rows of a unit of `count` tokens whose first image is `index`: an image, a video, or frames."""
         if self.rows is None:
             return []
         found: list[TokenRows] = []

@@ -1,4 +1,4 @@
-"""Which rows of a batch are visual tokens, and of which image."""
+"""Find the visual tokens of a batch, and the image to which each belongs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class ImageSpan:
     """One image of the batch, or several that are the frames of one video.
 
     Args:
-        sample: Row of the batch.
-        image: Ordinal of the (first) image within its sample.
-        index: Ordinal of the (first) image in the batch, the order of the vision tower's outputs.
-        slots: (N,) positions in the padded sequence, frame by frame.
-        grid: Rows and columns of one frame, `None` where it is no grid.
+        sample: Index of the sample in the batch.
+        image: Number of the (first) image within its sample.
+        index: Number of the (first) image in the batch, in the order of the vision tower's outputs.
+        slots: (N,) slots in the padded prompt, frame by frame.
+        grid: Rows and columns of one frame, `None` if the tokens make no grid.
         frames: F, 1 for an image.
-        pixels: Tensor of the processor with its pixels, and its rows there.
+        pixels: Name of the processor's tensor with the pixels, and the first and the end row in it.
     """
 
     sample: int
@@ -36,7 +36,7 @@ class ImageSpan:
 
 
 def join_frames(spans: Sequence[ImageSpan]) -> ImageSpan:
-    """Consecutive images of one sample, in order, as the frames of one video.
+    """Join consecutive images of one sample into one video, each image a frame.
 
     Raises:
         IncompatibleError: Their grids differ.
@@ -54,26 +54,26 @@ def join_frames(spans: Sequence[ImageSpan]) -> ImageSpan:
 def find_images(placeholder: Tensor, visuals: Sequence[Visual]) -> tuple[ImageSpan, ...]:
     """Assign the placeholders of a batch (B, S) to its images and videos, in order.
 
-    An image or tile without visual tokens (of a picture of a few pixels by a thousand, a model crops all away but the
-    ends of rows) is none: its placeholders stay, and nothing is chosen.
+    An image or tile without visual tokens is left out: its placeholders stay, and nothing is pruned there. This
+    happens with extreme sizes such as 3 by 1000 pixels, of which a model may keep only the row ends.
 
     Raises:
         IncompatibleError: An image spans two samples.
     """
-    places = placeholder.nonzero()
+    positions = placeholder.nonzero()
     spans: list[ImageSpan] = []
     seen: dict[int, int] = {}
-    parts = torch.split(places, [visual.placeholders for visual in visuals])
-    for index, (part, visual) in enumerate(zip(parts, visuals, strict=True)):
+    parts = torch.split(positions, [visual.placeholders for visual in visuals])
+    for index, (places, visual) in enumerate(zip(parts, visuals, strict=True)):
         if visual.tokens == 0:
             continue
-        sample = int(part[0, 0])
-        if int(part[-1, 0]) != sample:
+        sample = int(places[0, 0])
+        if int(places[-1, 0]) != sample:
             raise IncompatibleError(
-                f"image {index} spans samples {sample} and {int(part[-1, 0])}",
+                f"image {index} spans samples {sample} and {int(places[-1, 0])}",
                 hint="make the inputs with the checkpoint's own processor",
             )
-        slots = part[:, 1].contiguous()
+        slots = places[:, 1].contiguous()
         if visual.separators:
             kept = torch.ones(len(slots), dtype=torch.bool, device=slots.device)
             kept[list(visual.separators)] = False

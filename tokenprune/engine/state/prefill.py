@@ -1,4 +1,4 @@
-"""One forward pass: its inputs, its images, and what has become of their tokens so far."""
+"""The state of one prefill: its inputs, its images, and which of their tokens are left."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from tokenprune.pruner import Kept, State, Stop, UnitRecord
 
 @dataclass
 class Unit:
-    """The visual tokens of one image or video, as far as they are still there.
+    """The remaining visual tokens of one image or video.
 
     Args:
         span: The image.
-        indices: (n,) original index of each token, in sequence order.
-        places: (n,) slot in which each token stands.
-        place_of: (N,) slot of each original token, -1 where it is gone.
-        sizes: (n,) original tokens that each row stands for.
+        indices: (n,) original index of each remaining token, in sequence order.
+        slots: (n,) slot of each remaining token.
+        slot_of: (N,) slot of each original token, -1 if it was removed.
+        sizes: (n,) number of original tokens that each row represents.
     """
 
     span: ImageSpan
     indices: Tensor
-    places: Tensor
-    place_of: Tensor
+    slots: Tensor
+    slot_of: Tensor
     sizes: Tensor
 
     @classmethod
     def whole(cls, span: ImageSpan) -> Unit:
-        """All tokens of an image at their own slots."""
+        """All tokens of an image, each at its own slot."""
         device = span.slots.device
         count = len(span.slots)
         return cls(span, torch.arange(count, device=device), span.slots, span.slots, torch.ones(count, device=device))
@@ -54,8 +54,8 @@ class Unit:
         return cls(
             join_frames([frame.span for frame in frames]),
             torch.cat([frame.indices + number * offset for number, frame in enumerate(frames)]),
-            torch.cat([frame.places for frame in frames]),
-            torch.cat([frame.place_of for frame in frames]),
+            torch.cat([frame.slots for frame in frames]),
+            torch.cat([frame.slot_of for frame in frames]),
             torch.cat([frame.sizes for frame in frames]),
         )
 
@@ -66,44 +66,44 @@ class Unit:
 
     @property
     def tokens(self) -> int:
-        """Visual tokens still there."""
+        """Visual tokens that are left."""
         return len(self.indices)
 
-    def follow(self, kept: Kept) -> Unit:
-        """The unit after a decision: emitted rows stand, in order, in the anchors' places sorted by slot."""
+    def after_decision(self, kept: Kept) -> Unit:
+        """The unit after a decision: the emitted rows fill the anchors' slots in ascending order."""
         anchors = kept.anchors.to(self.indices.device)
         indices = self.indices[anchors]
-        places = self.places[anchors.sort().values]
-        place_of = torch.full_like(self.place_of, -1)
-        place_of[indices] = places
+        slots = self.slots[anchors.sort().values]
+        slot_of = torch.full_like(self.slot_of, -1)
+        slot_of[indices] = slots
         sizes = self.sizes[anchors]
         if kept.merge is not None:
             sizes = (kept.merge.to_dense().to(self.sizes.device) != 0).float() @ self.sizes
-        return Unit(self.span, indices, places, place_of, sizes)
+        return Unit(self.span, indices, slots, slot_of, sizes)
 
 
 @dataclass(frozen=True)
-class LayerInput:
-    """What entered one decoder layer: hidden states (B, S', D), position embeddings, rows, and the units then."""
+class LayerSnapshot:
+    """The input of one decoder layer, stored for views: hidden states (B, S', D), position embeddings and rows."""
 
     hidden: Tensor
     position_embeddings: Any
     call: Mapping[str, Any]
-    """The other arguments of its forward."""
+    """The other arguments of the layer's forward."""
     rows: Rows
     log_weights: Tensor | None
-    place_of: tuple[Tensor, ...]
+    slot_of: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class EncoderInput:
-    """The rows of one encoder layer, for all images; the CLS row, where there is one, is row 0.
+    """The input rows of one encoder layer, for all images. If there is a CLS row, it is row 0.
 
     Args:
-        hidden: (images, R, C) what entered the layer, padded at the end.
-        valid: (images, R) False where a row is padding; `None` where none is.
+        hidden: (images, R, C) hidden states, padded at the end.
+        valid: (images, R) False if the row is padding; `None` if no row is.
         log_weights: (images, R) added to the attention logits of the rows, or `None`.
-        row_of: Per image, the row of each original token, -1 where it is gone, (N,).
+        row_of: Per image, the row of each original token, (N,), -1 if it was removed.
     """
 
     hidden: Tensor
@@ -112,7 +112,7 @@ class EncoderInput:
     row_of: tuple[Tensor, ...]
 
     def bias(self) -> Tensor | None:
-        """What is added to the attention logits of every row, (images, 1, 1, R), or `None` for nothing."""
+        """Bias on the attention logits of the rows, (images, 1, 1, R), or `None` for no bias."""
         if self.valid is None and self.log_weights is None:
             return None
         bias = torch.zeros(self.hidden.shape[:2], device=self.hidden.device)
@@ -125,7 +125,7 @@ class EncoderInput:
 
 @dataclass(frozen=True)
 class VisionCut:
-    """A stop before the decoder: by image, the unit before it and what was kept."""
+    """What a stop before the decoder did: by image, the unit before it and the decision."""
 
     stop: Stop
     position: int
@@ -134,20 +134,20 @@ class VisionCut:
 
 @dataclass
 class VisionState:
-    """What the vision side made of the images, by image; `generate` runs it before the decoder, and once per prompt.
+    """The state of the vision side of a prompt; `generate` runs the vision side once, before the decoder.
 
     Args:
-        pixels: The processor's tensors that bring images or videos, by name.
-        units: Tokens of each image, as far as they are still there.
-        encoder_inputs: What entered each encoder layer.
-        middle: The residual stream and the MLP's input at the `mid` point that is being decided.
-        observed: What was seen of an encoder that is observed and not cut.
-        features: (images, R, C) what the projector would read.
+        pixels: The processor's tensors of images or videos, by name.
+        units: By image, its remaining tokens.
+        encoder_inputs: By encoder layer, its input rows.
+        middle: Residual stream and MLP input, while a `mid` stop of the encoder is decided.
+        observed: What was observed of an encoder that cannot be cut.
+        features: (images, R, C) input of the projector.
         row_of: Per image, the row of each original token in `features`, (N,).
         cuts: Stops that ran before the decoder.
-        log_weights: By image, what the cut between encoder and projector adds to the decoder's logits, (K,).
+        log_weights: By image, (K,) what the cut between encoder and projector adds to the decoder's attention logits.
         state: What the pruner keeps from one stop to the next.
-        held: Places in the plan and images whose last token stayed against the pruner's answer (`ends.py`).
+        held: (position in the plan, image) whose last token was kept against the decision (see `prompt_end.py`).
     """
 
     pixels: Mapping[str, Tensor] = field(default_factory=dict)
@@ -166,7 +166,7 @@ class VisionState:
         """The pixels of an image or video.
 
         Raises:
-            IncompatibleError: They are not among the inputs, or it is not known which of them are this image's.
+            IncompatibleError: The inputs have no pixels, or the family does not say which rows belong to the image.
         """
         name, start, stop = unit.span.pixels or (
             next(iter(self.pixels), ""),
@@ -175,29 +175,30 @@ class VisionState:
         )
         if name not in self.pixels:
             raise IncompatibleError(
-                "this pruner draws from the image's pixels, but the inputs hold encoder outputs in their place",
+                "this pruner draws from the image's pixels, but the inputs hold encoder outputs instead",
                 hint="pass the processor's tensors as they are",
             )
         pixels = self.pixels[name]
         if unit.span.pixels is None and len(pixels) != len(self.units):
             raise IncompatibleError(
-                f"`{name}` has {len(pixels)} rows for {len(self.units)} images: which pixels are whose is not known",
+                f"`{name}` has {len(pixels)} rows for {len(self.units)} images, so it is not known which rows belong "
+                "to which image",
                 hint="describe the family in a plugin (hook `register_families`)",
             )
         return pixels[start:stop]
 
 
 @dataclass
-class Counts:
-    """Tokens per sample that one stretch of layers runs with: visual ones and all, (B,) each."""
+class TokenCounts:
+    """Tokens per sample in one layer: visual tokens and all tokens, (B,) each."""
 
     visual: Tensor
     total: Tensor
 
 
 @dataclass(frozen=True)
-class Move:
-    """Rows of one sample at `targets` that were made of those at `sources` (slots): picked by `anchors`, or merged."""
+class RowUpdate:
+    """A change of rows in one sample: rows at slots `targets` were picked by `anchors`, or merged, from `sources`."""
 
     sample: int
     sources: Tensor
@@ -205,14 +206,14 @@ class Move:
     anchors: Tensor
     merge: Tensor | None
 
-    def apply(self, planes: Tensor) -> None:
-        """Do the same to other tensors (B, S, D) that lie beside the rows."""
-        sources, targets, anchors = (part.to(planes.device) for part in (self.sources, self.targets, self.anchors))
-        rows = planes[self.sample, sources]
+    def apply(self, features: Tensor) -> None:
+        """Apply the same change to another tensor (B, S, D) with one row per slot."""
+        sources, targets, anchors = (part.to(features.device) for part in (self.sources, self.targets, self.anchors))
+        rows = features[self.sample, sources]
         if self.merge is None:
-            planes[self.sample, targets] = rows[anchors]
+            features[self.sample, targets] = rows[anchors]
         else:
-            planes[self.sample, targets] = (self.merge.to(rows.device).float() @ rows.float()).to(rows.dtype)
+            features[self.sample, targets] = (self.merge.to(rows.device).float() @ rows.float()).to(rows.dtype)
 
 
 @dataclass
@@ -227,23 +228,23 @@ class Prefill:
     stops: Mapping[int, Sequence[Stop]]
     """Plan by number of visual tokens."""
     frames: bool = False
-    """The images of a sample are the frames of one video, seen as one unit from the decoder on."""
+    """The images of a sample are the frames of one video, and one unit from the decoder on."""
     memo: PrefillMemo | None = None
-    """What other sessions have computed on the same inputs."""
+    """Results of other sessions on the same inputs."""
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    """The session's, on all that its pruner asks and decides."""
+    """The session's stopwatch for views and decisions."""
     done: list[Stop] = field(default_factory=list)
     records: list[UnitRecord] = field(default_factory=list)
     embeddings: Tensor | None = None
     """(B, S, D) LLM input embeddings."""
-    layers: dict[int, LayerInput] = field(default_factory=dict)
+    layers: dict[int, LayerSnapshot] = field(default_factory=dict)
     middle: MidLayerState | None = None
-    """The residual stream and the MLP's input at the decoder's `mid` point that is being decided."""
-    moves: list[Move] = field(default_factory=list)
-    """Rows that were merged or took over another place, in order."""
-    attended: list[Counts] = field(default_factory=list)
-    cached: list[Counts] = field(default_factory=list)
-    through_mlp: list[Counts] = field(default_factory=list)
+    """Residual stream and MLP input, while a `mid` stop of the decoder is decided."""
+    row_updates: list[RowUpdate] = field(default_factory=list)
+    """Changes of rows by merges and reordering, in order; DeepStack features follow them."""
+    attended: list[TokenCounts] = field(default_factory=list)
+    cached: list[TokenCounts] = field(default_factory=list)
+    through_mlp: list[TokenCounts] = field(default_factory=list)
     _fingerprints: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property
@@ -253,7 +254,7 @@ class Prefill:
 
     @functools.cached_property
     def ends_in_image(self) -> frozenset[int]:
-        """Samples whose prompt ends in an image. Read from the device once: its last token never leaves."""
+        """Samples whose prompt ends in an image; read from the device only once, since that token is never dropped."""
         last = {unit.span.sample: unit.span.slots[-1] for unit in self.units}
         slots = torch.arange(self.valid.shape[1], device=self.valid.device)
         ends = slots.expand_as(self.valid).masked_fill(~self.valid, -1).amax(dim=1)
@@ -262,38 +263,47 @@ class Prefill:
 
     @property
     def plan(self) -> Sequence[Stop]:
-        """The plan of the first image; every image has the same sites."""
+        """The plan of the first image; the plans of all images have the same sites."""
         return next(iter(self.stops.values()), ())
 
     def stop_for(self, unit: Unit, position: int) -> Stop:
-        """The stop at a place in the plan, with the budget that fits the unit."""
+        """The stop at a position of the plan, with the unit's budget."""
         return self.stops[unit.original][position]
 
     def asked(self, unit: Unit, position: int) -> int:
-        """Rows that the budget of a stop allows to a unit."""
+        """Number of tokens that the budget of a stop allows for a unit."""
         return self.stop_for(unit, position).keep(unit.original)
 
-    def next_stop(self) -> Stop | None:
-        """The stop that comes next before the decoder."""
+    def next_vision_stop(self) -> Stop | None:
+        """The next stop while the vision side runs; it may be a stop in the decoder."""
         position = len(self.vision.cuts)
         return self.plan[position] if position < len(self.plan) else None
 
+    def next_decoder_stop(self, layer: int, point: str) -> Stop | None:
+        """The next stop, if it is at this point of this decoder layer."""
+        if len(self.done) == len(self.plan):
+            return None
+        site = self.parts.family.made_at(self.plan[len(self.done)].site)
+        if site.kind in ("input", "layer") and (site.decoder_layer, site.point) == (layer, point):
+            return self.plan[len(self.done)]
+        return None
+
     def join_frames(self) -> None:
-        """Make one unit of the images of each sample."""
+        """Join the images of each sample into one unit."""
         by_sample: dict[int, list[Unit]] = {}
         for unit in self.units:
             by_sample.setdefault(unit.span.sample, []).append(unit)
         self.units = [units[0] if len(units) == 1 else Unit.video(units) for units in by_sample.values()]
 
-    def count(self, rows: Rows) -> Counts:
-        """Tokens per sample at present."""
+    def count(self, rows: Rows) -> TokenCounts:
+        """Tokens per sample that are left."""
         visual = torch.zeros(rows.slots.shape[0], dtype=torch.long, device=rows.slots.device)
         for unit in self.units:
             visual[unit.span.sample] += unit.tokens
-        return Counts(visual, rows.valid.sum(dim=1))
+        return TokenCounts(visual, rows.valid.sum(dim=1))
 
     def fingerprint(self, unit: Unit) -> int:
-        """A number made of the image's pixels and of the sample's token ids: the same in any batch.
+        """A hash of the image's pixels and of the sample's token ids, which does not depend on the batch.
 
         Raises:
             IncompatibleError: The pixels are not among the inputs.
@@ -310,7 +320,7 @@ class Prefill:
 
 
 def _unpadded(pixels: Tensor) -> Tensor:
-    """Pixels without zeros at the ends of their axes: processors pad tiles and sizes to those of the batch."""
+    """Pixels without trailing zeros on any axis: processors pad tiles and sizes to the largest of the batch."""
     for axis in range(1, pixels.ndim):
         others = [other for other in range(pixels.ndim) if other != axis]
         held = (pixels != 0).sum(dim=others).nonzero()
@@ -319,22 +329,24 @@ def _unpadded(pixels: Tensor) -> Tensor:
 
 
 def open_prefill(
-    parts: Parts, inputs: Mapping[str, Any], known: Callable[[Tensor], tuple[ImageSpan, ...]] | None = None
+    parts: Parts, inputs: Mapping[str, Any], known_spans: Callable[[Tensor], tuple[ImageSpan, ...]] | None = None
 ) -> tuple[Tensor, Tensor, tuple[ImageSpan, ...]] | None:
-    """Token ids (B, S), validity (B, S) and images of a forward call; `None` where it brings no visual tokens.
+    """Token ids (B, S), validity (B, S) and images of a forward call; `None` if it has no visual tokens.
 
     Args:
         parts: The model.
         inputs: Arguments of the call.
-        known: Images of the token ids, where they were found before.
+        known_spans: Returns the images of the token ids, if they were found before.
 
     Raises:
         IncompatibleError: Images come without token ids, or with a mask that is not two-dimensional.
     """
     input_ids = inputs.get("input_ids")
-    brings = any(inputs.get(name) is not None for name in parts.family.pixels) or bool(inputs.get("mm_encoder_outputs"))
-    if not brings:
-        return None  # a model may also generate the placeholder itself
+    has_pixels = any(inputs.get(name) is not None for name in parts.family.pixels) or bool(
+        inputs.get("mm_encoder_outputs")
+    )
+    if not has_pixels:
+        return None  # the model may have generated a placeholder token itself
     if input_ids is None:
         raise IncompatibleError(
             "images come with `inputs_embeds`, so their placeholders cannot be found", hint="pass `input_ids`"
@@ -342,7 +354,7 @@ def open_prefill(
     placeholder = parts.is_placeholder(input_ids)
     if not placeholder.any():
         return None
-    spans = find_images(placeholder, parts.visuals(inputs)) if known is None else known(input_ids)
+    spans = find_images(placeholder, parts.visuals(inputs)) if known_spans is None else known_spans(input_ids)
     if not spans:
         return None
     mask = inputs.get("attention_mask")
@@ -360,19 +372,19 @@ def open_prefill(
 
 
 def is_per_token(mask: Any) -> bool:
-    """Whether an attention mask says which tokens are padding, (B, S), and no more."""
+    """Whether an attention mask only marks padding, (B, S)."""
     return isinstance(mask, Tensor) and mask.ndim == 2
 
 
 def rebase(unit: Unit, span: ImageSpan) -> Unit:
-    """The same tokens of an image, at the slots of another copy of its prompt."""
+    """The same tokens of an image, at their slots in another copy of the prompt."""
     slots = span.slots
     unit = replace(
         unit,
         indices=unit.indices.to(slots.device),
-        place_of=unit.place_of.to(slots.device),
+        slot_of=unit.slot_of.to(slots.device),
         sizes=unit.sizes.to(slots.device),
     )
-    place_of = torch.where(unit.place_of >= 0, slots, torch.full_like(slots, -1))
+    slot_of = torch.where(unit.slot_of >= 0, slots, torch.full_like(slots, -1))
     order = unit.indices.sort().values
-    return replace(unit, span=span, places=slots[order], place_of=place_of)
+    return replace(unit, span=span, slots=slots[order], slot_of=slot_of)

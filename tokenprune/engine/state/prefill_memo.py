@@ -1,7 +1,7 @@
-"""What several sessions on the same inputs need not compute twice: the encoder, the layers before a cut, projections.
+"""Share the encoder, the layers before a cut and projections between sessions on the same inputs.
 
-A call is answered from the memo only where all its arguments equal those of the recorded one, by value. So a memo
-cannot change a result, whatever it is given to; at worst nothing is shared.
+The memo answers a call only if all its arguments equal those of the recorded call, by value. So a memo can never
+change a result; at worst nothing is shared.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class _Call:
     """One recorded call.
 
     Args:
-        args: Its arguments by place.
-        kwargs: Its arguments by name, without the cache.
+        args: Positional arguments.
+        kwargs: Keyword arguments, without the cache.
         output: What it returned.
-        cached: Whether there was a cache.
-        writes: What it wrote into the cache: arguments of `update`, by place and by name.
+        cached: Whether the call had a cache.
+        writes: What it wrote into the cache: positional and keyword arguments of `update`.
     """
 
     args: tuple[Any, ...]
@@ -45,11 +45,11 @@ class _Call:
 
 @dataclass
 class _Encoding(_Call):
-    """A run of the vision encoder, with what entered its layers, where a session looked.
+    """A run of the vision encoder, with the inputs of its layers if a session needed them.
 
     Args:
         entered: By encoder layer, the hidden states (images, R, C) that entered it.
-        runs: What was seen of an encoder that is only looked into; `None` where nobody looked.
+        runs: What was observed of an encoder that cannot be cut; `None` if nothing was observed.
     """
 
     entered: Mapping[int, Tensor] = field(default_factory=dict)
@@ -59,9 +59,9 @@ class _Encoding(_Call):
 class PrefillMemo:
     """Shares work between sessions that prune the same batch: `pruned(..., memo=memo)`.
 
-    The first session that runs a part unpruned records it, later ones go on from there: the vision encoder, unless
-    it is cut inside, the decoder layers before the first cut, and the projections of a layer that pruners ask for.
-    Answers are those without a memo, bit for bit. It holds the tensors of one batch; let go of it with the batch.
+    The first session that runs a part unpruned records it, and later sessions reuse it: the vision encoder, unless it
+    is cut inside, the decoder layers before the first cut, and the projections of a layer that pruners ask for.
+    Results are the same as without a memo, bit for bit. A memo holds the tensors of one batch: drop it with the batch.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class PrefillMemo:
         self._layers: dict[int, _Call] = {}
         self._values: dict[Hashable, _Call] = {}
         self._equal: list[tuple[Any, Any]] = []
-        """Tensors that were found equal, kept alive so that they are not compared for every layer."""
+        """Pairs of tensors that were found equal, so that they are not compared again for every layer."""
 
     def layer(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a decoder layer into an empty cache, or repeat what it did.
@@ -77,19 +77,19 @@ class PrefillMemo:
         Args:
             index: Layer index.
             forward: The layer's own forward.
-            args: Arguments by place.
-            kwargs: Arguments by name.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
         """
-        cache = cache_in(kwargs)  # what was written there is replayed
+        cache = cache_in(kwargs)  # recorded writes are repeated on it
         given = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
-        known = self._layers.get(index)
-        if known is not None and known.cached == (cache is not None) and self._matches(known, args, given):
-            for written, named in known.writes:
+        recorded = self._layers.get(index)
+        if recorded is not None and recorded.cached == (cache is not None) and self._matches(recorded, args, given):
+            for written, named in recorded.writes:
                 cast(Any, cache).update(*written, **named)
-            return known.output
-        with _observed(cache) as writes:
+            return recorded.output
+        with _recorded_writes(cache) as writes:
             output = forward(*args, **kwargs)
-        if known is None:
+        if recorded is None:
             self._layers[index] = _Call(args, given, output, cache is not None, writes)
         return output
 
@@ -100,19 +100,19 @@ class PrefillMemo:
 
         Args:
             forward: The tower's own forward.
-            entered: After it ran: the hidden states (images, R, C) that entered its layers.
-            args: Arguments by place.
-            kwargs: Arguments by name.
+            entered: Called after the run; returns the hidden states (images, R, C) that entered the layers.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
 
         Returns:
             The output, and the states that entered the layers.
         """
-        known = self._encodings.get("tower")
-        if known is not None and self._matches(known, args, kwargs):
-            return known.output, known.entered
+        recorded = self._encodings.get("tower")
+        if recorded is not None and self._matches(recorded, args, kwargs):
+            return recorded.output, recorded.entered
         output = forward(*args, **kwargs)
         states = entered()
-        if known is None:
+        if recorded is None:
             self._encodings["tower"] = _Encoding(args, kwargs, output, entered=states)
         return output, states
 
@@ -124,49 +124,53 @@ class PrefillMemo:
         Args:
             name: The method's name.
             forward: The method.
-            runs: Takes what is seen of the encoder; `None` where nobody looks.
-            args: Arguments by place.
-            kwargs: Arguments by name.
+            runs: List to which the observed runs of the encoder are added; `None` if nothing is observed.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
         """
-        known = self._encodings.get(name)
-        if known is not None and (runs is None or known.runs is not None) and self._matches(known, args, kwargs):
+        recorded = self._encodings.get(name)
+        if (
+            recorded is not None
+            and (runs is None or recorded.runs is not None)
+            and self._matches(recorded, args, kwargs)
+        ):
             if runs is not None:
-                runs += known.runs or ()
-            return known.output
+                runs += recorded.runs or ()
+            return recorded.output
         before = len(runs or ())
         output = forward(*args, **kwargs)
-        if known is None or known.runs is None:
+        if recorded is None or recorded.runs is None:
             seen = None if runs is None else tuple(runs[before:])
             self._encodings[name] = _Encoding(args, kwargs, output, runs=seen)
         return output
 
     def value(self, name: Hashable, compute: Callable[..., Value], /, *args: Any, **kwargs: Any) -> Value:
-        """Compute something that depends on nothing but its arguments, or repeat it.
+        """Call a pure function, or repeat its recorded result.
 
         Args:
-            name: What it is.
-            compute: The function.
-            args: Arguments by place.
-            kwargs: Arguments by name.
+            name: Key of the result.
+            compute: The function; its result depends on its arguments only.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
         """
-        known = self._values.get(name)
-        if known is not None and self._matches(known, args, kwargs):
-            return cast(Value, known.output)
+        recorded = self._values.get(name)
+        if recorded is not None and self._matches(recorded, args, kwargs):
+            return cast(Value, recorded.output)
         output = compute(*args, **kwargs)
-        if known is None:
+        if recorded is None:
             self._values[name] = _Call(args, kwargs, output)
         return output
 
-    def _matches(self, known: _Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    def _matches(self, recorded: _Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         return (
-            len(args) == len(known.args)
-            and kwargs.keys() == known.kwargs.keys()
-            and all(self._same(one, other) for one, other in zip(args, known.args, strict=True))
-            and all(self._same(kwargs[name], known.kwargs[name]) for name in kwargs)
+            len(args) == len(recorded.args)
+            and kwargs.keys() == recorded.kwargs.keys()
+            and all(self._same(one, other) for one, other in zip(args, recorded.args, strict=True))
+            and all(self._same(kwargs[name], recorded.kwargs[name]) for name in kwargs)
         )
 
     def _same(self, one: Any, other: Any) -> bool:
-        """Whether two arguments are equal; what cannot be compared is not."""
+        """Whether two arguments are equal; arguments of unknown types count as different."""
         if isinstance(one, Tensor) and isinstance(other, Tensor):
             if one is other or any(one is a and other is b for a, b in self._equal):
                 return True
@@ -180,12 +184,12 @@ class PrefillMemo:
 
 
 class MemoMethods:
-    """The methods of a multimodal model that make its visual tokens, answered from a memo during one session.
+    """Answers the methods that encode images and videos from a memo during one session.
 
     Args:
         base: The multimodal model.
         memo: The memo.
-        runs: What the session has seen of the encoder so far; `None` if its pruner asks for nothing of it.
+        runs: Returns the encoder runs that the session has observed; `None` if its pruner needs none.
     """
 
     def __init__(self, base: nn.Module, memo: PrefillMemo, runs: Callable[[], list[EncoderRun] | None]) -> None:
@@ -194,7 +198,7 @@ class MemoMethods:
         self._runs = runs
 
     def install(self, undo: contextlib.ExitStack) -> None:
-        """Put the memo before the methods."""
+        """Replace the methods."""
         for name in ENCODING:
             if callable(getattr(self._base, name, None)):
                 undo.enter_context(method_changed(self._base, name, functools.partial(self._answering, name)))
@@ -208,19 +212,19 @@ class MemoMethods:
 
 
 @contextlib.contextmanager
-def _observed(cache: Any) -> Iterator[list[tuple[tuple[Any, ...], Mapping[str, Any]]]]:
-    """What is written into a cache inside the block."""
+def _recorded_writes(cache: Any) -> Iterator[list[tuple[tuple[Any, ...], Mapping[str, Any]]]]:
+    """Record what is written into a cache inside the block."""
     writes: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = []
     if cache is None:
         yield writes
         return
     update = cache.update
 
-    def observed(*args: Any, **kwargs: Any) -> Any:
+    def recording_update(*args: Any, **kwargs: Any) -> Any:
         writes.append((args, kwargs))
         return update(*args, **kwargs)
 
-    cache.update = observed
+    cache.update = recording_update
     try:
         yield writes
     finally:

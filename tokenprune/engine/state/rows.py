@@ -1,6 +1,6 @@
-"""Bookkeeping of rows: which slot of the original prompt each row of the shortened sequence holds.
+"""Map the rows of a shortened sequence to the slots of the original prompt, and back.
 
-A *slot* is a position in the padded prompt as the model received it (0..S-1); a *row* is a position in the sequence
+A *slot* is a position in the padded prompt as the model received it (0..S-1). A *row* is a position in the sequence
 that a decoder layer really runs with.
 """
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one stretch of decoder layers.
+    """The rows with which consecutive decoder layers run.
 
     Args:
         slots: (B, S') slot of each row, -1 for padding.
-        inverse: (B, S) row of each slot, -1 where the slot is gone.
+        inverse: (B, S) row of each slot, -1 if the slot was removed.
     """
 
     slots: Tensor
@@ -27,27 +27,27 @@ class Rows:
 
     @property
     def valid(self) -> Tensor:
-        """(B, S') True where the row is a token."""
+        """(B, S') True if the row is a token, False for padding."""
         return self.slots >= 0
 
     @classmethod
     def identity(cls, valid: Tensor) -> Rows:
-        """Rows of an untouched prompt with validity (B, S)."""
+        """Rows of an unpruned prompt with validity (B, S)."""
         slots = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
         slots = slots.masked_fill(~valid, -1)
         return cls(slots, slots)
 
-    def select(self, alive: Tensor, *, pad_left: bool) -> tuple[Tensor, Rows]:
-        """Keep the slots that are alive (B, S), pad every sample to the longest.
+    def select(self, remaining: Tensor, *, pad_left: bool) -> tuple[Tensor, Rows]:
+        """Keep the slots that are True in `remaining` (B, S), and pad every sample to the longest.
 
         Returns:
-            Row indices (B, S'') into the present rows (0 where padding), and the new rows.
+            Row indices (B, S'') into the present rows (0 for padding), and the new rows.
         """
-        counts = alive.sum(dim=1)
+        counts = remaining.sum(dim=1)
         width = int(counts.max())
-        order = (~alive).to(torch.int8).argsort(dim=1, stable=True)
-        offset = torch.arange(width, device=alive.device)[None, :]
-        offset = offset - (width - counts)[:, None] if pad_left else offset.expand(alive.shape[0], -1)
+        order = (~remaining).to(torch.int8).argsort(dim=1, stable=True)
+        offset = torch.arange(width, device=remaining.device)[None, :]
+        offset = offset - (width - counts)[:, None] if pad_left else offset.expand(remaining.shape[0], -1)
         real = (offset >= 0) & (offset < counts[:, None])
         slots = order.gather(1, offset.clamp(min=0)).masked_fill(~real, -1)
         gather = self.inverse.gather(1, slots.clamp(min=0)).masked_fill(~real, 0)
@@ -70,12 +70,12 @@ def gather_embeddings(given: Any, index: Tensor) -> Any:
         return tuple(gather_embeddings(part, index) for part in given)
     wide = given.expand(index.shape[0], *given.shape[1:])
     index = index.to(given.device)
-    places = index.reshape(*index.shape, *(1 for _ in given.shape[2:])).expand(-1, -1, *given.shape[2:])
-    return wide.gather(1, places)
+    expanded = index.reshape(*index.shape, *(1 for _ in given.shape[2:])).expand(-1, -1, *given.shape[2:])
+    return wide.gather(1, expanded)
 
 
 def spread_rows(values: Tensor, rows: Rows) -> Tensor:
-    """Put the rows (B, S', D) back to their slots (B, S, D); zeros where a slot is gone."""
+    """Put rows (B, S', D) back into their slots (B, S, D); removed slots are zero."""
     full = gather_rows(values, rows.inverse.clamp(min=0))
     return full.masked_fill((rows.inverse < 0).to(full.device)[..., None], 0.0)
 

@@ -1,4 +1,4 @@
-"""When the views and decisions of a session begin and end: what choosing costs, apart from what it saves."""
+"""Measure the time that a pruner's views and decisions take, to tell the cost of pruning from its savings."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 @dataclass
 class Stopwatch:
-    """Stretches of time in which a pruner looked and decided, with what the engine did to take rows out.
+    """Intervals in which a pruner read its view and decided, and the engine removed rows.
 
     Args:
-        mark: Notes one moment: reads a clock, or records an event on the device, and waits for nothing.
-        stretches: Begin and end of each, in order.
+        mark: Returns a point in time: reads a clock, or records an event on the device without waiting.
+        intervals: Begin and end of each interval, in order.
     """
 
     mark: Callable[[], Any] = time.perf_counter
-    stretches: list[tuple[Any, Any]] = field(default_factory=list)
+    intervals: list[tuple[Any, Any]] = field(default_factory=list)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Note the stretch that the block takes; one that raises is none."""
+        """Record the interval of the block; a block that raises is not recorded."""
         begin = self.mark()
         yield
-        self.stretches.append((begin, self.mark()))
+        self.intervals.append((begin, self.mark()))

@@ -1,1 +1,1 @@
-"""Cuts on the vision side: pixels, inside the encoder and behind it."""
+"""Cuts on the vision side: of the image, inside the encoder, and behind it."""

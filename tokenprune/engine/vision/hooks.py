@@ -1,4 +1,4 @@
-"""Hooks on the vision side: resize pixels, cut inside the encoder and behind it, keep what views may ask for."""
+"""Hooks on the vision side: resize images, cut inside the encoder and behind it, store what views may read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tokenprune.pruner import Decision, Kept, Pruner, Stop
 
 
 class VisionHooks:
-    """The vision side of one session."""
+    """The hooks of one session on the vision encoder and the projector."""
 
     def __init__(
         self,
@@ -40,15 +40,15 @@ class VisionHooks:
         self._joint = joint
         self._prefill = prefill
         self._memo = memo
-        self._switch: ForwardSwitch | None = None
+        self._tower_switch: ForwardSwitch | None = None
         self._projector_switch: ForwardSwitch | None = None
         self._rows: EncoderInput | None = None
-        """Rows that enter the next encoder layer, once something was cut inside the tower."""
-        self._places: list[Tensor] | None = None
-        """Per image, the original indices at which the projector's rows stand; `None` where all stand in order."""
-        self._switches: tuple[ForwardSwitch, ...] = ()
-        self._whole: set[int] = set()
-        """Layers that were checked to be the sum of their halves."""
+        """Rows that enter the next encoder layer, after a cut inside the encoder."""
+        self._indices_of_rows: list[Tensor] | None = None
+        """Per image, the original index of each of the projector's rows; `None` if no row was removed or moved."""
+        self._layer_switches: tuple[ForwardSwitch, ...] = ()
+        self._checked_layers: set[int] = set()
+        """Layers for which `SplitLayer.check` has passed."""
 
     def install(self, undo: contextlib.ExitStack) -> None:
         """Register the hooks."""
@@ -57,14 +57,14 @@ class VisionHooks:
         undo.callback(projector.register_forward_pre_hook(self._before_projector, with_kwargs=True).remove)
         undo.callback(projector.register_forward_hook(self._after_projector).remove)
         if self._memo is not None:
-            self._switch, self._projector_switch = (
+            self._tower_switch, self._projector_switch = (
                 ForwardSwitch.before(tower, undo),
                 ForwardSwitch.before(projector, undo),
             )
         if "tower" in self._pruner.spec.sites:
-            self._switches = tuple(ForwardSwitch.before(layer, undo) for layer in self._vision.layers)
-        looked_into = "encoder_attention" in self._pruner.needs or "tower" in self._pruner.spec.sites
-        if looked_into or self._memo is not None:  # others that share the memo may look
+            self._layer_switches = tuple(ForwardSwitch.before(layer, undo) for layer in self._vision.layers)
+        needs_layers = "encoder_attention" in self._pruner.needs or "tower" in self._pruner.spec.sites
+        if needs_layers or self._memo is not None:  # other sessions with this memo may need the layers
             for index, layer in enumerate(self._vision.layers):
                 undo.callback(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True).remove)
 
@@ -73,23 +73,23 @@ class VisionHooks:
     def _before_tower(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        prefill, self._rows, self._places = self._prefill(), None, None
+        prefill, self._rows, self._indices_of_rows = self._prefill(), None, None
         stop = _stop_at(prefill, "pixels")
         if prefill is None:
             return None
         if stop is None:
-            self._share(prefill)
+            self._answer_tower_from_memo(prefill)
             return None
         with prefill.stopwatch.running():
             selections, decision = self._decide(prefill, stop)
-            smaller, told = self._resized(args[0] if args else kwargs["pixel_values"], decision)
-            self._places = [kept.anchors for _, kept in selections]
+            smaller, arguments = self._resized(args[0] if args else kwargs["pixel_values"], decision)
+            self._indices_of_rows = [kept.anchors for _, kept in selections]
         if args:
-            return (smaller, *args[1:]), {**kwargs, **told}
-        return args, {**kwargs, "pixel_values": smaller, **told}
+            return (smaller, *args[1:]), {**kwargs, **arguments}
+        return args, {**kwargs, "pixel_values": smaller, **arguments}
 
     def _resized(self, pixels: Tensor, decision: Decision) -> tuple[Tensor, Mapping[str, Any]]:
-        """The pictures in the size that the pruner decided on, and what else the tower must be told then."""
+        """The images in the size that the pruner chose, and the other arguments that the tower needs for it."""
         cells, about = decision.resize, self._vision.about
         if cells is None or about.resize is None:
             raise IncompatibleError(
@@ -101,20 +101,24 @@ class VisionHooks:
         smaller = nn.functional.interpolate(pixels.float(), size=size, mode="bicubic", antialias=True)
         return smaller.to(pixels.dtype), about.resize
 
-    def _share(self, prefill: Prefill) -> None:
-        """Let the coming call of a tower that runs whole be answered from the memo."""
-        coming = prefill.next_stop()
-        if self._memo is None or self._switch is None or (coming is not None and coming.site.kind == "tower"):
+    def _answer_tower_from_memo(self, prefill: Prefill) -> None:
+        """Answer the next call of the tower from the memo, unless it is cut inside."""
+        next_stop = prefill.next_vision_stop()
+        if (
+            self._memo is None
+            or self._tower_switch is None
+            or (next_stop is not None and next_stop.site.kind == "tower")
+        ):
             return
-        memo, forward = self._memo, self._switch.forward
+        memo, forward = self._memo, self._tower_switch.forward
 
         def run(*args: Any, **kwargs: Any) -> Any:
             output, entered = memo.tower(forward, lambda: _states(prefill.vision.encoder_inputs), *args, **kwargs)
             for index, hidden in entered.items():
-                prefill.vision.encoder_inputs.setdefault(index, self._entering(prefill, hidden))
+                prefill.vision.encoder_inputs.setdefault(index, self._rows_entering(prefill, hidden))
             return output
 
-        self._switch.redirect(run)
+        self._tower_switch.redirect(run)
 
     # --- inside the encoder -------------------------------------------------------------------------------------
 
@@ -126,32 +130,32 @@ class VisionHooks:
             if prefill is None:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
-            rows = self._entering(prefill, hidden)
+            rows = self._rows_entering(prefill, hidden)
             prefill.vision.encoder_inputs[index] = rows
             while (stop := _stop_at(prefill, "tower", index, "in")) is not None:
                 rows = self._cut(prefill, stop, rows)
                 prefill.vision.encoder_inputs[index] = rows
             middle = _stop_at(prefill, "tower", index, "mid")
             if middle is not None:
-                self._split(prefill, module, index, rows)
+                self._split_layer(prefill, module, index, rows)
             if self._rows is None and middle is None:
                 return None
-            return self._rewritten(rows, args, kwargs)
+            return self._layer_arguments(rows, args, kwargs)
 
         return hook
 
-    def _entering(self, prefill: Prefill, hidden: Tensor) -> EncoderInput:
-        """The rows of the states that enter a layer."""
+    def _rows_entering(self, prefill: Prefill, hidden: Tensor) -> EncoderInput:
+        """The rows that enter a layer, with its hidden states."""
         if self._rows is not None:
             return replace(self._rows, hidden=hidden)
         first = int(self._parts.facts.has_cls)
         units = prefill.vision.units
         return EncoderInput(hidden, None, None, tuple(units[image].indices + first for image in sorted(units)))
 
-    def _rewritten(
+    def _layer_arguments(
         self, rows: EncoderInput, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of a layer with the states and the attention bias of the rows that are left."""
+        """Arguments of a layer, with the states and the attention bias of the remaining rows."""
         changed, rest = dict(kwargs), list(args[1:])
         bias = rows.bias()
         if bias is not None:
@@ -159,11 +163,11 @@ class VisionHooks:
             kernel = config._attn_implementation
             if kernel not in BIASED_KERNELS:
                 raise IncompatibleError(
-                    f"the attention kernel `{kernel}` of the vision encoder has no bias for single keys, which rows of "
-                    "several sizes need",
+                    f"the attention kernel `{kernel}` of the vision encoder has no bias for single keys, which images "
+                    "of different lengths and weighted rows need",
                     hint="load the model with attention `sdpa`, `eager` or `flex_attention`",
                 )
-            if kernel == "flex_attention":  # it looks a bias up by its query, too
+            if kernel == "flex_attention":  # it also indexes the bias by query
                 bias = bias.expand(-1, -1, rows.hidden.shape[1], -1)
             if rest:
                 rest[0] = bias.to(rows.hidden.dtype)
@@ -173,12 +177,12 @@ class VisionHooks:
             return (rows.hidden, *rest), changed
         return args, {**changed, "hidden_states": rows.hidden}
 
-    def _split(self, prefill: Prefill, layer: nn.Module, index: int, rows: EncoderInput) -> None:
-        """Let the coming call of a layer be cut between attention and MLP."""
+    def _split_layer(self, prefill: Prefill, layer: nn.Module, index: int, rows: EncoderInput) -> None:
+        """Cut the next call of a layer between its attention and its MLP."""
         split = SplitLayer(layer, self._vision.about.attention, self._vision.about.mlp)
-        if index not in self._whole:
+        if index not in self._checked_layers:
             split.check(rows.hidden[:, :2], attention_mask=None)
-            self._whole.add(index)
+            self._checked_layers.add(index)
 
         def run(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             prefill.vision.middle = split.first(hidden, *args, **kwargs)
@@ -188,13 +192,13 @@ class VisionHooks:
                 prefill.vision.middle = None
             return split.second(after.hidden, *args, **kwargs)
 
-        self._switches[index].redirect(run)
+        self._layer_switches[index].redirect(run)
 
     def _cut(self, prefill: Prefill, stop: Stop, rows: EncoderInput) -> EncoderInput:
-        """Ask the pruner, and take out or merge rows."""
+        """Ask the pruner, and remove or merge rows."""
         with prefill.stopwatch.running():
             selections, _ = self._decide(prefill, stop)
-            self._rows = shortened(rows, selections, int(self._parts.facts.has_cls))
+            self._rows = shorten_rows(rows, selections, int(self._parts.facts.has_cls))
         return self._rows
 
     # --- between encoder and projector --------------------------------------------------------------------------
@@ -207,7 +211,7 @@ class VisionHooks:
             return None
         features: Tensor = args[0] if args else next(iter(kwargs.values()))
         units = prefill.vision.units
-        if self._places is None:
+        if self._indices_of_rows is None:
             first = int(self._parts.facts.has_cls)
             prefill.vision.features = features
             prefill.vision.row_of = (
@@ -216,45 +220,45 @@ class VisionHooks:
                 else tuple(rows - first for rows in self._rows.row_of)
             )
         if self._rows is not None:
-            self._places = [units[image].indices.sort().values for image in sorted(units)]
+            self._indices_of_rows = [units[image].indices.sort().values for image in sorted(units)]
         self._rows = None
         stop = _stop_at(prefill, "encoder")
         if stop is None:
-            if self._places is None:
-                self._share_projector()
+            if self._indices_of_rows is None:
+                self._answer_projector_from_memo()
             return None
         with prefill.stopwatch.running():
             selections, _ = self._decide(prefill, stop)
             packed = EncoderInput(features, None, None, prefill.vision.row_of)
-            reduced = shortened(packed, selections, 0).hidden
+            reduced = shorten_rows(packed, selections, 0).hidden
             for unit, kept in selections:
                 if kept.log_weights is not None:
                     prefill.vision.log_weights[unit.span.index] = kept.log_weights
-            self._places = [units[image].indices.sort().values for image in sorted(units)]
+            self._indices_of_rows = [units[image].indices.sort().values for image in sorted(units)]
         if args:
             return (reduced, *args[1:]), kwargs
         return args, {**kwargs, next(iter(kwargs)): reduced}
 
     def _after_projector(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        places, self._places = self._places, None
+        indices_of_rows, self._indices_of_rows = self._indices_of_rows, None
         prefill = self._prefill()
-        if prefill is None or places is None:
+        if prefill is None or indices_of_rows is None:
             return None
-        # the model counts one row per placeholder: emitted rows stand in their anchors' places, the rest is cut at
-        # the first decoder layer
+        # the model expects one row per placeholder: put each row at its anchor's index; the first decoder layer
+        # removes the empty ones
         full = output.new_zeros(output.shape[0], prefill.vision.units[0].original, output.shape[-1])
-        for index, place in enumerate(places):
-            full[index, place.to(full.device)] = output[index, : len(place)]
+        for index, indices in enumerate(indices_of_rows):
+            full[index, indices.to(full.device)] = output[index, : len(indices)]
         return full
 
-    def _share_projector(self) -> None:
-        """Let the coming call of a projector that reads every row be answered from the memo."""
+    def _answer_projector_from_memo(self) -> None:
+        """Answer the next call of the projector from the memo, if no row was removed before it."""
         switch, memo = self._projector_switch, self._memo
         if switch is not None and memo is not None:
             switch.redirect(functools.partial(memo.value, "projector", switch.forward))
 
     def _decide(self, prefill: Prefill, stop: Stop) -> tuple[list[tuple[Unit, Kept]], Decision]:
-        """Ask about every image, and note the answers."""
+        """Ask the pruner about every image, and store its decisions."""
         position = len(prefill.vision.cuts)
         units = [prefill.vision.units[image] for image in sorted(prefill.vision.units)]
         selections, decision = decide(self._pruner, prefill, position, units, self._joint)
@@ -262,17 +266,17 @@ class VisionHooks:
             VisionCut(stop, position, {unit.span.index: (unit, kept) for unit, kept in selections})
         )
         for unit, kept in selections:
-            prefill.vision.units[unit.span.index] = unit.follow(kept)
+            prefill.vision.units[unit.span.index] = unit.after_decision(kept)
         return selections, decision
 
 
-def shortened(rows: EncoderInput, selections: Sequence[tuple[Unit, Kept]], first: int) -> EncoderInput:
-    """Rows (images, first + K, C) that are left or merged, in the order of emission; shorter images padded at the end.
+def shorten_rows(rows: EncoderInput, selections: Sequence[tuple[Unit, Kept]], first: int) -> EncoderInput:
+    """The kept or merged rows (images, first + K, C), in the order of the decision; shorter images are padded.
 
     Args:
-        rows: All rows; the first `first` of each image (CLS) stay in front.
-        selections: By image, in order.
-        first: Rows in front that are no patches.
+        rows: All rows.
+        selections: One decision per image, in order.
+        first: Number of leading rows that are not patches (CLS); they always stay.
     """
     hidden = rows.hidden
     counts = [len(kept.anchors) for _, kept in selections]
@@ -299,22 +303,22 @@ def shortened(rows: EncoderInput, selections: Sequence[tuple[Unit, Kept]], first
         if kept.log_weights is not None:
             weights[image, first:end] += kept.log_weights.to(hidden.device).float()
         valid[image, :end] = True
-        places = torch.full_like(rows.row_of[image], -1)
-        places[unit.indices[anchors]] = torch.arange(first, end, device=places.device)
-        row_of.append(places)
+        new_rows = torch.full_like(rows.row_of[image], -1)
+        new_rows[unit.indices[anchors]] = torch.arange(first, end, device=new_rows.device)
+        row_of.append(new_rows)
     return EncoderInput(
         short, None if min(counts) == max(counts) else valid, weights if weighted else None, tuple(row_of)
     )
 
 
 def _states(tower: Mapping[int, EncoderInput]) -> Mapping[int, Tensor]:
-    """The states that entered each encoder layer."""
+    """By encoder layer, its input states."""
     return {index: rows.hidden for index, rows in tower.items()}
 
 
 def _stop_at(prefill: Prefill | None, kind: str, layer: int = 0, point: str = "in") -> Stop | None:
-    """The next stop before the decoder, where it is of this kind and at this place."""
-    stop = prefill.next_stop() if prefill is not None else None
+    """The next stop, if it is of this kind, at this layer and at this point."""
+    stop = prefill.next_vision_stop() if prefill is not None else None
     if stop is None or (stop.site.kind, stop.site.layer, stop.site.point) != (kind, layer, point):
         return None
     return stop

@@ -289,10 +289,10 @@ def _run(
             stopwatch.mark = clock.mark
         timestamps = stack.enter_context(timestamps_of(found.parts, clock.mark))
         subject.first()  # a session plans at its first run, and caches of kernels are those of this length
-        stopwatch.stretches.clear()
+        stopwatch.intervals.clear()
         subject.time(timestamps, getattr(found, arm), whole=whole)
     if arm == "pruned":
-        found.overhead.append(sum(clock.between(*stretch) for stretch in stopwatch.stretches))
+        found.overhead.append(sum(clock.between(*interval) for interval in stopwatch.intervals))
 
 
 @contextlib.contextmanager

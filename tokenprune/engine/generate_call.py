@@ -1,7 +1,8 @@
-"""Ways in which `generate` can run: which a prompt with pictures takes, and what is refused before its first token.
+"""Check the settings of a `generate` call, and refuse those that do not work on a pruned prompt.
 
-Tokens are chosen once, on the whole prompt, and the answer goes on from a cache of what stays. So a way that reads the
-prompt in pieces, again at every step, or together with guesses of the answer would choose something else.
+Visual tokens are chosen once, on the whole prompt, and the answer continues from the cache of the tokens that stay. So
+`generate` must not read the prompt in pieces, again at every step, or together with drafts of the answer: the pruner
+would choose other tokens.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from tokenprune.engine.patch.methods import method_changed
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.supported import PIECES_OF_A_TURN, PIECES_WITH_PICTURES, cache_in, older_than
 
-#: Modes of `generate` in which each step reads one token more than the step before.
+#: Modes of `generate` in which each step reads exactly one new token.
 MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
-#: Kinds of caches that grow with their tokens.
-GROWING = ("dynamic", "offloaded", "quantized")
-#: Methods that serve many requests at once from one paged cache.
-BATCHING = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+#: Cache implementations without a fixed size.
+GROWING_CACHES = ("dynamic", "offloaded", "quantized")
+#: Methods of continuous batching, which serve many requests from one paged cache.
+CONTINUOUS_BATCHING = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
 
 
 @dataclass(frozen=True)
-class Call:
+class GenerateCall:
     """One call of `generate`.
 
     Args:
         model: The model.
-        arguments: Its arguments by name.
+        arguments: All arguments of the call, by name.
     """
 
     model: nn.Module
@@ -46,13 +47,13 @@ class Call:
     @classmethod
     def of(
         cls, model: nn.Module, generate: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Call:
-        """A call with its arguments by place and by name."""
+    ) -> GenerateCall:
+        """A call with positional and keyword arguments."""
         names = [name for name in inspect.signature(generate).parameters if name != "self"]
         return cls(model, {**dict(zip(names, args, strict=False)), **kwargs})
 
     def setting(self, name: str) -> Any:
-        """A setting as `generate` reads it: from the call, its generation config, or the model's."""
+        """A setting, looked up as `generate` does: in the call, in its generation config, in the model's."""
         if name in self.arguments:
             return self.arguments[name]
         given = getattr(self.arguments.get("generation_config"), name, None)
@@ -60,7 +61,7 @@ class Call:
 
     @property
     def mode(self) -> str:
-        """The mode in which it decodes, by transformers' name."""
+        """The decoding mode, as transformers names it."""
         config: Any = copy.copy(getattr(self.model, "generation_config", None))
         if config is None:
             return MODES[0]
@@ -69,13 +70,13 @@ class Call:
         return str(config.get_generation_mode(self.arguments.get("assistant_model")).value)
 
     def check(self, length: int) -> None:
-        """Refuse what cannot work on a prompt with pictures.
+        """Refuse settings that cannot work on a prompt with images.
 
         Args:
             length: Tokens of the prompt that are not in a cache.
 
         Raises:
-            IncompatibleError: With the setting, and what to do.
+            IncompatibleError: A setting is refused.
         """
         self.check_mode()
         size = self.setting("prefill_chunk_size")
@@ -91,10 +92,10 @@ class Call:
             )
 
     def check_turn(self) -> None:
-        """Refuse what cannot work on a new turn after a pruned prompt.
+        """Refuse settings that cannot work on a new turn after a pruned prompt.
 
         Raises:
-            IncompatibleError: With the setting, and what to do.
+            IncompatibleError: A setting is refused.
         """
         self.check_mode()
         size = self.setting("prefill_chunk_size")
@@ -105,7 +106,7 @@ class Call:
         """Refuse modes that read tokens more than once.
 
         Raises:
-            IncompatibleError: With the mode, and what to do.
+            IncompatibleError: The mode is refused.
         """
         if self.mode not in MODES:
             raise IncompatibleError(
@@ -114,10 +115,10 @@ class Call:
             )
 
     def check_views(self) -> None:
-        """Refuse what views at decoding steps do not follow.
+        """Refuse settings that do not work with stops at decoding steps.
 
         Raises:
-            IncompatibleError: The call searches with beams.
+            IncompatibleError: The call uses beam search.
         """
         if self.mode.startswith("beam"):
             raise IncompatibleError(
@@ -127,55 +128,55 @@ class Call:
             )
 
     @property
-    def fixed(self) -> str | None:
-        """The kind of its cache, if that has a fixed size."""
+    def fixed_cache(self) -> str | None:
+        """The cache implementation of the call, if it has a fixed size."""
         kind = self.setting("cache_implementation")
-        # `generate` takes "hybrid" for no wish
-        return None if kind is None or kind in (*GROWING, "hybrid") else str(kind)
+        # `generate` treats "hybrid" like no setting
+        return None if kind is None or kind in (*GROWING_CACHES, "hybrid") else str(kind)
 
     def check_cache(self) -> None:
-        """Refuse caches that layers of several lengths cannot share.
+        """Refuse caches in which layers cannot differ in length.
 
         Raises:
             IncompatibleError: The cache has a fixed size.
         """
         check_growing(cache_in(self.arguments))
-        if self.fixed is not None:
+        if self.fixed_cache is not None:
             raise IncompatibleError(
                 f'`cache_implementation="{self.fixed}"` has a fixed size, but pruned layers hold fewer tokens than '
                 "others",
                 hint='use `cache_implementation="dynamic"`, which is the default',
             )
 
-    def uncompiled(self) -> dict[str, Any]:
-        """Arguments that keep `generate` from compiling a session's hooks, as it does with a cache of fixed size."""
-        fixed = self.fixed is not None or getattr(cache_in(self.arguments), "is_compileable", False)
-        return {"disable_compile": True} if fixed else {}
+    def without_compilation(self) -> dict[str, Any]:
+        """Arguments that switch compilation off: `generate` would compile the hooks if the cache has a fixed size."""
+        fixed_cache = self.fixed_cache is not None or getattr(cache_in(self.arguments), "is_compileable", False)
+        return {"disable_compile": True} if fixed_cache else {}
 
 
-class CacheKeeper:
-    """Lets `generate` keep a cache where it was told not to, and says so once."""
+class UseCacheOverride:
+    """Switches the KV cache on if a `generate` call switched it off, and warns once."""
 
     def __init__(self) -> None:
-        self._told = False
+        self._warned = False
 
-    def kept(self, call: Call) -> dict[str, Any]:
-        """Arguments that are changed: without a cache, every step would read the prompt and choose its tokens anew."""
+    def overrides(self, call: GenerateCall) -> dict[str, Any]:
+        """Arguments to change: without a cache, each step would read the prompt again and choose other tokens."""
         asked = call.setting("use_cache")
         if asked or (asked is None and "use_cache" not in call.arguments):
             return {}
-        if not self._told:
+        if not self._warned:
             warnings.warn(
-                f"`use_cache={asked}`: inside `pruned`, `generate` keeps a cache all the same, because the tokens of a "
-                "picture are chosen once, at the prompt; the answer is that with a cache",
+                f"`use_cache={asked}` is ignored inside `pruned`: `generate` keeps a cache, because visual tokens are "
+                "chosen once, at the prompt",
                 stacklevel=3,
             )
-            self._told = True
+            self._warned = True
         return {"use_cache": True}
 
 
-class Batching:
-    """The methods that serve many requests at once, refused during one session.
+class ContinuousBatchingGuard:
+    """Refuses the methods of continuous batching during one session.
 
     Args:
         model: The model.
@@ -185,22 +186,22 @@ class Batching:
         self._model = model
 
     def install(self, undo: contextlib.ExitStack) -> None:
-        """Stand in place of the methods."""
-        for name in BATCHING:
+        """Replace the methods."""
+        for name in CONTINUOUS_BATCHING:
             if callable(getattr(self._model, name, None)):
-                undo.enter_context(method_changed(self._model, name, functools.partial(_refusing, name)))
+                undo.enter_context(method_changed(self._model, name, functools.partial(_refusal_of, name)))
 
 
 def _needs_release(fault: str, release: str) -> IncompatibleError:
-    """What is said of a fault that a newer transformers does not have."""
+    """The error for a fault of `generate` that a newer transformers does not have."""
     return IncompatibleError(
         f"{fault} in transformers {metadata.version('transformers')}",
         hint=f"leave `prefill_chunk_size` out, or install transformers {release} or newer",
     )
 
 
-def _refusing(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that is refused."""
+def _refusal_of(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that raises instead of running."""
 
     @functools.wraps(method)
     def refuse(*args: Any, **kwargs: Any) -> None:
