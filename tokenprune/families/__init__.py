@@ -1,4 +1,4 @@
-"""Families of vision-language models: one small description each, and what is found out about a model without one."""
+"""Families of vision-language models: one small description each, and discovery for models without one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The families that tokenprune describes itself, as light specs."""
+"""The families that tokenprune describes itself, as specs that import no torch."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def _family(
     blind: str = "",
     refused: Mapping[str, str] | None = None,
 ) -> FamilySpec:
-    """A family whose checkpoints name it as their model type.
+    """The spec of a family whose name is the model type of its checkpoints.
 
-    Without reasons given, its encoder can be looked into, unless it is `blind`, but not cut.
+    Without `refused`, its encoder can be observed but not cut; `blind` says why it cannot be observed either.
     """
     reasons = no_cuts(name) if refused is None else refused
     if blind:
@@ -45,7 +45,7 @@ def _family(
     )
 
 
-#: One unit is one grid of visual tokens: see the description of each family.
+#: The specs; the module in `described/` says what a unit is in each family.
 FAMILIES: tuple[FamilySpec, ...] = (
     _family(
         "llava", "llava:LLAVA", "LLaVA 1.5: CLIP or SigLIP tower, MLP projector, one fixed grid per image", refused={}

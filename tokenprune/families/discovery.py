@@ -1,4 +1,4 @@
-"""The parts of a model that no family describes, found by the pattern that almost all of them follow."""
+"""Find the parts of a model that no family describes, by the structure that most models share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.family import Family, layout_by_runs
 
-#: Config attributes that hold ids of placeholders; two of them may be names of one id.
+#: Config attributes that hold placeholder ids; two of them may name the same id.
 _IDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 _NORMS = ("norm", "final_layernorm", "embedding_norm")
 _ROTARIES = ("rotary_emb", "rotary_pos_emb")
@@ -21,26 +21,26 @@ _HINT = "describe the family in a plugin (hook `register_families`)"
 
 
 def discover(model: nn.Module) -> Family:
-    """A description of a model: its decoder and placeholders; every run of these is one image without a grid.
+    """Describe a model's decoder and placeholders; every run of placeholders counts as one image without a grid.
 
     Raises:
-        IncompatibleError: A part is missing, or there are several that it could be.
+        IncompatibleError: A part is missing, or several modules could be that part.
     """
     config: Any = getattr(model, "config", None)
     by_id = {int(token): name for name in reversed(_IDS) if isinstance(token := getattr(config, name, None), int)}
     placeholders = tuple(sorted(by_id.values(), key=_IDS.index))
     if not placeholders:
-        raise _missing(model, f"its config has none of {list(_IDS)}")
+        raise _not_found(model, f"its config has none of {list(_IDS)}")
     path, text = _text_model(model)
     base, pixels = _base(model, path)
     stacks = [name for name, child in text.named_children() if _is_stack(child)]
     if len(stacks) > 1:
-        raise _missing(model, f"`{path}` has several lists of layers: {stacks}")
+        raise _not_found(model, f"`{path}` has several lists of layers: {stacks}")
     layers = [layer for _, layer in text.get_submodule(stacks[0]).named_children()]
     inside = {name for layer in layers for name, _ in layer.named_children()}
     crossing = sorted(name for name in inside if "cross" in name)
     if crossing:
-        raise _missing(model, f"its decoder layers have `{crossing[0]}`: images may enter beside the sequence")
+        raise _not_found(model, f"its decoder layers have `{crossing[0]}`: images may enter beside the sequence")
     return Family(
         name=str(config.model_type),
         layout=layout_by_runs,
@@ -58,7 +58,7 @@ def discover(model: nn.Module) -> Family:
 
 
 def _text_model(model: nn.Module) -> tuple[str, nn.Module]:
-    """Path and module of the only part that embeds tokens and has a list of layers."""
+    """Path and module of the text model: the only part that embeds tokens and has a list of layers."""
     found = [
         (path, module)
         for path, module in model.named_modules()
@@ -66,16 +66,16 @@ def _text_model(model: nn.Module) -> tuple[str, nn.Module]:
         and any(_is_stack(child) for child in module.children())
     ]
     if not found:
-        raise _missing(model, "no part of it has both `embed_tokens` and a list of layers")
+        raise _not_found(model, "no part of it has both `embed_tokens` and a list of layers")
     if len(found) > 1:
-        raise _missing(model, f"several parts of it could be the text model: {[path for path, _ in found]}")
+        raise _not_found(model, f"several parts of it could be the text model: {[path for path, _ in found]}")
     return found[0]
 
 
 def _base(model: nn.Module, text: str) -> tuple[str, tuple[str, ...]]:
-    """Path of the innermost part around the text model that takes token ids and pixels, and all names of pixels.
+    """The base: the innermost part around the text model that takes token ids and pixels. Its path, and pixel names.
 
-    The model itself may take pixels by an older name than its base.
+    The model itself may use an older name for the pixels than its base.
     """
     outer = [name for name in inspect.signature(model.forward).parameters if name.startswith("pixel_values")]
     steps = text.split(".")
@@ -85,7 +85,7 @@ def _base(model: nn.Module, text: str) -> tuple[str, tuple[str, ...]]:
         pixels = tuple(name for name in takes if name.startswith("pixel_values"))
         if "input_ids" in takes and pixels:
             return path, tuple(dict.fromkeys([*outer, *pixels]))
-    raise _missing(model, f"nothing around `{text}` takes both `input_ids` and `pixel_values`")
+    raise _not_found(model, f"nothing around `{text}` takes both `input_ids` and `pixel_values`")
 
 
 def _is_stack(module: nn.Module) -> bool:
@@ -100,8 +100,8 @@ def _first(model: nn.Module, what: str, wanted: Iterable[str], found: set[str]) 
     for name in wanted:
         if name in found:
             return name
-    raise _missing(model, f"there is no {what} named {' or '.join(f'`{name}`' for name in wanted)}")
+    raise _not_found(model, f"there is no {what} named {' or '.join(f'`{name}`' for name in wanted)}")
 
 
-def _missing(model: nn.Module, reason: str) -> IncompatibleError:
+def _not_found(model: nn.Module, reason: str) -> IncompatibleError:
     return IncompatibleError(f"the parts of `{type(model).__name__}` cannot be found: {reason}", hint=_HINT)

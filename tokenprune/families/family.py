@@ -1,4 +1,4 @@
-"""What the engine must know about a family of vision-language models: paths, placeholders, geometry."""
+"""The description of a family of vision-language models: paths of its parts, placeholders, image layout."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tokenprune.families.unwrap import uncompiled
 from tokenprune.pruner import ModelFacts
 from tokenprune.site import SITE_KINDS, Site
 
-#: Kinds of decoder layers in which keys of single tokens can be left out.
+#: Types of decoder layers from whose keys single tokens can be removed.
 ATTENTION_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 
 
 @dataclass(frozen=True, slots=True)
 class Visual:
-    """One image or one video of a batch, as its placeholders in the prompt show it.
+    """The layout of one image, tile or video in the prompt.
 
     Args:
-        placeholders: Placeholders in the prompt.
-        grid: Rows and columns of its visual tokens, of one frame for a video; `None` where they form no grid.
-        frames: Frames, 1 for an image.
-        separators: Which of the placeholders are no visual tokens (the ends of rows), counted from 0; always kept.
-        pixels: Its pixels: name of the processor's tensor, and the first and the last row + 1 in it. Where `None`, it
-            is the row of its own number in a tensor that has one row for each image of the batch.
+        placeholders: Number of placeholders in the prompt.
+        grid: Rows and columns of its visual tokens, for a video of one frame; `None` if they form no grid.
+        frames: Number of frames, 1 for an image.
+        separators: Indices of placeholders that are not visual tokens, such as row ends; they are always kept.
+        pixels: Its pixels: name of the processor's tensor, first row and end row in it. `None`: the tensor has one row
+            per image of the batch, in order.
     """
 
     placeholders: int
@@ -42,15 +42,15 @@ class Visual:
 
     @property
     def tokens(self) -> int:
-        """N: visual tokens."""
+        """N, the number of visual tokens."""
         return self.placeholders - len(self.separators)
 
     @property
     def source(self) -> tuple[str, slice]:
-        """The processor's tensor with its pixels, and its rows there.
+        """The processor's tensor with its pixels, and the rows in it.
 
         Raises:
-            IncompatibleError: The layout does not name them.
+            IncompatibleError: The layout does not say where its pixels are.
         """
         if self.pixels is None:
             raise IncompatibleError(
@@ -62,24 +62,23 @@ class Visual:
 
 
 Layout = Callable[[Any, Mapping[str, Any], tuple[int, ...]], list[Visual]]
-"""(model config, the processor's tensors, lengths of the runs of placeholders) -> images and videos in prompt order."""
+"""(model config, processor's tensors, lengths of the runs of placeholders) -> images and videos in prompt order."""
 
 
 @dataclass(frozen=True)
 class VisionTower:
-    """A vision side whose tensors are (images, patches, C), one patch for each visual token, in raster order.
+    """A vision side that can be cut: its tensors are (images, patches, C), one patch per visual token, raster order.
 
     Args:
-        tower: Vision tower, from the model.
-        layers: Its encoder layers, below `tower`.
-        projector: The connector between tower and text model, from the model.
-        read_layer: Encoder layer (0-based) whose output the projector reads, from the config.
-        has_cls: Whether the encoder has a CLS row in front, from the config.
-        patch_size: Pixels per token side, from the config.
-        resize: How to run the tower on a smaller image: extra keyword arguments for its forward; `None` where it
-            cannot.
-        attention: Attention module of an encoder layer.
-        mlp: MLP of an encoder layer.
+        tower: Path of the vision tower in the model.
+        layers: Path of the encoder layers in the tower.
+        projector: Path of the projector in the model.
+        read_layer: Returns the encoder layer (0-based) whose output the projector reads, from the config.
+        has_cls: Returns whether row 0 of the encoder is a CLS row, from the config.
+        patch_size: Returns the pixels per token side, from the config.
+        resize: Keyword arguments with which the tower's forward runs on a smaller image; `None` if it cannot.
+        attention: Name of the attention module in an encoder layer.
+        mlp: Name of the MLP in an encoder layer.
     """
 
     tower: str
@@ -94,7 +93,7 @@ class VisionTower:
 
 
 RowsOf = Callable[[Any, Mapping[str, Any], Sequence[Visual]], EncoderRows]
-"""(model config, the processor's tensors, images and videos in prompt order) -> the encoder rows of their tokens."""
+"""(model config, processor's tensors, images and videos in prompt order) -> the encoder rows of their tokens."""
 
 
 def _no_cls(config: Any) -> int | None:
@@ -104,15 +103,15 @@ def _no_cls(config: Any) -> int | None:
 
 @dataclass(frozen=True)
 class ObservedEncoder:
-    """How to look into a vision side that merges, pools or packs patches, so that its own rows cannot be cut.
+    """A vision side that can be observed but not cut, because it merges, pools or packs patches.
 
     Args:
-        layers: Lists of encoder layers, from the model, one for each tower in running order.
-        rows: Which encoder rows make each visual token.
-        read_layer: Encoder layer (0-based) whose output becomes the tokens, from the config.
-        attention_layer: The layer whose attention is looked at where none is named; `read_layer` where `None`.
-        cls_row: Row of the CLS token of every image in the encoder, 0 or -1, from the config; `None` without one.
-        norms: Final norms through which the last layer is read, from the model, one for each tower; empty for none.
+        layers: Paths of the lists of encoder layers in the model, one per tower, in running order.
+        rows: Returns which encoder rows make each visual token.
+        read_layer: Returns the encoder layer (0-based) whose output makes the tokens, from the config.
+        attention_layer: Returns the default layer of attention views, from the config; `None` means `read_layer`.
+        cls_row: Returns the row of each image's CLS token, 0 or -1, or `None`, from the config.
+        norms: Paths of the final norms after the last layer, one per tower; empty if there are none.
     """
 
     layers: tuple[str, ...]
@@ -125,28 +124,28 @@ class ObservedEncoder:
 
 @dataclass(frozen=True)
 class Family:
-    """Description of one family; paths are dotted attribute paths from the model.
+    """The description of one family; paths are dotted attribute paths in the model.
 
     Args:
         name: Family name.
-        layout: Where the images and videos of a batch are, and their grids.
+        layout: Returns the images and videos of a batch, with their grids.
         placeholders: Config attributes that hold the ids of the placeholders (images, videos).
-        pixels: Tensors of the processor that bring images or videos.
-        vision: The vision side, where it can be looked into and cut; `None` where only the decoder can.
-        observed_encoder: The vision side, if it can be observed but not cut. Cuts that pruners make between encoder and
-            projector are made at the LLM input then, with the same decision.
-        blind: Why its encoder cannot be looked into, where neither of the two is given.
-        base: The multimodal model whose forward receives `input_ids`; empty for the model itself.
-        text: The text model (embeddings in, hidden states out).
-        layers: Decoder layers, below `text`.
-        final_norm: Final norm, below `text`.
-        rotary: Rotary embedding, below `text`.
-        attention: Attention module of a decoder layer.
-        mlp: MLP of a decoder layer.
+        pixels: Names of the processor's tensors of images and videos.
+        vision: The vision side, if it can be observed and cut.
+        observed_encoder: The vision side, if it can be observed but not cut. A cut between encoder and projector is
+            then made at the LLM input, with the same decision.
+        blind: Why the encoder cannot be observed, if neither of the two is given.
+        base: Path of the multimodal model whose forward receives `input_ids`; empty for the model itself.
+        text: Path of the text model (embeddings in, hidden states out).
+        layers: Path of the decoder layers in the text model.
+        final_norm: Path of the final norm in the text model.
+        rotary: Path of the rotary embedding in the text model.
+        attention: Name of the attention module in a decoder layer.
+        mlp: Name of the MLP in a decoder layer.
         video: Whether prompts may hold videos.
-        refused: Kinds of sites that do not exist here, with the reason.
-        plain_prompts: Whether its checkpoints come without a chat template, and a question follows the placeholders
-            of its pictures as it is.
+        refused: Kinds of sites at which the family cannot be cut, with the reasons.
+        plain_prompts: Whether its checkpoints have no chat template, so that a prompt is the placeholders of its
+            images followed by the question.
     """
 
     name: str
@@ -168,7 +167,7 @@ class Family:
     plain_prompts: bool = False
 
     def made_at(self, site: Site) -> Site:
-        """Where a cut is made that is asked for at a site: at the LLM input, where the encoder is only looked into."""
+        """The site at which a planned cut is really made: the LLM input instead of an encoder that cannot be cut."""
         return (
             Site("input")
             if site.kind == "encoder" and self.vision is None and self.observed_encoder is not None
@@ -176,7 +175,7 @@ class Family:
         )
 
     def refusal(self, kind: str) -> str | None:
-        """Why there is no site of a kind, or `None` where there is."""
+        """Why the family cannot be cut at sites of a kind; `None` if it can."""
         if kind in self.refused:
             return self.refused[kind]
         if kind == "encoder" and self.vision is None:
@@ -190,7 +189,7 @@ class Family:
 
 @dataclass(frozen=True)
 class TowerParts:
-    """The parts of a loaded vision side."""
+    """The modules of a vision side that can be cut."""
 
     about: VisionTower
     tower: nn.Module
@@ -200,12 +199,12 @@ class TowerParts:
 
 @dataclass(frozen=True)
 class ObservedEncoderParts:
-    """The parts of a loaded vision side that is only looked into.
+    """The modules of a vision side that can be observed but not cut.
 
     Args:
         about: Its description.
-        towers: Encoder layers, by tower.
-        read: By tower, the module whose output becomes the tokens.
+        towers: By tower, its encoder layers.
+        read: By tower, the module whose output makes the tokens.
     """
 
     about: ObservedEncoder
@@ -215,7 +214,7 @@ class ObservedEncoderParts:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of one loaded model that a family's paths lead to."""
+    """The modules of one model, found by the paths of its family."""
 
     family: Family
     model: nn.Module
@@ -233,11 +232,11 @@ class Parts:
     facts: ModelFacts
 
     def refusal(self, kind: str) -> str | None:
-        """Why there is no site of a kind, or `None` where there is."""
+        """Why the model cannot be cut at sites of a kind; `None` if it can."""
         return self.family.refusal(kind)
 
     def is_placeholder(self, input_ids: Tensor) -> Tensor:
-        """True where a token id (B, S) stands for a part of an image or video."""
+        """True for token ids (B, S) that are placeholders of an image or video."""
         found = input_ids == self.placeholder_ids[0]
         for token in self.placeholder_ids[1:]:
             found = found | (input_ids == token)
@@ -265,8 +264,8 @@ def placeholder_runs(mask: Tensor) -> tuple[int, ...]:
     lengths = []
     for row in mask.tolist():
         length = 0
-        for held in [*row, False]:
-            if held:
+        for is_placeholder in [*row, False]:
+            if is_placeholder:
                 length += 1
             elif length:
                 lengths.append(length)
@@ -275,7 +274,7 @@ def placeholder_runs(mask: Tensor) -> tuple[int, ...]:
 
 
 def layout_by_runs(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
-    """Every run of placeholders is one image whose grid is not known."""
+    """The layout without a description: every run of placeholders is one image with an unknown grid."""
     del config, inputs
     return [Visual(length, None) for length in runs]
 
@@ -284,7 +283,7 @@ def resolve(model: nn.Module, family: Family) -> Parts:
     """Follow the family's paths in a model.
 
     Raises:
-        IncompatibleError: A path does not exist, or nothing can be cut in models of this family or with these layers.
+        IncompatibleError: A path does not exist, or models of this family or with these layers cannot be pruned.
     """
     reasons = {family.refusal(kind) for kind in SITE_KINDS}
     if None not in reasons:
@@ -311,7 +310,7 @@ def resolve(model: nn.Module, family: Family) -> Parts:
     other = sorted(set(types) - ATTENTION_TYPES)
     if other:
         raise IncompatibleError(
-            f"`{type(model).__name__}` has decoder layers of the kinds {other}, in which tokens cannot be left out",
+            f"`{type(model).__name__}` has decoder layers of the kinds {other}, from which tokens cannot be removed",
             hint=f"choose a model whose decoder layers are of the kinds {sorted(ATTENTION_TYPES)}",
         )
     about = family.vision
@@ -375,7 +374,7 @@ def _facts(
 
 
 def _kv_sources(config: Any, types: tuple[str, ...]) -> tuple[int, ...]:
-    """Layers that share a cache read the last layer of their own kind before the sharing begins."""
+    """By layer, the layer whose cache it reads: shared layers read the last unshared layer of their own type."""
     first = len(types) - int(getattr(config, "num_kv_shared_layers", 0) or 0)
     last = {kind: layer for layer, kind in enumerate(types[:first])}
     return tuple(layer if layer < first else last[kind] for layer, kind in enumerate(types))

@@ -1,4 +1,4 @@
-"""What the layouts of several families share: grids of one size, and images and videos put in prompt order."""
+"""Functions that the layouts of several families share: equal grids, prompt order, config look-ups."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tokenprune.families.encoder_rows import EncoderRows, Tile, equal_tiles
 from tokenprune.families.family import RowsOf, Visual
 from tokenprune.families.supported import UnknownInternalError
 
-#: The images, tiles or frames that one picture or one video stands for in the prompt.
+#: The tiles or grids into which a model splits one image or video of the prompt.
 Group = Sequence[Visual]
 
 HINT = "make the inputs with the checkpoint's own processor"
 
 
 def encoder_depth(config: Any) -> int:
-    """Layers of the vision encoder.
+    """Number of layers of the vision encoder.
 
     Raises:
-        IncompatibleError: Its config says so under no known name.
+        IncompatibleError: The config has no attribute of a known name for it.
     """
     vision = config.vision_config
     for name in ("num_hidden_layers", "depth"):  # some configs have only the one, some only the other
@@ -31,12 +31,12 @@ def encoder_depth(config: Any) -> int:
 
 
 def last_layer(config: Any) -> int:
-    """The last encoder layer (0-based) is read."""
+    """Index (0-based) of the last encoder layer, for families whose projector reads it."""
     return encoder_depth(config) - 1
 
 
 def named_layer(config: Any) -> int:
-    """Encoder layer (0-based) whose output `vision_feature_layer` names; the last of several."""
+    """Index (0-based) of the encoder layer that `vision_feature_layer` names; the last of several."""
     layers = config.vision_feature_layer
     layers = [layers] if isinstance(layers, int) else list(layers)
     # hidden_states[0] are the embeddings, so hidden_states[i] is the output of layer i - 1
@@ -45,10 +45,10 @@ def named_layer(config: Any) -> int:
 
 
 def tile_rows(pool: Callable[[Any], int], cls_row: int | None = None) -> RowsOf:
-    """Encoder rows of square tiles one after another, the patches of each pooled to its square of tokens.
+    """Encoder rows of consecutive square tiles, each pooled to a square of tokens.
 
     Args:
-        pool: Patches along a side of each token, from the config.
+        pool: Returns the patches along one side of a token, from the config.
         cls_row: Row of the CLS token, 0 or -1, or `None`.
     """
 
@@ -63,14 +63,17 @@ def tile_rows(pool: Callable[[Any], int], cls_row: int | None = None) -> RowsOf:
 
 
 def side_of(size: Any) -> int:
-    """One side of a square that a config gives as a number or as height and width.
+    """The side of a square that a config gives as a number or as height and width.
 
     Raises:
-        IncompatibleError: It is no square.
+        IncompatibleError: Height and width differ.
     """
     sides = {int(size)} if isinstance(size, int) else {int(side) for side in size}
     if len(sides) > 1:
-        raise IncompatibleError(f"the vision encoder takes images of {tuple(size)}", hint="only squares are described")
+        raise IncompatibleError(
+            f"the vision encoder takes images of {tuple(size)}, but only squares are supported",
+            hint="describe the family in a plugin (hook `register_families`)",
+        )
     return sides.pop()
 
 
@@ -81,10 +84,10 @@ def patches_per_side(config: Any) -> int:
 
 
 def equal_grids(runs: Sequence[int], rows: int, columns: int) -> list[Visual]:
-    """Every image, tile or frame is one grid of the same size.
+    """Images, tiles or frames as grids of the same size.
 
     Raises:
-        IncompatibleError: The placeholders are no whole number of grids.
+        IncompatibleError: The number of placeholders is not a multiple of the grid's size.
     """
     if sum(runs) % (rows * columns):
         raise IncompatibleError(f"{sum(runs)} image placeholders are not a multiple of {rows} x {columns}", hint=HINT)
@@ -92,10 +95,10 @@ def equal_grids(runs: Sequence[int], rows: int, columns: int) -> list[Visual]:
 
 
 def tensor(inputs: Mapping[str, Any], name: str) -> Any:
-    """A tensor of the processor.
+    """One of the processor's tensors.
 
     Raises:
-        IncompatibleError: It is not among the inputs.
+        IncompatibleError: The inputs do not hold it.
     """
     found = inputs.get(name)
     if found is None:
@@ -106,16 +109,16 @@ def tensor(inputs: Mapping[str, Any], name: str) -> Any:
 def in_prompt_order(
     config: Any, inputs: Mapping[str, Any], images: Sequence[Group], videos: Sequence[Group] = ()
 ) -> list[Visual]:
-    """Images and videos, which processors keep in tensors of their own, in the order of their placeholders.
+    """Merge images and videos, which processors keep in separate tensors, in the order of their placeholders.
 
     Args:
         config: The model's config, with the ids of both placeholders.
         inputs: The processor's tensors.
-        images: Pictures in the order of the batch.
+        images: Images in the order of the batch.
         videos: Videos in the order of the batch.
 
     Raises:
-        IncompatibleError: The placeholders are more or fewer than those of the images and videos.
+        IncompatibleError: The number of placeholders does not fit the images and videos.
     """
     waiting: dict[int, Iterator[tuple[int, Group]]] = {int(config.image_token_id): iter(enumerate(images))}
     names = {int(config.image_token_id): "image"}

@@ -1,4 +1,4 @@
-"""Which family describes a model, and where the parts of the model are."""
+"""Look up the family of a model, and resolve the parts of the model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tokenprune.registry import FamilySpec, load_target
 
 
 def parts_of(model: nn.Module, host: Host | None = None) -> Parts:
-    """Find the family that describes a model and follow its paths; where there is none, the parts are discovered.
+    """Find the family that describes a model and follow its paths; without a family, the parts are discovered.
 
     Args:
-        model: A model, also inside wrappers (`tokenprune.families.unwrap`); the parts are those of the model inside.
-        host: Plugin host; loaded where it is not given.
+        model: A model. If it is wrapped (`tokenprune.families.unwrap`), the parts are those of the model inside.
+        host: Plugins; by default the installed ones.
 
     Raises:
-        IncompatibleError: No registered family names the model's type, and its parts cannot be found without one; or
-            models of its family cannot be pruned; or it is in a wrapper in which it cannot be pruned.
+        IncompatibleError: No registered family has the model's type and its parts cannot be discovered; or the family
+            or the wrapper does not allow pruning.
     """
     host = host or default_host()
     model = unwrap(model)
@@ -35,7 +35,7 @@ def parts_of(model: nn.Module, host: Host | None = None) -> Parts:
     if model_type is None:
         raise IncompatibleError(
             f"no model family describes `{type(model).__name__}`: it has no config that names the type of a model",
-            hint="pass a transformers vision-language model" + _held(model),
+            hint="pass a transformers vision-language model" + _inner_model_hint(model),
         )
     try:
         family = discover(model)
@@ -53,13 +53,13 @@ def parts_of(model: nn.Module, host: Host | None = None) -> Parts:
     return resolve(model, family)
 
 
-def _held(model: nn.Module) -> str:
-    """Where a wrapper that is not known may hold a model, as words to end a sentence."""
-    held = [name for name, part in model.named_children() if hasattr(part, "config")]
-    return f", such as the one in its `{held[0]}`" if held else ""
+def _inner_model_hint(model: nn.Module) -> str:
+    """The end of a hint: the attribute in which an unknown wrapper may hold a model, or nothing."""
+    inner = [name for name, part in model.named_children() if hasattr(part, "config")]
+    return f", such as the one in its `{inner[0]}`" if inner else ""
 
 
 def family_of(model: nn.Module, host: Host) -> FamilySpec | None:
-    """The registered family of a model, `None` where no family names its type."""
+    """The registered family of a model; `None` if no family has its type."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     return next((spec for spec in host.families if model_type in spec.model_types), None)

@@ -1,4 +1,4 @@
-"""Why a family takes no cut of a kind, in one place for its light spec and its full description."""
+"""The reasons why families refuse kinds of cuts; light specs and full descriptions use the same texts."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def everywhere(reason: str) -> Mapping[str, str]:
 
 
 def no_cuts(family: str) -> Mapping[str, str]:
-    """Reasons on the vision side of a family whose encoder is only looked into."""
+    """The reasons on the vision side of a family whose encoder can be observed but not cut."""
     return {kind: OBSERVED_ONLY if kind == "encoder" else no_vision(family) for kind in VISION_KINDS}
 
 
 def no_vision(family: str) -> str:
-    """Why nothing can be cut on the vision side of a family whose description has none."""
+    """The reason for a family whose description has no vision side that can be cut."""
     return f"family `{family}` has no description of a vision side that can be cut"
 
 
 def no_resize(family: str) -> str:
-    """Why pixels cannot be cut."""
+    """The reason for a vision encoder that runs on images of one size only."""
     return f"the vision encoder of family `{family}` cannot run on a smaller image"

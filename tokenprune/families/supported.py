@@ -1,4 +1,4 @@
-"""The releases of transformers that this one was tested with, and what is said where transformers is not as known."""
+"""The tested releases of transformers, and the error for internals that differ from what the engine expects."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tokenprune.errors import IncompatibleError
 #: Oldest and newest release of transformers with which the families' proofs and the matrix ran (`make range`).
 TESTED = ("5.20.0", "5.24.0")
 
-#: What the KV cache is called among the arguments of models and layers: since 5.24, and before.
+#: Names of the KV cache among the arguments of models and layers: since 5.24, and before.
 CACHE_NAMES = ("cache", "past_key_values")
 
 
-#: First release whose `generate` keeps the pictures of a prompt that it reads with `prefill_chunk_size`.
+#: First release in which `prefill_chunk_size` keeps the pictures of the prompt.
 PIECES_WITH_PICTURES = "5.23.0"
 
-#: First release whose `generate` reads the new turn of a conversation in pieces, and not all of it again.
+#: First release in which `prefill_chunk_size` splits the new turn only, and does not read the conversation again.
 PIECES_OF_A_TURN = "5.21.0"
 
 
@@ -31,26 +31,26 @@ def older_than(release: str) -> bool:
 
 
 def cache_in(arguments: Mapping[str, Any]) -> Any:
-    """The KV cache among the arguments of a call, by the name of any tested release, or `None`."""
+    """The KV cache among the arguments of a call, under the name of any tested release, or `None`."""
     return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
 
 
 def tested_range() -> str:
-    """The releases of transformers that were tested, as one phrase."""
+    """The tested releases of transformers, as a phrase."""
     return f"{TESTED[0]} to {TESTED[1]}"
 
 
 def is_tested(version: str) -> bool:
-    """Whether a release of transformers lies in the range that was tested."""
+    """Whether a release of transformers is in the tested range."""
     return Version(TESTED[0]) <= Version(version) <= Version(TESTED[1])
 
 
 class UnknownInternalError(IncompatibleError):
-    """A part of transformers is not as the engine knows it; names what is installed and what was tested.
+    """An internal of transformers differs from what the engine expects; names the installed and tested releases.
 
     Args:
         found: What is missing or different, as a clause.
-        otherwise: What else than another release may help, as a clause.
+        otherwise: What may help besides another release, as a clause.
     """
 
     def __init__(self, found: str, *, otherwise: str = "") -> None:
@@ -63,7 +63,7 @@ class UnknownInternalError(IncompatibleError):
 
 
 def internal(module: str, name: str) -> Any:
-    """A part of transformers that is no public interface.
+    """An internal of transformers, which is not public API.
 
     Args:
         module: Name of the module.

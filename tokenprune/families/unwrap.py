@@ -1,4 +1,4 @@
-"""The stock model inside a wrapper: adapters, compiled modules, data parallelism; or why it cannot be pruned there."""
+"""Find the stock model inside a wrapper (PEFT, `torch.compile`, data parallelism), or refuse the wrapper."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from tokenprune.errors import IncompatibleError
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why models of a kind are not pruned, as a clause, and what to do."""
+    """Why a model cannot be pruned, as a clause, and what to do."""
 
     reason: str
     hint: str
 
 
-#: What `torch.compile(module)` makes.
+#: Class of the wrapper that `torch.compile(module)` returns.
 COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
 
-#: By class, the attribute in which a wrapper holds its model. Classes are told by name: most of their packages are
-#: optional.
+#: By class of wrapper, the attribute with the model. Classes are given by name, because most packages are optional.
 INSIDE: Mapping[str, str] = {
     COMPILED: "_orig_mod",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
@@ -42,18 +41,17 @@ def _replicas(model: Any) -> Refusal | None:
     if len(devices) < 2:
         return None
     return Refusal(
-        f"it copies the model to the devices {devices} in every call, and what pruning has to remember is lost with "
-        "the copies",
+        f"it copies the model to the devices {devices} in every call, and the state of pruning is lost with the copies",
         "use one device (`device_ids=[0]`), or one process for each device",
     )
 
 
 def adapter_refusal(config: Any) -> Refusal | None:
-    """Why a model with an adapter of PEFT is not pruned, from the adapter's config; `None` where it is."""
+    """Why a model with a PEFT adapter cannot be pruned, from the adapter's config; `None` if it can."""
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if config.is_prompt_learning:
         return Refusal(
-            f"its adapter ({kind}) puts virtual tokens before the prompt, so that the places of images are not known",
+            f"its adapter ({kind}) puts virtual tokens before the prompt, so the positions of images are not known",
             "use an adapter that changes layers, such as LoRA, or the model without it",
         )
     if kind in _OTHER_ADAPTERS:
@@ -61,7 +59,7 @@ def adapter_refusal(config: Any) -> Refusal | None:
     return None
 
 
-#: Adapters that do more than change the layers that they sit in.
+#: Adapters that do more than change layers.
 _OTHER_ADAPTERS = {
     "ADAPTION_PROMPT": "attends to virtual tokens in an attention of its own",
     "XLORA": "runs the whole model twice in every call",
@@ -71,13 +69,13 @@ _OTHER_ADAPTERS = {
 def _sharded(model: Any) -> Refusal | None:
     del model
     return Refusal(
-        "FSDP holds a part of each weight on each process and gathers it only while a layer runs, but pruners look "
-        "into layers before they run",
+        "FSDP keeps a part of each weight on each process and gathers it only while a layer runs, but pruners read "
+        "projections of layers before they run",
         _ONE_DEVICE,
     )
 
 
-#: By class, whether and why a wrapper is refused.
+#: By class of wrapper, a function that returns why it is refused, or `None`.
 REFUSALS: Mapping[str, Callable[[Any], Refusal | None]] = {
     "torch.nn.parallel.data_parallel.DataParallel": _replicas,
     "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": _sharded,
@@ -87,12 +85,12 @@ REFUSALS: Mapping[str, Callable[[Any], Refusal | None]] = {
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The stock model inside any wrappers; the model itself where it has none.
+    """The stock model inside any wrappers; the model itself if it has none.
 
-    What a wrapper has put into the layers, such as LoRA weights, stays there.
+    Changes of the layers by a wrapper, such as LoRA weights, stay.
 
     Raises:
-        IncompatibleError: It cannot be pruned inside a wrapper, with the wrapper's name and what to do.
+        IncompatibleError: A wrapper does not allow pruning.
     """
     inner = model
     while (name := _known(inner, INSIDE)) is not None:
@@ -102,22 +100,22 @@ def unwrap(model: nn.Module) -> nn.Module:
         _check(part)
     if int(getattr(inner, "_tp_size", None) or 1) > 1:
         raise IncompatibleError(
-            f"`{type(inner).__name__}` is split over {inner._tp_size} processes by heads (tensor parallelism): each "
-            "would choose tokens by its own heads",
+            f"`{type(inner).__name__}` is split over {inner._tp_size} processes by heads (tensor parallelism), so each "
+            "process would choose tokens by its own heads",
             hint=_ONE_DEVICE,
         )
     return inner
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """A part of a model without the compiler around it."""
+    """A module without the wrapper of `torch.compile`."""
     while is_a(module, COMPILED):
         module = getattr(module, INSIDE[COMPILED])
     return module
 
 
 def is_a(module: nn.Module, name: str) -> bool:
-    """Whether a module is of a class, named with its package."""
+    """Whether a module is of a class, given by its full name."""
     return _known(module, {name: None}) is not None
 
 

@@ -1,4 +1,4 @@
-"""Aya Vision: square tiles, each with its mark before it, the whole picture last; every tile is one unit."""
+"""Aya Vision: square tiles, then the whole image, each after a marker token; every tile is one unit."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tokenprune.families.layouts import equal_grids, named_layer, patches_per_si
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
-    """Every tile is one grid; its pixels are the row of its own number.
+    """Every tile is one grid, with its own row of the pixels.
 
     Raises:
-        IncompatibleError: The placeholders are no whole number of tiles.
+        IncompatibleError: The placeholders do not fill whole tiles.
     """
     del inputs
     side = patches_per_side(config) // int(config.downsample_factor)

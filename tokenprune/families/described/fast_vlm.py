@@ -1,4 +1,4 @@
-"""FastVLM: a convolutional tower, one grid per image; there are no encoder layers that could be looked into."""
+"""FastVLM: a convolutional tower without attention layers to observe; one grid per image."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tokenprune.families.reasons import NO_ENCODER_ATTENTION
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
-    """Every image is one grid of square cells; the tower's stride is not in the config, so it follows from the counts.
+    """Every image is one grid of square cells; the config lacks the tower's stride, so the counts give the cell size.
 
     Raises:
-        IncompatibleError: Placeholders and pixels do not add up.
+        IncompatibleError: Placeholders and pixels do not match.
     """
     del config
     if not runs:

@@ -1,4 +1,4 @@
-"""Gemma 3: one pooled square grid per image; crops of pan-and-scan are images of their own."""
+"""Gemma 3: one pooled square grid per image; the crops of pan-and-scan are separate images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tokenprune.families.layouts import equal_grids, last_layer, patches_per_sid
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
-    """Every image or crop is one grid; its pixels are the row of its own number.
+    """Every image or crop is one grid, with its own row of the pixels.
 
     Raises:
-        IncompatibleError: The placeholders are no whole number of grids.
+        IncompatibleError: The placeholders do not fill whole grids.
     """
     del inputs
     side = math.isqrt(int(config.mm_tokens_per_image))

@@ -1,4 +1,4 @@
-"""Gemma 4: images of any aspect, pooled three by three; a video has a run of placeholders for every frame."""
+"""Gemma 4: images of any aspect, pooled three by three; every frame of a video has its own run of placeholders."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tokenprune.families.family import Family, ObservedEncoder, Visual
 from tokenprune.families.layouts import HINT, Group, in_prompt_order, last_layer, tensor
 
 
-def grids(places: Tensor, pool: int) -> list[tuple[int, int]]:
-    """Rows and columns of pooled tokens, from the places (x, y) of patches (images, patches, 2), -1 where padded."""
-    return [((high + 1) // pool, (wide + 1) // pool) for wide, high in places.amax(dim=1).tolist()]
+def grids(coordinates: Tensor, pool: int) -> list[tuple[int, int]]:
+    """Rows and columns of pooled tokens, from patch coordinates (x, y), (images, patches, 2), -1 for padding."""
+    return [((high + 1) // pool, (wide + 1) // pool) for wide, high in coordinates.amax(dim=1).tolist()]
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
-    """Images and videos by the places of their patches.
+    """Images and videos from the coordinates of their patches.
 
     Raises:
-        IncompatibleError: Frames of one video have different grids, or placeholders and tensors do not add up.
+        IncompatibleError: Frames of one video have different grids, or placeholders and tensors do not match.
     """
     del runs
     pool = int(config.vision_config.pooling_kernel_size)
@@ -56,15 +56,15 @@ def _video(grids: list[tuple[int, int]], start: int, stop: int) -> Visual:
     )
 
 
-def pooled(places: Tensor, pool: int) -> Tensor:
-    """Rows (N, pool * pool) of one image's patches at `places` (patches, 2), by token; padding makes no token.
+def pooled(coordinates: Tensor, pool: int) -> Tensor:
+    """Rows (N, pool * pool) of each token of one image, from the coordinates of its patches (patches, 2).
 
     Raises:
-        IncompatibleError: The patches are no whole number of tokens.
+        IncompatibleError: The patches do not fill whole tokens.
     """
-    real = (places >= 0).all(dim=1).nonzero()[:, 0]
-    across, down = (places[real] // pool).unbind(dim=1)
-    columns = (int(places[:, 0].max()) + 1) // pool
+    real = (coordinates >= 0).all(dim=1).nonzero()[:, 0]
+    across, down = (coordinates[real] // pool).unbind(dim=1)
+    columns = (int(coordinates[:, 0].max()) + 1) // pool
     order = (across + columns * down).argsort(stable=True)
     if len(order) % (pool * pool):
         raise IncompatibleError(f"{len(order)} patches cannot be pooled {pool} by {pool}", hint=HINT)
@@ -72,17 +72,17 @@ def pooled(places: Tensor, pool: int) -> Tensor:
 
 
 def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> EncoderRows:
-    """Patches by their places; images are padded to one number of patches, frames to another."""
+    """Encoder rows from the coordinates of patches; images and frames are padded to two different lengths."""
     pool = int(config.vision_config.pooling_kernel_size)
     starts: dict[str, list[Tensor]] = {}
     total = 0
-    for name, places in (
+    for name, coordinates in (
         ("pixel_values", inputs.get("image_position_ids")),
         ("pixel_values_videos", inputs.get("video_position_ids")),
     ):
-        if places is None:
+        if coordinates is None:
             continue
-        flat = places.flatten(0, -3).cpu()
+        flat = coordinates.flatten(0, -3).cpu()
         starts[name] = [pooled(one, pool) + total + number * len(one) for number, one in enumerate(flat)]
         total += flat.shape[0] * flat.shape[1]
     found = [starts[name][span] for name, span in (visual.source for visual in visuals)]

@@ -1,4 +1,4 @@
-"""GLM-4V: as the Qwen-VL families, but frames of videos carry the placeholder of images."""
+"""GLM-4V: as the Qwen-VL families, but frames of videos use the placeholder of images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     """Images or videos by their grids.
 
     Raises:
-        IncompatibleError: A batch with both, which the model does not take, or placeholders and grids do not add up.
+        IncompatibleError: The batch has both, which the model does not support, or placeholders and grids do not match.
     """
     del runs
     merge = int(config.vision_config.spatial_merge_size)
@@ -24,7 +24,7 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     if images and videos:
         raise IncompatibleError(
             "images and videos in one batch have the same placeholder",
-            hint="put images and videos in batches of their own",
+            hint="put images and videos in separate batches",
         )
     return in_prompt_order(config, inputs, images or videos)
 

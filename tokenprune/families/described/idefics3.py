@@ -1,6 +1,6 @@
-"""Idefics3 and SmolVLM: square tiles with marks before them, the whole picture last; frames of videos are pictures.
+"""Idefics3 and SmolVLM: square tiles after marker tokens, then the whole image; frames of videos are images.
 
-Every tile or frame is one unit. Its pixels are named by row of the batch only, which a prompt's tiles share.
+Every tile or frame is one unit. All tiles of a prompt share one row of the pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tokenprune.families.layouts import HINT, equal_grids, last_layer, patches_p
 
 
 def rows_of_tiles(pixels: Tensor) -> list[int]:
-    """The row of the batch that each tile lies in, from pixels (rows, tiles, 3, H, W); missing tiles are all zero."""
+    """For each tile, its row of the pixels (rows, tiles, 3, H, W); missing tiles are all zero."""
     real = (pixels != 0).flatten(2).any(dim=2)
     return [int(row) for row in real.nonzero()[:, 0].tolist()]
 
@@ -26,7 +26,7 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     """Every tile or frame is one grid.
 
     Raises:
-        IncompatibleError: The placeholders are no whole number of tiles, or not as many as there are tiles.
+        IncompatibleError: The placeholders do not fill whole tiles, or their number of tiles differs from the pixels'.
     """
     side = patches_per_side(config) // int(config.scale_factor)
     tiles = equal_grids(runs, side, side)

@@ -1,7 +1,7 @@
-"""InternVL: square tiles, the whole picture last; frames of videos look like pictures of one tile.
+"""InternVL: square tiles, then the whole image; frames of videos look like images of one tile.
 
-Every tile is one unit. The processor's tensors do not tell how tiles lie beside each other, nor which of them are
-frames of one video.
+Every tile is one unit. The processor's tensors do not say how tiles are arranged, nor which of them are the frames of
+one video.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from tokenprune.families.layouts import equal_grids, named_layer, patches_per_si
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
-    """Every tile or frame is one grid; its pixels are the row of its own number.
+    """Every tile or frame is one grid, with its own row of the pixels.
 
     Raises:
-        IncompatibleError: The placeholders are no whole number of tiles.
+        IncompatibleError: The placeholders do not fill whole tiles.
     """
     del inputs
     side = round(patches_per_side(config) * float(config.downsample_ratio))

@@ -1,4 +1,4 @@
-"""LFM2-VL: tiles of any aspect before the whole picture; its decoder has convolutions, so nothing can be cut."""
+"""LFM2-VL: tiles of any aspect, then the whole image; its decoder has convolutions, so it cannot be pruned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     """Every tile is one grid.
 
     Raises:
-        IncompatibleError: Placeholders and shapes do not add up.
+        IncompatibleError: Placeholders and shapes do not match.
     """
     del runs
     factor = int(config.downsample_factor)

@@ -1,4 +1,4 @@
-"""Llama 4: square tiles with separators of their own ids between them, the whole picture last; every tile is a unit."""
+"""Llama 4: square tiles, then the whole image; each is a unit. Separators between them have their own token ids."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tokenprune.families.layouts import equal_grids, last_layer, patches_per_sid
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
-    """Every tile is one grid; its pixels are the row of its own number.
+    """Every tile is one grid, with its own row of the pixels.
 
     Raises:
-        IncompatibleError: The placeholders are no whole number of tiles.
+        IncompatibleError: The placeholders do not fill whole tiles.
     """
     del inputs
     side = round(patches_per_side(config) * float(config.vision_config.pixel_shuffle_ratio))
@@ -30,7 +30,7 @@ LLAMA4 = Family(
         cls_row=lambda _: -1,  # the class embedding comes after the patches
         norms=("vision_model.layernorm_post",),
     ),
-    base="",  # the model itself joins both sides
+    base="",  # the model itself receives `input_ids`
     text="language_model.model",
     mlp="feed_forward",
 )

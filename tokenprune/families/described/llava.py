@@ -1,4 +1,4 @@
-"""LLaVA 1.5 (and what follows its classes): one image is one fixed grid of patch tokens."""
+"""LLaVA 1.5 and models with the same classes: one image is one fixed grid of patch tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def has_cls(config: Any) -> bool:
 
 
 def cls_row(config: Any) -> int | None:
-    """Row of the encoder's CLS token, where it has one."""
+    """Row of the encoder's CLS token, or `None`."""
     return 0 if has_cls(config) else None
 
 
@@ -26,15 +26,15 @@ def patch_size(config: Any) -> int:
 
 
 def refuse_cls_tokens(config: Any) -> None:
-    """Check that the CLS row of images is no visual token.
+    """Refuse checkpoints in which the CLS row of an image is a visual token.
 
     Raises:
-        IncompatibleError: It is.
+        IncompatibleError: The checkpoint is one of them.
     """
     if getattr(config, "vision_feature_select_strategy", "default") != "default" and has_cls(config):
         raise IncompatibleError(
-            f"vision_feature_select_strategy is `{config.vision_feature_select_strategy}`: the CLS row would be a "
-            "visual token without a place on the grid",
+            f"vision_feature_select_strategy is `{config.vision_feature_select_strategy}`, so the CLS row would be a "
+            "visual token outside of the grid",
             hint="choose a checkpoint with the strategy `default`",
         )
 
@@ -43,7 +43,7 @@ def square(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     """Every image is one square grid of all its patches.
 
     Raises:
-        IncompatibleError: The CLS row is a visual token, or the placeholders are no whole number of grids.
+        IncompatibleError: The CLS row is a visual token, or the placeholders do not fill whole grids.
     """
     del inputs
     refuse_cls_tokens(config)

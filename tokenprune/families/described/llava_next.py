@@ -1,7 +1,7 @@
-"""LLaVA-NeXT and LLaVA-NeXT-Video: the whole picture as one grid, then its tiles as one grid with newline tokens.
+"""LLaVA-NeXT and LLaVA-NeXT-Video: the whole image as one grid, then its tiles as one grid with newline tokens.
 
-A picture is two units: the coarse grid, and the fine grid that the model stitches of the tiles and crops to the
-picture's aspect. A budget counts for each of them. Pooled frames of a video are one unit.
+An image is two units: the coarse grid, and the fine grid that the model stitches from the tiles and crops to the
+image's aspect. A budget counts for each of them. The pooled frames of a video are one unit.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ _MODEL = "transformers.models.llava_next.modeling_llava_next"
 
 
 def fine_grid(config: Any, size: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of the stitched tiles of a picture of a size (height, width), by the model's own arithmetic."""
+    """Rows and columns of the stitched tiles of an image of a size (height, width), computed as the model does."""
     side, tiles = patches_per_side(config), tiles_of(config, size)
     _, rows, columns = _unpadded(torch.empty(0, tiles[0] * side, tiles[1] * side), size).shape
     return int(rows), int(columns)
 
 
 def coarse_and_fine(side: int, fine: tuple[int, int], row: int) -> Group:
-    """A picture in two grids; every row of the fine one ends in a newline token."""
+    """An image as two grids; every row of the fine grid ends in a newline token."""
     rows, columns = fine
     ends = tuple(range(columns, rows * (columns + 1), columns + 1))
-    place = ("pixel_values", row, row + 1)
+    image_pixels = ("pixel_values", row, row + 1)
     return (
-        Visual(side * side, (side, side), pixels=place),
-        Visual(rows * (columns + 1), fine, separators=ends, pixels=place),
+        Visual(side * side, (side, side), pixels=image_pixels),
+        Visual(rows * (columns + 1), fine, separators=ends, pixels=image_pixels),
     )
 
 
 def tiled(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
-    """Every picture is a coarse and a fine grid, every video its pooled frames.
+    """Every image as a coarse and a fine grid, every video as its pooled frames.
 
     Raises:
-        IncompatibleError: The CLS row is a visual token, or placeholders and tensors do not add up.
+        IncompatibleError: The CLS row is a visual token, or placeholders and tensors do not match.
     """
     del runs
     refuse_cls_tokens(config)
@@ -65,17 +65,14 @@ def tiled(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list
 
 
 def tiles_of(config: Any, size: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of tiles that the model makes of a picture of a size (height, width)."""
+    """Rows and columns of tiles into which the model cuts an image of a size (height, width)."""
     grid_shape = internal(_MODEL, "get_anyres_image_grid_shape")
     high, wide = grid_shape(tuple(size), config.image_grid_pinpoints, config.vision_config.image_size)
     return int(high), int(wide)
 
 
 def stitched(tile: Tile, tiles: tuple[int, int], size: Sequence[int]) -> Tensor:
-    """Rows (height, width) of the patches of a picture's tiles, stitched and cropped as the model does.
-
-    Counted from the first row of the first tile.
-    """
+    """Encoder rows (height, width) of an image's stitched and cropped tiles, 0 is the first tile's first row."""
     high, wide = tiles
     numbers = torch.arange(high * wide)[:, None] * tile.rows + tile.first + torch.arange(tile.side**2)
     whole = numbers.view(high, wide, tile.side, tile.side).transpose(1, 2).reshape(high * tile.side, wide * tile.side)
@@ -83,7 +80,7 @@ def stitched(tile: Tile, tiles: tuple[int, int], size: Sequence[int]) -> Tensor:
 
 
 def _unpadded(tiles: Tensor, size: Sequence[int]) -> Tensor:
-    """Stitched tiles (C, rows, columns), cropped to the aspect of a picture of a size (height, width)."""
+    """Stitched tiles (C, rows, columns), cropped to the aspect of an image of a size (height, width)."""
     cropped: Tensor = internal(_MODEL, "unpad_image")(tiles, tuple(size))
     return cropped
 
@@ -91,9 +88,9 @@ def _unpadded(tiles: Tensor, size: Sequence[int]) -> Tensor:
 def picture_rows(
     config: Any, sizes: Sequence[Sequence[int]], alone: Sequence[bool], visuals: Sequence[Visual]
 ) -> tuple[list[TokenRows], int]:
-    """Rows of the pictures among images and videos, and the rows of all pictures.
+    """Encoder rows of the tokens of each image, and the number of rows of all images.
 
-    A picture runs as itself, and as its tiles after that where it is `alone` in its prompt.
+    The encoder runs the whole image, and then its tiles if the image is `alone` in its prompt.
     """
     tile = Tile(patches_per_side(config), cls_row(config))
     tiles = [tiles_of(config, size) if one else (0, 0) for size, one in zip(sizes, alone, strict=True)]
@@ -122,7 +119,7 @@ def with_videos(
     pictures: tuple[list[TokenRows], int],
     frame: TokenRows,
 ) -> EncoderRows:
-    """Rows of pictures and videos in prompt order; `frame` are the rows of one frame's tokens."""
+    """Encoder rows of images and videos in prompt order; `frame` holds the rows of one frame's tokens."""
     tile = Tile(patches_per_side(config), cls_row(config))
     images, total = iter(pictures[0]), pictures[1]
     tokens = []
@@ -138,7 +135,7 @@ def with_videos(
 
 
 def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> EncoderRows:
-    """Patches of pictures and their tiles, then of frames, pooled."""
+    """Encoder rows: images and their tiles, then pooled frames."""
     given = inputs.get("image_sizes")
     sizes = [] if given is None else given.tolist()
     pictures = picture_rows(config, sizes, [True] * len(sizes), visuals)

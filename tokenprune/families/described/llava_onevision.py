@@ -1,7 +1,7 @@
-"""LLaVA-OneVision: a single picture in two grids, several pictures in one grid each, videos in pooled frames.
+"""LLaVA-OneVision: a single image in two grids, several images in one grid each, videos in pooled frames.
 
-A single picture of a prompt is two units (see `llava_next`), the fine grid scaled down where it has too many tokens.
-Of several pictures every one is one coarse grid. Each of them, and each video, ends in one newline token.
+A single image of a prompt is two units (see `llava_next`); the model scales the fine grid down if it has too many
+tokens. If a prompt has several images, each is one coarse grid. Each of them, and each video, ends in a newline token.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ def limited(config: Any, fine: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of a fine grid after the model has scaled it down to its largest number of tokens."""
     most = int(str(config.vision_aspect_ratio).removeprefix("anyres_max_"))
     ratio = math.sqrt(fine[0] * fine[1] / (most * patches_per_side(config) ** 2))
-    # the model leaves grids alone that are only a little too large
+    # the model does not scale grids that are only a little too large
     return (int(fine[0] // ratio), int(fine[1] // ratio)) if ratio > 1.1 else fine
 
 
 def with_newline(frames: int, side: int, pixels: tuple[str, int, int]) -> Group:
-    """Square frames, and one newline token at the very end."""
+    """Square frames with one newline token at the end."""
     tokens = frames * side * side
     return (Visual(tokens + 1, (side, side), frames, separators=(tokens,), pixels=pixels),)
 
 
 def alone(inputs: Mapping[str, Any], pictures: int) -> list[bool]:
-    """Whether each picture is the only one of its prompt."""
+    """For each image, whether it is the only one of its prompt."""
     together = inputs.get("batch_num_images")
     if together is None:
         return [True] * pictures
@@ -42,10 +42,10 @@ def alone(inputs: Mapping[str, Any], pictures: int) -> list[bool]:
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
-    """Pictures by the number of them in their prompt, videos in frames.
+    """Images as one or two grids, depending on the number of images in the prompt; videos in frames.
 
     Raises:
-        IncompatibleError: The CLS row is a visual token, or placeholders and tensors do not add up.
+        IncompatibleError: The CLS row is a visual token, or placeholders and tensors do not match.
     """
     del runs
     refuse_cls_tokens(config)
@@ -67,7 +67,7 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
 
 
 def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> EncoderRows:
-    """Patches of pictures and their tiles, then of frames, both scaled by interpolation."""
+    """Encoder rows: images and their tiles, then frames; the model scales both by interpolation."""
     given = inputs.get("image_sizes")
     sizes = [] if given is None else given.tolist()
     pictures = picture_rows(config, sizes, alone(inputs, len(sizes)), visuals)

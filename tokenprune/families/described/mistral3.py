@@ -1,4 +1,4 @@
-"""Mistral 3: images of any aspect, patches merged two by two; every row ends in a break token with an id of its own."""
+"""Mistral 3: images of any aspect, patches merged two by two; every row ends in a break token with its own id."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tokenprune.families.layouts import in_prompt_order, named_layer
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
-    """Every image by its size; its rows are runs of their own.
+    """One grid per image, from its size; each row of the grid is one run of placeholders.
 
     Raises:
-        IncompatibleError: Placeholders and sizes do not add up.
+        IncompatibleError: Placeholders and sizes do not match.
     """
     del runs
     cell = int(config.vision_config.patch_size) * int(config.spatial_merge_size)
@@ -31,7 +31,7 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
 
 
 def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> EncoderRows:
-    """Patches of all images packed in one sequence, raster order in each."""
+    """Encoder rows: all images packed into one sequence, each in raster order."""
     patch, merge = int(config.vision_config.patch_size), int(config.spatial_merge_size)
     sizes = [(high // patch, wide // patch) for high, wide in inputs["image_sizes"].tolist()]
     starts = starts_of([high * wide for high, wide in sizes])

@@ -1,4 +1,4 @@
-"""Llama 3.2 Vision: its images enter through cross-attention layers, so the sequence holds nothing to cut."""
+"""Llama 3.2 Vision: images enter through cross-attention layers, so the sequence has no visual tokens to remove."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenprune.families.reasons import CROSS_ATTENTION, everywhere
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
-    """No layout: one token marks the place of an image and is no part of it.
+    """No layout: a single token marks the position of each image and holds nothing of it.
 
     Raises:
         IncompatibleError: Always.

@@ -1,4 +1,4 @@
-"""Ovis2: the whole picture first, then square tiles with marks between them; every tile is one unit."""
+"""Ovis2: the whole image, then square tiles with marker tokens between them; every tile is one unit."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tokenprune.families.layouts import equal_grids, last_layer, patches_per_sid
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
-    """Every tile is one grid; its pixels are the row of its own number.
+    """Every tile is one grid, with its own row of the pixels.
 
     Raises:
-        IncompatibleError: The placeholders are no whole number of tiles.
+        IncompatibleError: The placeholders do not fill whole tiles.
     """
     del inputs
-    side = math.ceil(patches_per_side(config) / int(config.vision_config.hidden_stride))  # the model pads a rest
+    side = math.ceil(patches_per_side(config) / int(config.vision_config.hidden_stride))  # the model pads a remainder
     return equal_grids(runs, side, side)
 
 

@@ -1,6 +1,6 @@
-"""Perception LM: the whole picture first, then square tiles, pooled; videos in frames.
+"""Perception LM: the whole image, then square tiles, pooled; videos in frames.
 
-Every tile is one unit, named by its picture: the processor's tensors do not tell how tiles lie beside each other.
+Every tile is one unit with the pixels of its image, because the processor's tensors do not say how tiles are arranged.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from tokenprune.families.reasons import UNSEEN_ATTENTION
 
 
 def side(inputs: Mapping[str, Any], token: int, tiles: int) -> int:
-    """Tokens along the side of one tile or frame; all have the same size, which no tensor of the processor gives.
+    """Tokens along one side of a tile or frame, from the counts: the processor's tensors do not hold the size.
 
     Raises:
-        IncompatibleError: The placeholders are no whole number of squares.
+        IncompatibleError: The placeholders do not fill equal squares.
     """
     placeholders = int((inputs["input_ids"] == token).sum())
     found = math.isqrt(placeholders // tiles)
@@ -29,10 +29,10 @@ def side(inputs: Mapping[str, Any], token: int, tiles: int) -> int:
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
-    """Every tile of a picture is one grid, a video is its frames.
+    """Every tile of an image is one grid; a video is one unit of frames.
 
     Raises:
-        IncompatibleError: Placeholders and tensors do not add up.
+        IncompatibleError: Placeholders and tensors do not match.
     """
     del runs
     images: list[Group] = []

@@ -1,7 +1,7 @@
 """The Qwen-VL families: images of any aspect in packed patches, merged two by two; videos in frames.
 
-In Qwen3 every frame of a video has a run of placeholders of its own, with its time written before it. The frames
-are one unit all the same.
+In Qwen3 every frame of a video has its own run of placeholders, after a text with its time. The frames of a video are
+one unit there, too.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from tokenprune.families.supported import internal
 
 
 def packed(inputs: Mapping[str, Any], kind: str, pixels: str, merge: int) -> list[Group]:
-    """Images or videos by their grids of patches (frames, rows, columns), whose pixels lie packed in one tensor.
+    """Images or videos from their grids of patches (frames, rows, columns); one tensor holds all their pixels, packed.
 
     Args:
         inputs: The processor's tensors.
         kind: `image` or `video`.
-        pixels: The tensor of their pixels.
-        merge: Patches that make one token, along a side.
+        pixels: Name of the tensor with their pixels.
+        merge: Patches per token along a side.
     """
     grids = inputs.get(f"{kind}_grid_thw")
     found: list[Group] = []
@@ -40,10 +40,10 @@ def packed(inputs: Mapping[str, Any], kind: str, pixels: str, merge: int) -> lis
 
 
 def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> list[Visual]:
-    """Images and videos by their grids.
+    """Images and videos from their grids.
 
     Raises:
-        IncompatibleError: Placeholders and grids do not add up.
+        IncompatibleError: Placeholders and grids do not match.
     """
     del runs
     merge = int(config.vision_config.spatial_merge_size)
@@ -56,24 +56,24 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
 
 
 def in_order(config: Any, grids: Tensor) -> Tensor:
-    """Tokens (all images) stand where their patches do: block by block of merged patches."""
+    """Position of each token's block of patches, for encoders that keep the blocks in order."""
     merge = int(config.vision_config.spatial_merge_size)
     return torch.arange(int(grids.prod(dim=1).sum()) // merge**2)
 
 
 def in_windows(config: Any, grids: Tensor) -> Tensor:
-    """Places (all images) of tokens in an encoder that puts the patches of each window side by side."""
+    """Position of each token's block of patches, for encoders that sort the blocks by window."""
     vision, window_index = config.vision_config, internal("transformers.vision_utils", "get_vision_window_index")
     order: Tensor
     order, _ = window_index(grids, vision.spatial_merge_size, vision.window_size, vision.patch_size)
     return order.argsort()
 
 
-def packed_rows(places: Callable[[Any, Tensor], Tensor]) -> RowsOf:
-    """Encoder rows of patches packed block by block; images run first, then videos.
+def packed_rows(block_positions: Callable[[Any, Tensor], Tensor]) -> RowsOf:
+    """Encoder rows of patches packed in blocks, one block per token; images run first, then videos.
 
     Args:
-        places: Where the blocks of each token stand, from the config and the grids of all images.
+        block_positions: Returns the position of each token's block, from the config and the grids of all images.
     """
 
     def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> EncoderRows:
@@ -84,7 +84,7 @@ def packed_rows(places: Callable[[Any, Tensor], Tensor]) -> RowsOf:
             grids = inputs.get(f"{kind}_grid_thw")
             if grids is None:
                 continue
-            blocks = places(config, grids.cpu())
+            blocks = block_positions(config, grids.cpu())
             found[name] = total + blocks[:, None] * block + torch.arange(block)
             total += len(blocks) * block
         sources = [visual.source for visual in visuals]
@@ -95,7 +95,7 @@ def packed_rows(places: Callable[[Any, Tensor], Tensor]) -> RowsOf:
 
 
 def last_full_layer(config: Any) -> int:
-    """The last encoder layer whose patches see their whole image or frame; the last of all where none does."""
+    """The last encoder layer with attention over the whole image or frame; the last layer if none has."""
     full = [layer for layer in config.vision_config.fullatt_block_indexes if layer <= last_layer(config)]
     return int(max(full, default=last_layer(config)))
 

@@ -1,4 +1,4 @@
-"""Video-LLaVA: one grid per image; every frame of a video begins with its CLS row, which has no place on the grid."""
+"""Video-LLaVA: one grid per image; every frame of a video begins with its CLS row, which is not part of the grid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokenprune.families.encoder_rows import EncoderRows, Tile, cells, film
 from tokenprune.families.family import Family, ObservedEncoder, Visual
 from tokenprune.families.layouts import Group, in_prompt_order, named_layer, patches_per_side, tensor
 
-#: Where processors put the images, the older name first.
+#: Names of the processor's tensor of images, the older name first.
 _IMAGES = ("pixel_values_images", "pixel_values")
 
 
@@ -18,7 +18,7 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
     """Images as square grids, videos as square frames; the CLS rows of frames are always kept.
 
     Raises:
-        IncompatibleError: The CLS row of images is a visual token, or placeholders and tensors do not add up.
+        IncompatibleError: The CLS row of images is a visual token, or placeholders and tensors do not match.
     """
     del runs
     refuse_cls_tokens(config)
@@ -49,7 +49,7 @@ def layout(config: Any, inputs: Mapping[str, Any], runs: tuple[int, ...]) -> lis
 
 
 def rows(config: Any, inputs: Mapping[str, Any], visuals: Sequence[Visual]) -> EncoderRows:
-    """Patches of images, then of frames, each behind its CLS row."""
+    """Encoder rows: images, then frames, each with its CLS row first."""
     side = patches_per_side(config)
     tile, one = Tile(side, cls_row(config)), cells(side, side, 1, side, side)
     images = sum(len(inputs[name]) for name in _IMAGES if inputs.get(name) is not None) * tile.rows

@@ -1,4 +1,4 @@
-"""ViP-LLaVA: LLaVA 1.5 whose projector reads several encoder layers side by side."""
+"""ViP-LLaVA: LLaVA 1.5 with a projector that reads several encoder layers."""
 
 from __future__ import annotations
 
