@@ -130,6 +130,17 @@ def test_a_plot_has_intervals_and_a_logarithmic_axis() -> None:
     assert "accuracy: 50.0 % [40.0, 70.0]" in plot.svg()
 
 
+def test_plots_of_two_tasks_share_no_id() -> None:
+    def names(task: str) -> set[str]:
+        row = PrunerRow(None, "one", "one", "", "done", accuracy=Interval(0.5, 0.4, 0.6), tokens={"final": 16.0})
+        plot = draw([BudgetTable("m", task, "4", "kept", (row,), HardSubset(0), None)], BUDGET, {"one": "#1f77b4"})
+        assert plot is not None
+        return set(re.findall(r' id="([^"]*)"', plot.svg()))
+
+    assert names("first")
+    assert not names("first") & names("second")
+
+
 def test_labels_cannot_break_a_plot() -> None:
     labels = ["$x^$", "_hidden", "<script>alert(1)</script>", "a&b", "two\nlines", "\x1b[31mred", '"quoted"']
     rows = tuple(

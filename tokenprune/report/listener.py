@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from tokenprune.events import SweepEnded, SweepStarted
 
 TOKENPRUNE_TRACKER = ""
-"""It is no tracker: the report is written whichever trackers were chosen."""
+"""Empty: the report is written whichever trackers were chosen."""
 
 _HEAVY = ("scipy.stats", "matplotlib.figure", "jinja2")
-"""What the report is made with; a second or two to import."""
+"""What the report is made with; importing it takes a second or two."""
 
 
 @hookimpl
 def on_sweep_start(event: SweepStarted) -> None:
-    """Import beside the work what the report needs, so that nobody waits for it at the end."""
+    """Import what the report needs while the cells run, so that the end of the sweep does not wait for it."""
     for module in _HEAVY:
         importlib.import_module(module)
 

@@ -15,25 +15,14 @@ from typing import Any
 
 from tokenprune.cell import REFERENCE, Cell
 from tokenprune.evaluation.environment import facts_of
-from tokenprune.report.data.costs import Quartiles
+from tokenprune.report.data.costs import MEASURED, Quartiles
 from tokenprune.tracking.subsets import RunSubset, short_model
 
 PREFIX = "tokenprune"
 PICTURES = "kept tokens"
 """Name under which the overlays of a run are logged as images."""
 
-_COSTS = (
-    "encoder_ms",
-    "prefill_ms",
-    "first_token_ms",
-    "decode_ms_per_token",
-    "total_ms",
-    "overhead_ms",
-    "over_unpruned",
-    "over_floor",
-    "floor_over_unpruned",
-    "energy_j",
-)
+_COSTS = tuple(name for name in MEASURED if name != "overhead_share")
 """Measurements with quartiles and an interval; one that could not be measured is `None` or missing."""
 
 _BOUNDS = ("q1", "q3", "low", "high")

@@ -41,6 +41,17 @@ def leaderboard(source: str | Path | SweepData) -> Leaderboard:
 
     Raises:
         ConfigError: The directory holds no sweep, or the samples of a finished cell are damaged.
+
+    Example:
+        >>> from tokenprune import run_sweep
+        >>> from tokenprune.report import leaderboard
+        >>> from tokenprune.sweep import default_config, with_changes
+        >>> small = {"pruners": ["none", "grid"], "budgets": ["25%"], "limit": 2, "efficiency": {"enabled": False}}
+        >>> config = with_changes(default_config(), small)
+        >>> outcome = run_sweep(config, directory="runs/small", executor="inline", track=False)
+        >>> (table,) = leaderboard("runs/small").tables
+        >>> [(row.label, row.questions) for row in table.rows], table.budget
+        ([('none', 2), ('grid', 2)], '25%')
     """
     data = source if isinstance(source, SweepData) else read_sweep(source)
     environments = environments_of(data.cells)

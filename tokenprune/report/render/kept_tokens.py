@@ -48,6 +48,12 @@ def draw_kept(
 
     Returns:
         An RGB picture at least 256 pixels wide.
+
+    Example:
+        >>> from PIL import Image
+        >>> from tokenprune.report import draw_kept
+        >>> draw_kept(Image.open("docs/examples/circle.png"), grid=(16, 16), kept=[0, 17, 34]).mode
+        'RGB'
     """
     rows, columns = grid
     scale = max(1, min(-(-MIN_SIDE // image.width), _LARGEST // max(image.size)))

@@ -74,12 +74,8 @@ def html_page(source: str | Path | SweepData) -> str:
     return _page(data, board, pair_tables(data), _plots(data, board))
 
 
-def write_report(directory: str | Path, board: Leaderboard | None = None) -> Path:
+def write_report(directory: str | Path) -> Path:
     """Write `report/` into a sweep directory: the page, the tables (Markdown and JSON), all pairs, the plots.
-
-    Args:
-        directory: The sweep directory.
-        board: Its leaderboard, if it was made before.
 
     Returns:
         The path of the page.
@@ -89,7 +85,7 @@ def write_report(directory: str | Path, board: Leaderboard | None = None) -> Pat
         StorageError: The disk does not take it.
     """
     data = read_sweep(directory)
-    board = board or leaderboard(data)
+    board = leaderboard(data)
     pairs, plots = pair_tables(data), _plots(data, board)
     folder = data.store.directory / FOLDER
     make_folder(folder)

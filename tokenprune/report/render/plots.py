@@ -211,7 +211,8 @@ class Plot:
         from matplotlib import rc_context
 
         stream = io.StringIO()
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": self.title}):
+        salt = f"{self.title}: {self.figure.axes[0].get_title(loc='left')}"  # ids are unique in a page
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
             nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             self.figure.savefig(stream, format="svg", metadata=nothing)
         used = set(re.findall(r"#([\w-]+)", stream.getvalue()))
