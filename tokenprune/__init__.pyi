@@ -2,6 +2,7 @@ from .budget import Budget as Budget
 from .checkpoints.loaded_model import LoadedModel as LoadedModel
 from .checkpoints.loading import load_model as load_model
 from .engine.pruning import pruned as pruned
+from .evaluation.evaluate import evaluate as evaluate
 from .hookspecs import hookimpl as hookimpl
 from .plugins import list_pruners as list_pruners
 from .plugins import load_host as load_host

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tokenprune.evaluation.model_cache import Bench
+from tokenprune.evaluation.model_cache import ModelCache
 from tokenprune.plugins import load_host
 from tokenprune.sweep import SweepStore
 from tokenprune.sweep.worker.cell_runner import CellRunner
@@ -13,5 +13,5 @@ if __name__ == "__main__":
     directory, cell_id = sys.argv[1:]
     store = SweepStore(directory)
     (cell,) = (cell for cell in store.plan() if cell.id == cell_id)
-    ended = CellRunner(store, Bench(load_host(), "cpu")).run(cell)
+    ended = CellRunner(store, ModelCache(load_host(), "cpu")).run(cell)
     print(cell.name, ended.outcome)

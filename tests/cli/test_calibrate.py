@@ -14,8 +14,8 @@ from tests.sweep.tiny import TOKENS
 from tokenprune.budget import Budget
 from tokenprune.checkpoints import load_model
 from tokenprune.errors import ConfigError, IncompatibleError
+from tokenprune.evaluation.batches import prepare
 from tokenprune.evaluation.calibration import PromptCalibrator
-from tokenprune.evaluation.model_cache import Bench
 from tokenprune.plugins import load_host
 from tokenprune.sweep import load_config, plan_cells
 from tokenprune.sweep.config.yaml_source import read_yaml
@@ -204,19 +204,16 @@ def loaded(tiny_model: Path) -> Any:
     return load_model(str(tiny_model))
 
 
-def prompts(loaded: Any, count: int) -> list[Any]:
-    bench, task = Bench(load_host(), "cpu"), load_host().tasks.get("scenes").build()
-    return [bench.encode(loaded, [task[index]]) for index in range(count)]
-
-
 def test_a_calibrator_runs_prompts_one_by_one_in_order(loaded: Any) -> None:
-    given = prompts(loaded, 2)
-    calibrator = PromptCalibrator.of(loaded, given, load_host())
+    host = load_host()
+    task = host.tasks.get("scenes").build()
+    given = [prepare(loaded, task, [index]).inputs for index in range(2)]
+    calibrator = PromptCalibrator.of(loaded, task, range(2), host)
     assert calibrator.tokens == TOKENS
     assert calibrator.facts == loaded.facts
-    prefills = calibrator.run(load_host().pruners.get("divprune").build(), Budget(tokens=3))
+    prefills = calibrator.run(host.pruners.get("divprune").build(), Budget(tokens=3))
     assert [prefill.record.final() for prefill in prefills] == [(3,), (3,)]
-    everything = calibrator.run(load_host().pruners.get("none").build(), Budget(ratio=1.0))
+    everything = calibrator.run(host.pruners.get("none").build(), Budget(ratio=1.0))
     for prefill, inputs in zip(everything, given, strict=True):
         with torch.no_grad():
             torch.testing.assert_close(prefill.logits, loaded.model(**inputs).logits[0, -1])
@@ -224,4 +221,4 @@ def test_a_calibrator_runs_prompts_one_by_one_in_order(loaded: Any) -> None:
 
 def test_a_calibrator_needs_images_of_one_size(loaded: Any) -> None:
     with pytest.raises(IncompatibleError, match="images of no visual tokens"):
-        PromptCalibrator.of(loaded, [], load_host())
+        PromptCalibrator.of(loaded, load_host().tasks.get("scenes").build(), [], load_host())

@@ -10,7 +10,7 @@ import torch
 from tests.composition.test_composed import HOST, IDS, POINTS, build
 from tokenprune.checkpoints import LoadedModel, load_model
 from tokenprune.engine import pruned
-from tokenprune.evaluation.model_cache import Bench
+from tokenprune.evaluation.batches import prepare
 from tokenprune.pruner import Pruner, PruneRecord
 
 
@@ -22,7 +22,7 @@ def shipped() -> LoadedModel:
 @pytest.fixture(scope="module")
 def inputs(shipped: LoadedModel) -> dict[str, Any]:
     task = HOST.tasks.get("scenes").build()
-    return Bench(HOST, "cpu").encode(shipped, [task[index] for index in range(3)])
+    return dict(prepare(shipped, task, range(3)).inputs)
 
 
 def ask(loaded: LoadedModel, pruner: Pruner, inputs: dict[str, Any]) -> tuple[PruneRecord, torch.Tensor]:

@@ -18,6 +18,7 @@ from tokenprune.checkpoints import LoadedModel, load_model
 from tokenprune.engine import pruned
 from tokenprune.engine.timestamps import Timestamps
 from tokenprune.errors import IncompatibleError
+from tokenprune.evaluation.batches import prepare
 from tokenprune.evaluation.cost import efficiency
 from tokenprune.evaluation.cost.efficiency import Cost, Refusal, measure_cost
 from tokenprune.evaluation.cost.flops import Counted, count_flops
@@ -25,7 +26,7 @@ from tokenprune.evaluation.cost.runs import Subject, Times
 from tokenprune.evaluation.machine.busy import Busy
 from tokenprune.evaluation.machine.memory import MIB, cache_bytes, peak_memory
 from tokenprune.evaluation.machine.timing import HostClock, clock_of, no_collection, pinned_threads
-from tokenprune.evaluation.model_cache import Bench
+from tokenprune.evaluation.model_cache import ModelCache
 from tokenprune.sweep.config.schema import EfficiencyConfig
 from tokenprune.sweep.plan.cells import plan_cells
 
@@ -45,8 +46,8 @@ def inputs(workshop: Workshop) -> Any:
 
 def prepared(workshop: Workshop, indices: list[int]) -> Any:
     cell = plan_cells(workshop.config(), workshop.host)[0]
-    bench = Bench(workshop.host, "cpu")
-    return bench.prepare(bench.model(cell), bench.task(cell), indices).inputs
+    cache = ModelCache(workshop.host, "cpu")
+    return prepare(cache.model(cell), cache.task(cell), indices).inputs
 
 
 def measured(loaded: LoadedModel, inputs: Any, pruner: Any = "grid", tokens: int = 4, **changes: Any) -> Cost:

@@ -12,7 +12,8 @@ from tests.sweep.tiny import TOKENS
 from tokenprune import Budget
 from tokenprune.checkpoints import load_model
 from tokenprune.engine import CapturedLayer, capture_prefill, pruned
-from tokenprune.evaluation.model_cache import Bench
+from tokenprune.evaluation.batches import prepare
+from tokenprune.evaluation.model_cache import ModelCache
 from tokenprune.metrics.lens import Cut, KeptTokens, kept_tokens, lens_errors
 from tokenprune.sweep.plan.cells import plan_cells
 
@@ -139,8 +140,8 @@ def test_on_a_real_capture(workshop: Workshop) -> None:
     """The pruner's own record and the capture speak of the same tokens."""
     loaded = load_model(str(workshop.model), host=workshop.host)
     cell = plan_cells(workshop.config(), workshop.host)[0]
-    bench = Bench(workshop.host, "cpu")
-    batch = bench.prepare(loaded, bench.task(cell), [0, 1])  # questions of different lengths: one is padded
+    task = ModelCache(workshop.host, "cpu").task(cell)
+    batch = prepare(loaded, task, [0, 1])  # questions of different lengths: one is padded
     layers = capture_prefill(loaded.model, batch.inputs, range(loaded.facts.num_layers))
     errors = []
     for tokens in (TOKENS, TOKENS // 2, 1):
@@ -148,10 +149,7 @@ def test_on_a_real_capture(workshop: Workshop) -> None:
             loaded.model(**batch.inputs)
         kept = [kept_tokens(session.last, sample) for sample in (0, 1)]
         errors.append(lens_errors(layers, kept)["output_error"])
-        alone = [
-            capture_prefill(loaded.model, bench.prepare(loaded, bench.task(cell), [index]).inputs, range(4))
-            for index in (0, 1)
-        ]
+        alone = [capture_prefill(loaded.model, prepare(loaded, task, [index]).inputs, range(4)) for index in (0, 1)]
         singles = [lens_errors(alone[index], [kept[index]])["output_error_per_layer"] for index in (0, 1)]
         both = [math.sqrt((a**2 + b**2) / 2) for a, b in zip(*singles, strict=True)]
         assert lens_errors(layers, kept)["output_error_per_layer"] == pytest.approx(both, rel=1e-3, abs=1e-6)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tokenprune.evaluation.evaluate import Asking
+from tokenprune.evaluation.evaluate import Evaluation
 from tokenprune.evaluation.machine.devices import lost_device, ran_out_of_memory
 from tokenprune.sweep import SweepOutcome, SweepStore
 
@@ -20,19 +20,19 @@ SMALL: dict[str, Any] = {"pruners": ["first"], "budgets": [4], "efficiency": Fal
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     """Room for batches of so many samples; returns the sizes that were tried under a pruner."""
-    whole = Asking.ask
+    whole = Evaluation.evaluate_batch
 
     def give(room: int) -> list[int]:
         tried: list[int] = []
 
-        def ask(self: Asking, batch: Any, memo: Any = None) -> None:
-            if self.cell.reference is not None:
+        def ask(self: Evaluation, batch: Any, memo: Any = None) -> None:
+            if not self.unpruned:
                 tried.append(len(batch.indices))
                 if len(batch.indices) > room:
                     raise torch.OutOfMemoryError("CUDA out of memory")
             whole(self, batch, memo)
 
-        monkeypatch.setattr(Asking, "ask", ask)
+        monkeypatch.setattr(Evaluation, "evaluate_batch", ask)
         return tried
 
     return give

@@ -11,9 +11,10 @@ import torch
 
 from tests.sweep.fixtures import Workshop
 from tests.sweep.test_environment import upgrade
+from tokenprune.checkpoints import LoadedModel
 from tokenprune.errors import ConfigError, IncompatibleError
 from tokenprune.evaluation.environment import Installed
-from tokenprune.evaluation.evaluate import Asking
+from tokenprune.evaluation.evaluate import Evaluation
 from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
 from tokenprune.sweep.store.predictions import read_partial
 
@@ -29,13 +30,13 @@ Go = Callable[..., SweepOutcome]
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """Every batch that is asked, by the label of its cell and its first question."""
     found: Asked = []
-    whole = Asking.ask
+    whole = Evaluation.evaluate_batch
 
-    def ask(self: Asking, batch: Any, memo: Any = None) -> None:
-        found.append((self.cell.label, batch.indices[0]))
+    def ask(self: Evaluation, batch: Any, memo: Any = None) -> None:
+        found.append((self.label, batch.indices[0]))
         whole(self, batch, memo)
 
-    monkeypatch.setattr(Asking, "ask", ask)
+    monkeypatch.setattr(Evaluation, "evaluate_batch", ask)
     return found
 
 
@@ -52,14 +53,14 @@ def go(workshop: Workshop, tmp_path: Path) -> Go:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, asked: Asked, count: int, error: BaseException) -> None:
     """Whoever asks the batch after so many is stopped in it."""
-    whole = Asking._ask
+    whole = Evaluation._evaluate_whole
 
-    def ask(self: Asking, batch: Any, memo: Any) -> None:
+    def ask(self: Evaluation, batch: Any, memo: Any) -> None:
         if len(asked) > count:
             raise error
         whole(self, batch, memo)
 
-    monkeypatch.setattr(Asking, "_ask", ask)
+    monkeypatch.setattr(Evaluation, "_evaluate_whole", ask)
 
 
 def stopped(monkeypatch: pytest.MonkeyPatch, asked: Asked, count: int, run: Callable[[], SweepOutcome]) -> SweepOutcome:
@@ -242,14 +243,14 @@ def test_a_cell_that_had_come_to_smaller_batches_goes_on_with_them(
     go: Go, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it would have without the stop: the large batches do not fit now either."""
-    whole = Asking._ask
+    whole = Evaluation._evaluate_whole
 
-    def ask(self: Asking, batch: Any, memo: Any) -> None:
-        if self.cell.reference is not None and len(batch.indices) > 2:
+    def ask(self: Evaluation, batch: Any, memo: Any) -> None:
+        if not self.unpruned and len(batch.indices) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         whole(self, batch, memo)
 
-    monkeypatch.setattr(Asking, "_ask", ask)
+    monkeypatch.setattr(Evaluation, "_evaluate_whole", ask)
     changes: dict[str, Any] = {"pruners": ["first"], "batch_size": 8}
     expected = contents(go("whole", **changes).directory)
     assert asked == [("none", 0), ("first", 0), *(("first", start) for start in (0, 2, 4, 6))]
@@ -275,16 +276,14 @@ def test_what_a_cell_gave_before_it_failed_is_not_taken_over(
 
 
 def test_a_sample_that_cannot_be_prepared_is_wrong_and_costs_no_cell(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tokenprune.evaluation.model_cache import Bench
+    whole = LoadedModel.encode
 
-    whole = Bench.encode
-
-    def encode(self: Bench, loaded: Any, samples: Any) -> Any:
+    def encode(self: LoadedModel, samples: Any) -> Any:
         if any(sample.id == "toy/4" for sample in samples):
             raise ConfigError("a broken picture", hint="mend it")
-        return whole(self, loaded, samples)
+        return whole(self, samples)
 
-    monkeypatch.setattr(Bench, "encode", encode)
+    monkeypatch.setattr(LoadedModel, "encode", encode)
     outcome = go("run", pruners=["first"])
     assert (outcome.done, outcome.failed) == (2, 0)
     store = SweepStore(outcome.directory)
@@ -296,21 +295,19 @@ def test_a_sample_that_cannot_be_prepared_is_wrong_and_costs_no_cell(go: Go, mon
 def test_batches_are_prepared_as_they_are_asked_and_kept_within_bounds(
     go: Go, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tokenprune.evaluation.model_cache import Bench
-
     prepared: list[int] = []
-    whole = Bench.encode
+    whole = LoadedModel.encode
 
-    def encode(self: Bench, loaded: Any, samples: Any) -> Any:
+    def encode(self: LoadedModel, samples: Any) -> Any:
         prepared.append(len(samples))
-        return whole(self, loaded, samples)
+        return whole(self, samples)
 
-    monkeypatch.setattr(Bench, "encode", encode)
+    monkeypatch.setattr(LoadedModel, "encode", encode)
     changes: dict[str, Any] = {"pruners": ["first", "grid"], "lens": False, "overlays": 0}
     expected = contents(go("kept", **changes).directory)
     assert prepared == [3, 3, 2]  # once for all cells
     prepared.clear()
-    monkeypatch.setattr("tokenprune.evaluation.model_cache.KEEP_MIB", 0)
+    monkeypatch.setattr("tokenprune.evaluation.batches.KEEP_MIB", 0)
     assert contents(go("not-kept", **changes).directory) == expected
     assert prepared[:6] == [3, 3, 2, 3, 3, 2]  # once for the unpruned cell and once for those that share them
     prepared.clear()

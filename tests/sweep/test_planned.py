@@ -13,7 +13,7 @@ import pytest
 from tests.sweep.fixtures import TOY, Workshop
 from tests.sweep.tiny import save_tiny_model
 from tokenprune.checkpoints import load_model
-from tokenprune.evaluation import model_cache as bench
+from tokenprune.evaluation import model_cache
 from tokenprune.events import SweepStarted
 from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
 
@@ -54,7 +54,7 @@ def test_a_model_that_changed_after_the_plan(
         loads.append(name)
         return load(name, **options)
 
-    monkeypatch.setattr(bench, "load_model", counted)
+    monkeypatch.setattr(model_cache, "load_model", counted)
     model = Path(shutil.copytree(workshop.model, tmp_path / "model"))
     assert go(pruners=("none",), models=[str(model)]).done == 1
     loads.clear()
@@ -130,7 +130,7 @@ def test_a_hub_name_is_loaded_at_the_commit_of_the_plan(
 
     load = load_model
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    monkeypatch.setattr(bench, "load_model", counted)
+    monkeypatch.setattr(model_cache, "load_model", counted)
     outcome = go(lambda: current.__setitem__(0, "bbbb"), pruners=("none",), models=["someone/tiny"])
     assert outcome.done == 1
     assert loads == [str(tmp_path / "aaaa")]

@@ -136,16 +136,17 @@ def test_a_bad_sample_counts_as_wrong(sweep: Run) -> None:
 
 
 def test_without_its_reference_a_cell_fails(sweep: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tokenprune.evaluation.evaluate import Answers, Asking
+    from tokenprune.evaluation.evaluate import Evaluation
+    from tokenprune.evaluation.predictions import Predictions
 
-    whole = Asking.finished
+    whole = Evaluation.finished
 
-    def break_reference(self: Asking) -> Answers:
-        if self.cell.reference is None:
+    def break_reference(self: Evaluation) -> Predictions:
+        if self.unpruned:
             raise RuntimeError("no reference today")
         return whole(self)
 
-    monkeypatch.setattr(Asking, "finished", break_reference)
+    monkeypatch.setattr(Evaluation, "finished", break_reference)
     outcome = sweep(pruners=["first"], budgets=[4])
     assert (outcome.done, outcome.failed) == (0, 2)
     store = SweepStore(outcome.directory)

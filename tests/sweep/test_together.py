@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.sweep.fixtures import PRUNERS, Workshop
-from tokenprune.evaluation.evaluate import Asking
+from tokenprune.evaluation.evaluate import Evaluation
 from tokenprune.sweep import SweepOutcome, SweepStore
 from tokenprune.sweep.runner import run_sweep
 
@@ -67,13 +67,14 @@ def test_together_is_as_alone(run: Callable[..., SweepOutcome], task: dict[str, 
 
 def test_cells_are_asked_batch_by_batch(run: Callable[..., SweepOutcome], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int, bool]] = []
-    whole = Asking.ask
+    whole = Evaluation.evaluate_batch
 
-    def ask(self: Asking, batch: Any, memo: Any = None) -> None:
-        asked.append((self.cell.budget_label, batch.indices[0], memo is not None))
+    def ask(self: Evaluation, batch: Any, memo: Any = None) -> None:
+        budget = "all" if self.unpruned else self.pruning.budget.label()
+        asked.append((budget, batch.indices[0], memo is not None))
         whole(self, batch, memo)
 
-    monkeypatch.setattr(Asking, "ask", ask)
+    monkeypatch.setattr(Evaluation, "evaluate_batch", ask)
     run(12, pruners=["first"], budgets=[4, 2])
     assert asked == [
         *(("all", start, False) for start in (0, 3, 6)),
@@ -84,14 +85,14 @@ def test_cells_are_asked_batch_by_batch(run: Callable[..., SweepOutcome], monkey
 def test_a_cell_without_memory_beside_others_is_run_by_itself_first(
     run: Callable[..., SweepOutcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Asking.ask
+    whole = Evaluation.evaluate_batch
 
-    def ask(self: Asking, batch: Any, memo: Any = None) -> None:
-        if memo is not None and self.cell.budget_tokens == 4:
+    def ask(self: Evaluation, batch: Any, memo: Any = None) -> None:
+        if memo is not None and self.pruning.budget.tokens == 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
         whole(self, batch, memo)
 
-    monkeypatch.setattr(Asking, "ask", ask)
+    monkeypatch.setattr(Evaluation, "evaluate_batch", ask)
     outcome = run(12, pruners=["first"], budgets=[4, 2, 1])
     assert (outcome.done, outcome.failed) == (4, 0)
     for each in outcomes(outcome.directory).values():

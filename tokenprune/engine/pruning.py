@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
 from torch import nn
@@ -37,8 +37,16 @@ class ModelPatch(Protocol):
         """Change the model; each step registers its reversal on the stack before the next step may fail."""
 
 
-def resolve_pruner(pruner: str | Pruner | None, options: Mapping[str, Any], host: Host) -> Pruner:
+def resolve_pruner(
+    pruner: str | Pruner | None, options: Mapping[str, Any], host: Host, call: Callable[..., Any]
+) -> Pruner:
     """The pruner of a name and options; a pruner object is returned as it is, and `None` means `none`.
+
+    Args:
+        pruner: What the user gave.
+        options: Options of a pruner that is given by name.
+        host: Plugins.
+        call: The function that the user called; a misspelt option may stand for one of its arguments.
 
     Raises:
         UnknownNameError: No pruner of that name is installed.
@@ -46,22 +54,22 @@ def resolve_pruner(pruner: str | Pruner | None, options: Mapping[str, Any], host
     """
     if isinstance(pruner, Pruner):
         for name in options:
-            unknown = UnknownNameError("argument of `pruned`", name, _arguments())
+            unknown = UnknownNameError(f"argument of `{call.__name__}`", name, _arguments(call))
             made = f"`{pruner.spec.name}` is built already: pass its options to `get_pruner`, or pass its name here"
             raise ConfigError(unknown.message, hint=unknown.hint if unknown.close_matches else made)
         return pruner
     spec = host.pruners.get(pruner or "none")
-    return cast(Pruner, spec.build(spec.validate(options, beside=_arguments())))
+    return cast(Pruner, spec.build(spec.validate(options, beside=_arguments(call))))
 
 
 @functools.cache
-def _arguments() -> tuple[str, ...]:
-    """The optional arguments of `pruned`, as candidates for a misspelt option."""
-    return tuple(name for name, what in inspect.signature(pruned).parameters.items() if what.default is not what.empty)
+def _arguments(call: Callable[..., Any]) -> tuple[str, ...]:
+    """The optional arguments of a function, as candidates for a misspelt option."""
+    return tuple(name for name, what in inspect.signature(call).parameters.items() if what.default is not what.empty)
 
 
 def resolve_budget(
-    pruner: Pruner, budget: Budget | BudgetLike | None, ratio: float | None, tokens: int | None
+    pruner: Pruner, budget: Budget | BudgetLike | None, ratio: float | None = None, tokens: int | None = None
 ) -> Budget:
     """The budget, from whichever argument gives it.
 
@@ -138,7 +146,7 @@ def pruned(
         ((256,), (64,))
     """
     host = host or default_host()
-    chosen = resolve_pruner(pruner, options, host)
+    chosen = resolve_pruner(pruner, options, host, pruned)
     wanted = resolve_budget(chosen, budget, ratio, tokens)
     wrapped, own_joint = (model, None) if isinstance(model, nn.Module) else (model.model, model.joint)
     joint = joint or own_joint

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from tokenprune.budget import Budget
 from tokenprune.checkpoints import LoadedModel
-from tokenprune.engine import pruned
 from tokenprune.errors import IncompatibleError
-from tokenprune.families.lookup import parts_of
+from tokenprune.evaluation.batches import Batch, Questions, prepare, token_grids
+from tokenprune.evaluation.generation import Pruning
 from tokenprune.plugins import Host
 from tokenprune.pruner import ModelFacts, Prefill, Pruner
 
@@ -23,30 +20,33 @@ class PromptCalibrator:
 
     Args:
         loaded: The model.
-        prompts: The processor's tensors of each prompt (B = 1), with the images.
+        prompts: The prompts, each a batch of one sample with the same number of visual tokens per image.
         tokens: Visual tokens of each image.
+        host: Plugins.
     """
 
     loaded: LoadedModel
-    prompts: tuple[Mapping[str, Tensor], ...]
+    prompts: tuple[Batch, ...]
     tokens: int
+    host: Host
 
     @classmethod
-    def of(cls, loaded: LoadedModel, prompts: Sequence[Mapping[str, Tensor]], host: Host) -> PromptCalibrator:
-        """A calibrator that counts the visual tokens itself.
+    def of(cls, loaded: LoadedModel, task: Questions, indices: Sequence[int], host: Host) -> PromptCalibrator:
+        """A calibrator on some samples of a task; it counts the visual tokens itself.
 
         Raises:
             IncompatibleError: There is no image, or images differ in their number of visual tokens.
         """
-        parts = parts_of(loaded.model, host)
-        found = {visual.tokens for inputs in prompts for visual in parts.visuals(inputs) if visual.tokens}
+        prompts = tuple(prepare(loaded, task, [index]) for index in indices)
+        grids = [grid for prompt in prompts for grid in token_grids(loaded, prompt)[0]]
+        found = {rows * columns for rows, columns in grids} - {0}
         if len(found) != 1:
             counts = " and ".join(str(count) for count in sorted(found)) or "no"
             raise IncompatibleError(
                 f"a calibration needs images of one size, but the samples have images of {counts} visual tokens",
                 hint="choose a task whose pictures all have one size",
             )
-        return cls(loaded, tuple(prompts), found.pop())
+        return cls(loaded, prompts, found.pop(), host)
 
     @property
     def facts(self) -> ModelFacts:
@@ -60,9 +60,6 @@ class PromptCalibrator:
             BudgetError: The pruner cannot meet the budget.
             IncompatibleError: The pruner cannot work on this model.
         """
-        found = []
-        for inputs in self.prompts:
-            with torch.no_grad(), pruned(self.loaded.model, pruner, budget, joint=self.loaded.joint) as session:
-                logits: Tensor = self.loaded.model(**inputs).logits[0, -1]
-            found.append(Prefill(session.last, logits.float()))
-        return tuple(found)
+        pruning = Pruning(self.loaded, pruner, budget, host=self.host)
+        made = [pruning.generate(prompt.inputs, max_new_tokens=1) for prompt in self.prompts]
+        return tuple(Prefill(each.record, each.first_logits[0].float()) for each in made)

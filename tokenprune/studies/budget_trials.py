@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenprune.cell import Cell
 from tokenprune.errors import ConfigError, PrerequisiteError, TokenPruneError
-from tokenprune.evaluation.model_cache import Bench
+from tokenprune.evaluation.model_cache import ModelCache
 from tokenprune.plugins import Host
 from tokenprune.report.stats.intervals import Interval
 from tokenprune.report.stats.scores import Scores, read_scores
@@ -45,7 +45,7 @@ class Trials:
         reference, *cells = plan_cells(self._config, host)
         self._reference, self._cells = reference, dict(enumerate(cells, start=1))
         self._store = store
-        self._runner = CellRunner(store, Bench(host, config.device[0]))
+        self._runner = CellRunner(store, ModelCache(host, config.device[0]))
         # runs at other ratios, of a search with another precision, stay in the plan
         subject = _without_budget(self._cells[1])
         earlier = [cell for cell in (store.plan() if store.exists() else ()) if _without_budget(cell) == subject]

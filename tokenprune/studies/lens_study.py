@@ -1,26 +1,26 @@
-"""The lens over many pruners: the same questions, one unpruned capture per batch, errors beside the accuracy lost."""
+"""The lens over many pruners: the same questions for all of them, and the errors of each beside the accuracy lost."""
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
-
-import torch
 
 from tokenprune.budget import Budget
 from tokenprune.cell import REFERENCE, Outcome
 from tokenprune.checkpoints import LoadedModel
-from tokenprune.engine import capture_prefill, pruned
+from tokenprune.engine import capture_prefill
 from tokenprune.errors import BudgetError, IncompatibleError, TokenPruneError
-from tokenprune.evaluation.model_cache import Batch, Bench
-from tokenprune.metrics.lens import KeptTokens, kept_tokens, lens_errors
+from tokenprune.evaluation.batches import Batches
+from tokenprune.evaluation.evaluate import Evaluation, batch_by_batch
+from tokenprune.evaluation.generation import Pruning
+from tokenprune.metrics.lens import lens_errors
 from tokenprune.metrics.subsets import SubsetLens
-from tokenprune.plugins import Host
+from tokenprune.plugins import Host, default_host
 from tokenprune.pruner import PositionPolicy, Pruner
 from tokenprune.report.stats.ranks import RankCorrelation, rank_correlation
-from tokenprune.sweep.config.schema import PrunerEntry, SweepConfig, TaskEntry
 from tokenprune.tasks.base import Task
 
 _log = logging.getLogger(__name__)
@@ -40,10 +40,22 @@ class LensSettings:
     """What a study runs.
 
     Args:
-        measured: Samples whose kept sets are measured (accuracy takes all); 0 only asks the questions.
-        layer: Decoder layer at which duplication, coverage and regret are judged; the last one where there are fewer.
+        pruners: The pruners, by the name that rows show.
+        budgets: Every pruner runs at each of them.
+        limit: Only the first so many questions of the task.
+        batch_size: Questions per batch.
+        max_new_tokens: Longest answer, in tokens; the task's own if it is not given.
+        positions: Position policy; `None` leaves it to the pruner.
+        measured: Samples whose kept tokens are measured (accuracy takes all); 0 only asks the questions.
+        layer: Decoder layer at which duplication, coverage and regret are judged; the last one if there are fewer.
     """
 
+    pruners: Mapping[str, Pruner]
+    budgets: Sequence[Budget]
+    limit: int | None = None
+    batch_size: int = 16
+    max_new_tokens: int | None = None
+    positions: PositionPolicy | None = None
     measured: int = 28
     layer: int = 2
 
@@ -107,173 +119,150 @@ class LensStudy:
 
 @dataclass
 class _Run:
-    """One pruner at one budget while the batches go by."""
+    """One pruner at one budget, and what was measured of it batch by batch."""
 
     row: LensRow
-    pruner: Pruner
-    budget: Budget
-    scores: list[float] = field(default_factory=list)
-    layer_average: list[float] = field(default_factory=list)
+    evaluation: Evaluation
     errors: list[dict[str, Any]] = field(default_factory=list)
     subsets: list[tuple[int, float, float, float]] = field(default_factory=list)
 
+    def attempt(self, step: Callable[[], object]) -> None:
+        """Run a step; what goes wrong becomes the reason of the row and does not end the study."""
+        row = self.row
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - the boundary of a row
+            row.outcome = "refused" if isinstance(error, BudgetError | IncompatibleError) else "failed"
+            row.reason = error.message if isinstance(error, TokenPruneError) else f"{type(error).__name__}: {error}"
+            _log.debug("%s at %s %s", row.pruner, row.budget, row.outcome, exc_info=True)
+            self.evaluation.stopped = True
+
 
 def study_lens(
-    config: SweepConfig,
-    host: Host,
+    loaded: LoadedModel,
+    task: str,
     settings: LensSettings,
     *,
+    options: Mapping[str, Any] | None = None,
+    model: str = "",
+    host: Host | None = None,
     progress: Callable[[str], None] | None = None,
-) -> Iterator[LensStudy]:
-    """Run every pruner of a sweep file at every budget, one study per model and task.
+) -> LensStudy:
+    """Run every pruner at every budget on one model and one task.
 
     Args:
-        config: Models, tasks, pruners, budgets, `limit`, `batch_size`; cells, seeds and trackers play no part.
-        host: Plugins.
-        settings: What is measured.
-        progress: Told what runs, or `None`.
+        loaded: The model.
+        task: Name of an installed task.
+        settings: What runs, and what is measured.
+        options: Options of the task.
+        model: What the study calls the model; where it came from if it is not given.
+        host: Plugins; the installed ones if it is not given.
+        progress: Told what runs.
 
     Raises:
-        TokenPruneError: The model or the task cannot be had.
+        UnknownNameError: The task is not installed.
+        Exception: What the unpruned model raises; an error of a pruner becomes the reason of its row.
     """
-    bench = Bench(host, config.device[0])
-    for model in config.models:
-        loaded = load_for(config, model, bench)
-        for entry in config.tasks:
-            yield _study(config, loaded, model, entry, bench, settings, progress)
+    host = host or default_host()
+    spec = host.tasks.get(task)
+    questions = cast(Task, spec.build(options or {}))
+    count = min(len(questions), settings.limit or len(questions))
+    batches = Batches(loaded, questions, count=count, size=settings.batch_size)
 
+    def evaluation(pruner: Pruner, budget: Budget) -> Evaluation:
+        return Evaluation(
+            Pruning(loaded, pruner, budget, settings.positions, spec.video, host),
+            batches,
+            max_new_tokens=settings.max_new_tokens or int(questions.max_new_tokens),
+            keep=settings.measured,
+            strict=True,
+        )
 
-def load_for(config: SweepConfig, model: str, bench: Bench) -> LoadedModel:
-    """The model under the settings of a sweep file."""
-    from tokenprune.checkpoints import load_model
-
-    return load_model(model, device=bench.device, dtype=config.dtype, attention=config.attention, host=bench.host)
-
-
-def _study(
-    config: SweepConfig,
-    loaded: LoadedModel,
-    model: str,
-    entry: TaskEntry,
-    bench: Bench,
-    settings: LensSettings,
-    progress: Callable[[str], None] | None,
-) -> LensStudy:
-    task = cast(Task, bench.host.tasks.get(entry.name).build(entry.options))
-    count = min(len(task), config.limit or len(task))
+    reference = evaluation(host.pruners.get(REFERENCE).build(), Budget(ratio=1.0))
+    runs = [
+        _Run(LensRow(name, budget.label()), evaluation(pruner, budget))
+        for name, pruner in settings.pruners.items()
+        for budget in settings.budgets
+    ]
+    by_evaluation = {run.evaluation: run for run in runs}
+    for each, ask in batch_by_batch([reference, *by_evaluation]):
+        if each is reference:
+            ask()
+            continue
+        run, start = by_evaluation[each], len(each.predictions)
+        if progress is not None:
+            progress(f"{task}: questions {start + 1} to {min(start + batches.size, count)}, {run.row.pruner}")
+        run.attempt(ask)
     layer = min(settings.layer, loaded.facts.num_layers - 1)
-    runs = [run for pruner in config.pruners if pruner.name != REFERENCE for run in _runs(pruner, config, bench.host)]
-    reference: list[float] = []
-    new_tokens = config.max_new_tokens or int(task.max_new_tokens)
-    for start in range(0, count, config.batch_size):
-        batch = bench.prepare(loaded, task, range(start, min(start + config.batch_size, count)))
-        reference += _answer(loaded, task, batch, new_tokens)
-        measured = max(0, min(settings.measured, count) - start)
-        lens = _Lens(loaded, bench, task, batch, measured, layer) if measured else None
-        for run in runs:
-            if run.row.outcome == "done":
-                if progress is not None:
-                    progress(f"{entry.name}: questions {start + 1} to {start + len(batch.indices)}, {run.row.pruner}")
-                _step(run, loaded, task, batch, new_tokens, lens, config.positions)
-    accuracy = sum(reference) / len(reference)
+    _measure(runs, batches, min(settings.measured, count), layer)
+    accuracy = _mean(reference, "score")
     rows = tuple(_finished(run, accuracy) for run in runs)
-    return LensStudy(model, entry.name, count, layer, accuracy, rows, correlations(rows))
+    return LensStudy(model or loaded.path, task, count, layer, accuracy, rows, correlations(rows))
 
 
-def _runs(entry: PrunerEntry, config: SweepConfig, host: Host) -> Iterator[_Run]:
-    for budget_entry in config.budgets:
-        budget = budget_entry.budget(config.account)
-        pruner = cast(Pruner, host.pruners.get(entry.name).build(entry.options))
-        yield _Run(LensRow(entry.title, budget.label()), pruner, budget)
+def _measure(runs: Sequence[_Run], batches: Batches, measured: int, layer: int) -> None:
+    """Measure what the pruners kept of the first samples; each batch is captured once for all of them."""
+    loaded = batches.loaded
+    for number in range(-(-measured // batches.size)):
+        indices = [index for index in batches.indices(number) if index < measured]
+        batch = batches.batch(number) if len(indices) == len(batches.indices(number)) else batches.prepare(indices)
+        layers = capture_prefill(loaded.model, batch.inputs, range(loaded.facts.num_layers))
+        subsets = SubsetLens(layers[layer])
+        for run in runs:
+            if not run.evaluation.stopped:
+                run.attempt(functools.partial(_add_figures, run, layers, subsets, indices))
 
 
-class _Lens:
-    """The unpruned capture of the measured samples of one batch, shared by all pruners."""
-
-    def __init__(self, loaded: LoadedModel, bench: Bench, task: Task, batch: Batch, measured: int, layer: int) -> None:
-        whole = measured >= len(batch.indices)
-        captured = batch if whole else bench.prepare(loaded, task, batch.indices[:measured])
-        self.count = len(captured.indices)
-        self.layers = capture_prefill(loaded.model, captured.inputs, range(loaded.facts.num_layers))
-        self.subsets = SubsetLens(self.layers[layer])
-
-    def look(self, run: _Run, kept: Sequence[KeptTokens]) -> None:
-        """Add the figures of one pruner's kept sets to its run."""
-        found = lens_errors(self.layers, kept)
-        run.row.reason = run.row.reason or found["reason"]
-        if found["reason"]:
-            return
-        run.errors.append(found)
-        figures = self.subsets.figures(kept)
-        if figures is not None:
-            run.subsets.append((self.count, figures.duplication, figures.coverage, figures.regret))
-
-
-@torch.no_grad()
-def _answer(loaded: LoadedModel, task: Task, batch: Batch, new_tokens: int) -> list[float]:
-    """Scores of the model's answers to one batch, under whatever prunes it now."""
-    made = loaded.model.generate(**batch.inputs, do_sample=False, max_new_tokens=new_tokens)
-    texts = loaded.processor.batch_decode(made[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [float(task.score(str(text).strip(), sample)) for text, sample in zip(texts, batch.samples, strict=True)]
-
-
-def _step(
-    run: _Run,
-    loaded: LoadedModel,
-    task: Task,
-    batch: Batch,
-    new_tokens: int,
-    lens: _Lens | None,
-    positions: PositionPolicy | None,
-) -> None:
-    """One batch under one pruner; what goes wrong becomes the reason of its row."""
-    try:
-        frames = batch.samples[0].video
-        with pruned(
-            loaded.model, run.pruner, run.budget, positions=positions, joint=loaded.joint, frames=frames
-        ) as session:
-            scores = _answer(loaded, task, batch, new_tokens)
-            record = session.last
-        if lens is not None:
-            lens.look(run, [kept_tokens(record, sample) for sample in range(lens.count)])
-    except Exception as error:  # noqa: BLE001 - the boundary of a row: one that cannot run must not take the others along
-        run.row.outcome = "refused" if isinstance(error, BudgetError | IncompatibleError) else "failed"
-        text = error.message if isinstance(error, TokenPruneError) else f"{type(error).__name__}: {error}"
-        _log.debug("%s at %s %s", run.row.pruner, run.row.budget, run.row.outcome, exc_info=True)
-        run.row.reason = text
-        run.scores.clear()
-        run.errors.clear()
+def _add_figures(run: _Run, layers: Sequence[Any], subsets: SubsetLens, indices: Sequence[int]) -> None:
+    """Add the figures of one pruner's kept tokens of a batch."""
+    kept = run.evaluation.predictions.kept
+    batch = [kept[index] for index in indices]
+    found = lens_errors(layers, batch)
+    run.row.reason = run.row.reason or found["reason"]
+    if found["reason"]:
         return
-    run.scores += scores
-    run.layer_average += record.layer_average()
+    run.errors.append(found)
+    figures = subsets.figures(batch)
+    if figures is not None:
+        run.subsets.append((len(indices), figures.duplication, figures.coverage, figures.regret))
+
+
+def _mean(evaluation: Evaluation, column: str) -> float:
+    rows = evaluation.predictions.rows
+    return sum(float(row[column]) for row in rows) / len(rows)
 
 
 def _finished(run: _Run, accuracy: float) -> LensRow:
     row = run.row
-    if not run.scores:
+    if row.outcome != "done":
         return row
-    row.questions = len(run.scores)
-    row.accuracy = sum(run.scores) / len(run.scores)
+    row.questions = len(run.evaluation.predictions)
+    row.accuracy = _mean(run.evaluation, "score")
     row.accuracy_lost = accuracy - row.accuracy
-    row.layer_average = sum(run.layer_average) / len(run.layer_average)
+    row.layer_average = _mean(run.evaluation, "layer_average_tokens")
     if not run.errors or row.reason:
         row.reason = row.reason or "no sample was measured"
         return row
     counts = [found["samples"] for found in run.errors]
     row.measured = sum(counts)
-    for name in ("dual_error", "output_error"):  # root mean squares over the samples, as within a batch
-        squares = [
-            sum(value[layer] ** 2 * count for value, count in zip(per_layer, counts, strict=True)) / row.measured
-            for per_layer in [[found[f"{name}_per_layer"] for found in run.errors]]
-            for layer in range(len(per_layer[0]))
-        ]
-        setattr(row, name, sum(square**0.5 for square in squares) / len(squares))
+    row.dual_error = _over_samples([found["dual_error_per_layer"] for found in run.errors], counts)
+    row.output_error = _over_samples([found["output_error_per_layer"] for found in run.errors], counts)
     if sum(found[0] for found in run.subsets) < row.measured:
         row.reason = "no visual token is left at the end, so there is no kept set to judge"
         return row
-    for place, name in enumerate(("duplication", "coverage", "regret"), start=1):
-        setattr(row, name, sum(found[0] * found[place] for found in run.subsets) / row.measured)
+    row.duplication, row.coverage, row.regret = (
+        sum(found[0] * found[place] for found in run.subsets) / row.measured for place in (1, 2, 3)
+    )
     return row
+
+
+def _over_samples(per_batch: Sequence[Sequence[float]], counts: Sequence[int]) -> float:
+    """The mean over the layers of root mean squares over the samples of all batches, as within a batch."""
+    squares = [
+        sum(value**2 * count for value, count in zip(layer, counts, strict=True)) / sum(counts)
+        for layer in zip(*per_batch, strict=True)
+    ]
+    return float(sum(square**0.5 for square in squares) / len(squares))
 
 
 def correlations(rows: Sequence[LensRow]) -> tuple[LensCorrelation, ...]:

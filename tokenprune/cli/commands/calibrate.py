@@ -72,13 +72,11 @@ def _calibrator(invocation: Invocation, model: str, task: str, limit: int, devic
     invocation.host.tasks.get(task)  # a wrong name is an error before a model is loaded
     from tokenprune.checkpoints import load_model
     from tokenprune.evaluation.calibration import PromptCalibrator
-    from tokenprune.evaluation.model_cache import Bench
 
     samples = invocation.host.tasks.get(task).build()
     loaded = load_model(model, device=device, host=invocation.host)
-    bench = Bench(invocation.host, device)
     chosen = range(max(0, len(samples) - limit), len(samples))
-    return PromptCalibrator.of(loaded, [bench.encode(loaded, [samples[index]]) for index in chosen], invocation.host)
+    return PromptCalibrator.of(loaded, samples, chosen, invocation.host)
 
 
 def _found(

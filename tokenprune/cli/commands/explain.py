@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ from tokenprune.errors import BudgetError, ConfigError, IncompatibleError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tokenprune.checkpoints import LoadedModel
+    from tokenprune.evaluation.predictions import Prediction
 
 _PRUNERS = "none,random,divprune,fastv,iwp,iwp-exact"
 _COLUMNS = 3
@@ -106,37 +106,41 @@ def _ask(
     device: str,
 ) -> tuple[list[Grid], list[Kept]]:
     from tokenprune.checkpoints import load_model
-    from tokenprune.evaluation.model_cache import Bench
-    from tokenprune.families.lookup import parts_of
+    from tokenprune.evaluation.batches import Batches, token_grids
+    from tokenprune.evaluation.evaluate import Evaluation, OwnSamples, batch_by_batch
+    from tokenprune.evaluation.generation import Pruning
     from tokenprune.tasks.base import Sample
 
-    loaded = load_model(model, device=device, host=invocation.host)
-    bench = Bench(invocation.host, device)
-    inputs = bench.encode(loaded, [Sample("explain", (picture,), question, answer="", family="")])
-    parts = parts_of(loaded.model, invocation.host)
-    grids = [visual.grid or (1, visual.tokens) for visual in parts.visuals(inputs) if visual.tokens]
-    return grids, [_ask_one(invocation, loaded, inputs, name, budget, grids) for name in names]
+    host = invocation.host
+    loaded = load_model(model, device=device, host=host)
+    asked = OwnSamples([Sample("explain", (picture,), question, answer="", family="")])
+    batches = Batches(loaded, asked, count=1, size=1)
+    (grids,) = token_grids(loaded, batches.batch(0))
+    evaluations = [
+        Evaluation(
+            Pruning(loaded, host.pruners.get(name).build(), budget, host=host),
+            batches,
+            max_new_tokens=_ANSWER_TOKENS,
+            label=name,
+            keep=1,
+            strict=True,
+        )
+        for name in names
+    ]
+    found = []
+    for evaluation, run in batch_by_batch(evaluations):
+        try:
+            (prediction,) = run()
+        except (BudgetError, IncompatibleError) as error:
+            found.append(Kept(evaluation.label, refused=error.message))
+        else:
+            found.append(_kept(evaluation.label, prediction, grids))
+    return grids, found
 
 
-def _ask_one(
-    invocation: Invocation,
-    loaded: LoadedModel,
-    inputs: dict[str, Any],
-    name: str,
-    budget: Budget,
-    grids: Sequence[Grid],
-) -> Kept:
-    from tokenprune.engine import pruned
-    from tokenprune.metrics.lens import kept_tokens
-
-    try:
-        chosen = invocation.host.pruners.get(name).build()
-        with pruned(loaded.model, chosen, budget, joint=loaded.joint) as run:
-            made = loaded.model.generate(**inputs, do_sample=False, max_new_tokens=_ANSWER_TOKENS)
-    except (BudgetError, IncompatibleError) as error:
-        return Kept(name, refused=error.message)
-    answer = loaded.processor.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
-    cuts = kept_tokens(run.last, 0).final()
+def _kept(name: str, prediction: Prediction, grids: Sequence[Grid]) -> Kept:
+    assert prediction.kept is not None  # noqa: S101 - the evaluation remembers one sample
+    cuts = prediction.kept.final()
     indices: list[int] = []
     labels: list[str] = []
     for unit, start in enumerate(_starts(grids)):
@@ -145,10 +149,10 @@ def _ask_one(
         labels += () if cut is None else cut.labels
     return Kept(
         name,
-        answer=str(answer).strip(),
+        answer=prediction.row["prediction"],
         site=next((cut.site for cut in cuts.values()), ""),
-        tokens=run.last.final()[0],
-        layer_average=run.last.layer_average()[0],
+        tokens=prediction.row["final_tokens"],
+        layer_average=prediction.row["layer_average_tokens"],
         indices=tuple(indices),
         labels=tuple(labels) if len(labels) == len(indices) else (),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -59,8 +59,6 @@ def lens(
     invocation = invocation_of(context)
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other", hint="choose one, or take both with --out")
-    from tokenprune.studies.lens_study import LensSettings, study_lens
-
     changes = sweep_changes(budgets=budgets, model=model, task=task, device=device, limit=limit, batch_size=batch_size)
     chosen = _chosen(invocation, config, pruners, changes)
     if out is not None:
@@ -68,7 +66,7 @@ def lens(
     output = invocation.output
     with output.talk.status("lens") if output.live else nullcontext() as status:
         say = None if status is None else (lambda text: status.update(f"lens: {text}"))
-        studies = list(study_lens(chosen, invocation.host, LensSettings(measured, layer), progress=say))
+        studies = _studies(invocation, chosen, measured, layer, say)
     if out is not None:
         _write(out, studies)
         output.say(f"written: {out}")
@@ -98,6 +96,38 @@ def _chosen(invocation: Invocation, path: Path | None, pruners: str, changes: di
     if pruners:
         changes = {**changes, "pruners": chosen_pruners(config, pruners)}
     return with_changes(config, changes, host) if changes else config
+
+
+def _studies(
+    invocation: Invocation, config: SweepConfig, measured: int, layer: int, progress: Callable[[str], None] | None
+) -> list[LensStudy]:
+    """One study per model and task of a sweep file; its seeds and trackers play no part."""
+    from tokenprune.cell import REFERENCE
+    from tokenprune.checkpoints import load_model
+    from tokenprune.evaluation.machine.devices import device_of
+    from tokenprune.studies.lens_study import LensSettings, study_lens
+
+    host = invocation.host
+    listed = [entry for entry in config.pruners if entry.name != REFERENCE]
+    settings = LensSettings(
+        pruners={entry.title: host.pruners.get(entry.name).build(entry.options) for entry in listed},
+        budgets=[entry.budget(config.account) for entry in config.budgets],
+        limit=config.limit,
+        batch_size=config.batch_size,
+        max_new_tokens=config.max_new_tokens,
+        positions=config.positions,
+        measured=measured,
+        layer=layer,
+    )
+    studies = []
+    for model in config.models:
+        device = device_of(config.device[0])
+        loaded = load_model(model, device=device, dtype=config.dtype, attention=config.attention, host=host)
+        studies += [
+            study_lens(loaded, task.name, settings, options=task.options, model=model, host=host, progress=progress)
+            for task in config.tasks
+        ]
+    return studies
 
 
 def _show(output: Output, study: LensStudy) -> None:

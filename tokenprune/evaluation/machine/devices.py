@@ -17,6 +17,11 @@ _NO_MEMORY = (
 )
 
 
+def device_of(name: str) -> str:
+    """A torch device by name; `auto` is the GPU if there is one, otherwise the CPU."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
 def check_devices(listed: Iterable[str]) -> None:
     """Make sure that this machine has the devices of a sweep; `auto` is what it has.
 

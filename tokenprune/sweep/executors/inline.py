@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from tokenprune.cell import Cell
 from tokenprune.evaluation.machine.devices import check_devices
-from tokenprune.evaluation.model_cache import Bench
+from tokenprune.evaluation.model_cache import ModelCache
 from tokenprune.plugins import Host
 from tokenprune.sweep.config.schema import SweepConfig
 from tokenprune.sweep.executors.scheduler import companies, next_part
@@ -22,7 +22,7 @@ class Inline:
         check_devices(config.device[:1])
         self._store = store
         self._share = config.share
-        self._runner = CellRunner(store, Bench(host, config.device[0]), overlays=config.overlays)
+        self._runner = CellRunner(store, ModelCache(host, config.device[0]), overlays=config.overlays)
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
         """Run the cells, company by company (references come first in every plan)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Mapping
@@ -13,10 +12,10 @@ import torch
 
 from tokenprune.cell import Cell
 from tokenprune.errors import ConfigError, TokenPruneError
+from tokenprune.evaluation.batches import prepare
 from tokenprune.evaluation.cost.efficiency import measure_cost
-from tokenprune.evaluation.evaluate import session_of
 from tokenprune.evaluation.machine.devices import device_error, lost_device
-from tokenprune.evaluation.model_cache import Bench
+from tokenprune.evaluation.model_cache import ModelCache
 from tokenprune.sweep.messages import Ended
 from tokenprune.sweep.store.atomic_io import StorageError
 from tokenprune.sweep.store.lock import TakenOverError
@@ -25,14 +24,14 @@ from tokenprune.sweep.store.result_store import SweepStore
 _log = logging.getLogger(__name__)
 
 
-def measure_cell(store: SweepStore, bench: Bench, cell: Cell, attempt: int = 1) -> Ended:
+def measure_cell(store: SweepStore, cache: ModelCache, cell: Cell, attempt: int = 1) -> Ended:
     """Measure the first sample of a cell that ran, and complete the cell.
 
     A measurement that fails is a cost with an `error` and a `hint`; the answers stand.
 
     Args:
         store: The sweep directory.
-        bench: Models, tasks and batches.
+        cache: Models, tasks and batches.
         cell: A cell that was answered.
         attempt: Which attempt this is.
 
@@ -46,29 +45,27 @@ def measure_cell(store: SweepStore, bench: Bench, cell: Cell, attempt: int = 1) 
     if answers is None:
         raise ConfigError(f"cell `{cell.name}` has no answers to add a cost to", hint="run the sweep again")
     clock = time.perf_counter()
-    cost = _cost(store, bench, cell)
+    cost = _cost(store, cache, cell)
     seconds = answers["seconds"] + time.perf_counter() - clock
     attempts = max(attempt, answers.get("attempts", 1))
     store.write_result(cell, {**answers, "cost": cost, "seconds": seconds, "attempts": attempts})
     return Ended(cell.id, "done")
 
 
-def _cost(store: SweepStore, bench: Bench, cell: Cell) -> Mapping[str, Any]:
+def _cost(store: SweepStore, cache: ModelCache, cell: Cell) -> Mapping[str, Any]:
     try:
         index = next(row["index"] for row in store.samples(cell.id) if not row["error"])
-        loaded, task = bench.model(cell), bench.task(cell)
-        pruner = bench.pruner(cell)
-        sample = bench.prepare(loaded, task, [index]).inputs
-        session = functools.partial(session_of, cell, pruner, loaded, bench.host)
-        cost = measure_cost(loaded.model, sample, session, **cell.efficiency).to_json()
+        pruning = cache.pruning(cell)
+        sample = prepare(pruning.loaded, cache.task(cell), [index]).inputs
+        cost = measure_cost(pruning.loaded.model, sample, pruning.session, **cell.efficiency).to_json()
         # of its own: answers stay where a cost is measured again, perhaps with another torch on another machine
-        environment = replace(bench.environment(cell), threads=cost.get("threads", torch.get_num_threads()))
+        environment = replace(cache.environment(cell), threads=cost.get("threads", torch.get_num_threads()))
         return {**cost, "environment": environment.to_json()}
     except (StorageError, TakenOverError):
         raise
     except Exception as error:
         if lost_device(error):
-            raise device_error(bench.device, error) from error
+            raise device_error(cache.device, error) from error
         _log.warning("%s was not measured", cell.name, exc_info=True)
         first = (str(error).strip().splitlines() or [""])[0]
         text = first if isinstance(error, TokenPruneError) else f"{type(error).__name__}: {first}".rstrip(": ")

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 
 from tokenprune.cell import Cell, Outcome
-from tokenprune.engine import PrefillMemo
 from tokenprune.errors import BudgetError, IncompatibleError, TokenPruneError
+from tokenprune.evaluation.batches import prepare, token_grids
 from tokenprune.evaluation.environment import Environment
-from tokenprune.evaluation.evaluate import Answers, Asking
+from tokenprune.evaluation.evaluate import Evaluation, batch_by_batch
 from tokenprune.evaluation.machine.devices import device_error, lost_device, ran_out_of_memory
-from tokenprune.evaluation.model_cache import Bench
+from tokenprune.evaluation.model_cache import ModelCache
+from tokenprune.evaluation.predictions import Predictions
 from tokenprune.metrics.accounts import token_accounts
 from tokenprune.metrics.distribution import FirstToken, kl_divergence
 from tokenprune.metrics.lens import lens_errors
@@ -52,7 +53,7 @@ class _Job:
 
     Args:
         order: The cell, and how it is run.
-        asking: Its questions, once it was opened.
+        evaluation: Its samples under its pruner, once it was opened.
         started: When.
         seconds: What it took so far, without the cells beside it.
         environment: What it is run with.
@@ -67,7 +68,7 @@ class _Job:
 
     order: Order
     started: datetime
-    asking: Asking | None = None
+    evaluation: Evaluation | None = None
     seconds: float = 0.0
     error: dict[str, Any] | None = None
     environment: Environment | None = None
@@ -92,13 +93,13 @@ class CellRunner:
 
     Args:
         store: The sweep directory.
-        bench: Models, tasks and batches.
+        cache: Models, tasks and batches.
         overlays: Samples per cell whose kept tokens are stored for pictures.
     """
 
-    def __init__(self, store: SweepStore, bench: Bench, *, overlays: int = 0) -> None:
+    def __init__(self, store: SweepStore, cache: ModelCache, *, overlays: int = 0) -> None:
         self.store = store
-        self.bench = bench
+        self.cache = cache
         self.overlays = overlays
 
     def run(self, cell: Cell) -> Ended:
@@ -108,7 +109,7 @@ class CellRunner:
 
     def measure(self, cell: Cell, attempt: int = 1) -> Ended:
         """Measure the cost of a cell that was answered, and complete it; see `tokenprune.sweep.worker.cell_cost`."""
-        return measure_cell(self.store, self.bench, cell, attempt)
+        return measure_cell(self.store, self.cache, cell, attempt)
 
     def run_together(self, orders: Sequence[Order], progress: Progress | None = None) -> Iterator[Answered | Ended]:
         """Ask the questions of cells of one `company`, batch by batch; yields as they are through.
@@ -131,13 +132,12 @@ class CellRunner:
         try:
             for job in jobs:
                 self.store.begin_cell(job.order.cell)
-                self._step(job, self._open, len(jobs))
-            for number in range(self._batches(jobs)):
-                self._ask_all([job for job in jobs if job.runs and not _has(job, number)], number, len(jobs), progress)
+                self._step(job, functools.partial(self._open, job), len(jobs))
+            self._evaluate(jobs, progress)
             for job in jobs:
                 if job.runs:
                     job.asked = True
-                    self._step(job, self._close, len(jobs))
+                    self._step(job, functools.partial(self._close, job), len(jobs))
                 if job.error is not None:
                     yield self._fail(job, job.error)
                 elif job.runs:
@@ -151,31 +151,33 @@ class CellRunner:
             elif job.starved:
                 yield from self.run_together([self._again(job, len(jobs))], progress)
 
-    def _ask_all(self, jobs: Sequence[_Job], number: int, beside: int, progress: Progress | None) -> None:
-        """Ask one batch under all cells that have not answered it, and write what each gave."""
-        memo = PrefillMemo() if len(jobs) > 1 else None
-        for job in jobs:
-            self._step(job, functools.partial(self._ask, number=number, memo=memo), beside)
+    def _evaluate(self, jobs: Sequence[_Job], progress: Progress | None) -> None:
+        """Evaluate batch by batch, and write what each batch gave; a cell that fails is left out of later batches."""
+        running = {_opened(job): job for job in jobs if job.runs}
+        for evaluation, run in batch_by_batch(tuple(running)):
+            job = running[evaluation]
+            self._step(job, run, len(jobs))
             if job.runs:
-                self._step(job, _write, beside)
+                self._step(job, functools.partial(_write, job), len(jobs))
+            evaluation.stopped = not job.runs
             if job.runs and progress is not None:
-                cell, answers = job.order.cell, _opened(job).answers
-                progress(cell, len(answers.rows), cell.samples, answers.mean_kept(), job.resumed)
+                cell, predictions = job.order.cell, evaluation.predictions
+                progress(cell, len(predictions), cell.samples, predictions.mean_kept(), job.resumed)
 
-    def _step(self, job: _Job, step: Callable[[_Job], None], beside: int) -> None:
+    def _step(self, job: _Job, step: Callable[[], object], beside: int) -> None:
         """One step of a cell; its errors end this cell alone."""
         clock = time.perf_counter()
         try:
-            step(job)
+            step()
         except (StorageError, TakenOverError):
             raise
         except Exception as error:  # the boundary of a cell: a broken one is a recorded failure
             if lost_device(error):
-                raise device_error(self.bench.device, error) from error
+                raise device_error(self.cache.device, error) from error
             if isinstance(error, OSError) and is_full(error):
                 raise storage_error(error, self.store.cell_directory(job.order.cell.id)) from error
             if ran_out_of_memory(error) and (beside > 1 or job.order.smaller() is not None):
-                job.starved, job.asking = True, None  # nothing is kept of the error: its traceback holds the memory
+                job.starved, job.evaluation = True, None  # nothing is kept of the error: its traceback holds the memory
             else:
                 outcome: Outcome = "refused" if isinstance(error, BudgetError | IncompatibleError) else "failed"
                 job.error = describe_error(error, outcome)
@@ -183,7 +185,7 @@ class CellRunner:
 
     def _again(self, job: _Job, beside: int) -> Order:
         """How a cell that ran out of memory is run once more: by itself, or with smaller batches."""
-        self.bench.release()
+        self.cache.release()
         if beside > 1:
             _log.warning("%s ran out of memory beside others, once more by itself", job.order.cell.name)
             return job.order
@@ -201,29 +203,24 @@ class CellRunner:
 
     # --- one cell -------------------------------------------------------------------------------------------------
 
-    def _batches(self, jobs: Sequence[_Job]) -> int:
-        """How many batches there are."""
-        first = next((job for job in jobs if job.runs), None)
-        return 0 if first is None else len(self.bench.batches(first.order.cell, first.order.batch_size))
-
     def _open(self, job: _Job) -> None:
         """Everything that a cell's questions need, or the error that it fails with."""
         cell = job.order.cell
-        job.environment = self.bench.environment(cell)
+        job.environment = self.cache.environment(cell)
         reference = self._reference(cell)
-        loaded, task = self.bench.model(cell), self.bench.task(cell)
-        job.environment = self.bench.environment(cell)
-        if cell.lens:  # what it looks at in the end must be there; better told now than when all is asked
-            self.bench.prepare(loaded, task, range(min(int(cell.lens["samples"]), cell.samples)))
+        self.cache.model(cell)
+        job.environment = self.cache.environment(cell)
+        batches = self.cache.batches(cell, job.order.batch_size)
+        if cell.lens:  # what the lens needs in the end must be there; better told now than after the evaluation
+            batches.prepare(range(min(int(cell.lens["samples"]), cell.samples)))
         keep = max(self.overlays, int(cell.lens.get("samples", 0)))
-        job.asking = Asking(
-            cell,
-            self.bench.pruner(cell),
-            loaded,
-            task,
-            self.bench.host,
-            lambda index: self.bench.prepare(loaded, task, [index]),
-            reference,
+        job.evaluation = Evaluation(
+            self.cache.pruning(cell),
+            batches,
+            max_new_tokens=cell.max_new_tokens,
+            label=cell.label,
+            seed=cell.seed,
+            reference=reference,
             keep=keep,
         )
         self._take_over(
@@ -232,7 +229,7 @@ class CellRunner:
 
     def _take_over(self, job: _Job, origin: Origin) -> None:
         """Go on where an earlier worker was stopped, and open the file for what is still to be asked."""
-        cell, answers = job.order.cell, _opened(job).answers
+        cell, predictions = job.order.cell, _opened(job).predictions
         begun = self.store.partial(cell.id)
         taken: list[Mapping[str, Any]] = []
         if begun is not None:
@@ -244,52 +241,40 @@ class CellRunner:
             if difference:
                 _log.warning("%s: %d answers are not taken over, because %s", cell.name, begun.questions, difference)
             else:
-                taken = _taken_over(answers, begun, origin.batch_size, cell.samples)
+                taken = _taken_over(predictions, begun, origin.batch_size, cell.samples)
         if begun is not None and taken:
             job.started = datetime.fromisoformat(begun.started)
             job.seconds = float(taken[-1]["seconds"])
-            job.resumed = len(answers.rows)
+            job.resumed = len(predictions)
             _log.warning("%s goes on after %d of %d questions", cell.name, job.resumed, cell.samples)
         started = job.started.isoformat(timespec="seconds")
         job.partial = self.store.open_partial(cell, Begun(origin.to_json(), started, job.order.attempt, tuple(taken)))
-        job.written = len(answers.rows)
-
-    def _ask(self, job: _Job, number: int, memo: PrefillMemo | None) -> None:
-        batches, asking = self.bench.batches(job.order.cell, job.order.batch_size), _opened(job)
-        try:
-            batch = batches.batch(number)
-        except Exception as error:
-            if ran_out_of_memory(error) or lost_device(error):
-                raise
-            _log.warning("a batch cannot be prepared (%s), asking its questions one by one", error)
-            asking.ask_one_by_one(batches.indices(number))
-        else:
-            asking.ask(batch, memo)
+        job.written = len(predictions)
 
     def _close(self, job: _Job) -> None:
         """What is made of a cell's answers; its result, or what will become one, is written last."""
         clock = time.perf_counter()
-        cell, asking = job.order.cell, _opened(job)
-        answers = asking.finished()
-        against = self._compare(cell, answers, asking.reference)
-        lens = self._lens(cell, answers) if cell.lens else None
+        cell, evaluation = job.order.cell, _opened(job)
+        predictions = evaluation.finished()
+        against = self._compare(cell, predictions, evaluation.reference)
+        lens = self._lens(cell, predictions) if cell.lens else None
         if cell.reference is None:
-            self.store.write_first_token(cell, answers.first_token())
-        self.store.write_samples(cell, answers.rows)
+            self.store.write_first_token(cell, predictions.first_token())
+        self.store.write_samples(cell, predictions.rows)
         if self.overlays:
-            self.store.write_overlays(cell, self._overlays(cell, answers))
+            self.store.write_overlays(cell, self._overlays(cell, predictions))
         result = {
-            "quality": summarise(answers.rows),
+            "quality": summarise(predictions.rows),
             "against_none": against,
-            "tokens": token_accounts(answers.rows),
+            "tokens": token_accounts(predictions.rows),
             "lens": lens,
             "cost": None,
             "resumed": job.resumed,
             "started": job.started.isoformat(timespec="seconds"),
             "seconds": job.seconds + time.perf_counter() - clock,
             "environment": None if job.environment is None else job.environment.to_json(),
-            "worker": {"pid": os.getpid(), "device": self.bench.device},
-            "family": self.bench.model(cell).family,
+            "worker": {"pid": os.getpid(), "device": self.cache.device},
+            "family": self.cache.model(cell).family,
         }
         write = self.store.write_answers if cell.efficiency else self.store.write_result
         write(cell, {**result, **_how(job.order)})
@@ -307,34 +292,38 @@ class CellRunner:
         return self.store.first_token(cell.reference)
 
     def _known(self, cell_id: str) -> Mapping[str, Any] | None:
-        """What an unpruned cell came to: its result, or its answers, or its error."""
+        """What an unpruned cell came to: its result, or its predictions, or its error."""
         return self.store.settled(cell_id) or self.store.error(cell_id)
 
-    def _compare(self, cell: Cell, answers: Answers, reference: FirstToken | None) -> dict[str, float | None] | None:
+    def _compare(
+        self, cell: Cell, predictions: Predictions, reference: FirstToken | None
+    ) -> dict[str, float | None] | None:
         if cell.reference is None or reference is None:
             return None
-        divergence = kl_divergence(reference.log_probs, answers.first_token().log_probs)
-        for row, value in zip(answers.rows, divergence, strict=True):
+        divergence = kl_divergence(reference.log_probs, predictions.first_token().log_probs)
+        for row, value in zip(predictions.rows, divergence, strict=True):
             row["kl"] = float(value) if np.isfinite(value) else None
-        known = [row["kl"] for row in answers.rows if row["kl"] is not None]
+        known = [row["kl"] for row in predictions.rows if row["kl"] is not None]
         return {
-            **compare(answers.rows, self.store.samples(cell.reference)),
+            **compare(predictions.rows, self.store.samples(cell.reference)),
             "kl": sum(known) / len(known) if known else None,
         }
 
-    def _lens(self, cell: Cell, answers: Answers) -> dict[str, Any]:
-        layers = self.bench.captures(cell)
+    def _lens(self, cell: Cell, predictions: Predictions) -> dict[str, Any]:
+        layers = self.cache.captures(cell)
         count = min(int(cell.lens["samples"]), cell.samples)
-        return lens_errors(layers, [answers.kept.get(index) for index in range(count)])
+        kept = predictions.kept
+        return lens_errors(layers, [kept.get(index) for index in range(count)])
 
-    def _overlays(self, cell: Cell, answers: Answers) -> dict[str, Any]:
-        drawn = {index: kept for index, kept in answers.kept.items() if index < self.overlays}
+    def _overlays(self, cell: Cell, predictions: Predictions) -> dict[str, Any]:
+        drawn = {index: kept for index, kept in predictions.kept.items() if index < self.overlays}
         if not drawn:
             return {"samples": []}
-        batch = self.bench.prepare(self.bench.model(cell), self.bench.task(cell), sorted(drawn))
+        loaded = self.cache.model(cell)
+        batch = prepare(loaded, self.cache.task(cell), sorted(drawn))
         samples = dict(zip(batch.indices, batch.samples, strict=True))
-        grids = dict(zip(batch.indices, self.bench.grids(cell, batch), strict=True))
-        return save_overlays(self.store.directory, cell, samples, grids, drawn, answers.rows)
+        grids = dict(zip(batch.indices, token_grids(loaded, batch), strict=True))
+        return save_overlays(self.store.directory, cell, samples, grids, drawn, predictions.rows)
 
 
 def describe_error(error: BaseException, outcome: Outcome) -> dict[str, Any]:
@@ -351,30 +340,25 @@ def describe_error(error: BaseException, outcome: Outcome) -> dict[str, Any]:
 
 def _write(job: _Job) -> None:
     """Write what a cell gave since the last time; nothing before one of its questions ran, because it may fail yet."""
-    answers = _opened(job).answers
-    if job.partial is not None and answers.ran():
-        job.partial.append({**answers.since(job.written), "seconds": job.seconds})
-        job.written = len(answers.rows)
+    predictions = _opened(job).predictions
+    if job.partial is not None and predictions.ran():
+        job.partial.append({**predictions.since(job.written), "seconds": job.seconds})
+        job.written = len(predictions)
 
 
-def _taken_over(answers: Answers, begun: Begun, batch_size: int, samples: int) -> list[Mapping[str, Any]]:
+def _taken_over(predictions: Predictions, begun: Begun, batch_size: int, samples: int) -> list[Mapping[str, Any]]:
     """Add what an earlier worker was given to a cell's answers; what was added, up to the first that is damaged."""
     taken = []
     for batch in begun.batches:
-        rows = len(answers.rows) + len(batch["rows"])
+        rows = len(predictions) + len(batch["rows"])
         if rows > samples or (rows % batch_size and rows != samples) or not isinstance(batch.get("seconds"), float):
             break
         try:
-            answers.take_over(batch)
+            predictions.extend(batch)
         except ValueError:
             break
         taken.append(batch)
     return taken
-
-
-def _has(job: _Job, number: int) -> bool:
-    """Whether a cell has answered a batch."""
-    return len(_opened(job).answers.rows) > number * _batch_size(job.order)
 
 
 def _batch_size(order: Order) -> int:
@@ -386,9 +370,9 @@ def _digest(reference: FirstToken | None) -> str:
     return "" if reference is None else hashlib.sha256(reference.ids.tobytes()).hexdigest()[:16]
 
 
-def _opened(job: _Job) -> Asking:
-    assert job.asking is not None  # noqa: S101 - a job that runs was opened
-    return job.asking
+def _opened(job: _Job) -> Evaluation:
+    assert job.evaluation is not None  # noqa: S101 - a job that runs was opened
+    return job.evaluation
 
 
 def _how(order: Order) -> dict[str, int]:

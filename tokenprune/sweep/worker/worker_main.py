@@ -35,14 +35,14 @@ class Worker:
     def __init__(self, directory: str | Path, device: str, overlays: int, token: str) -> None:
         # imported here, so that the process that only counts workers needs no torch
         from tokenprune.evaluation.machine.devices import try_device
-        from tokenprune.evaluation.model_cache import Bench
+        from tokenprune.evaluation.model_cache import ModelCache
         from tokenprune.plugins import load_host
         from tokenprune.sweep.store.result_store import SweepStore
         from tokenprune.sweep.worker.cell_runner import CellRunner
 
-        self._bench = Bench(load_host(), device)
-        try_device(self._bench.device)
-        self._runner = CellRunner(SweepStore(directory, token=token), self._bench, overlays=overlays)
+        self._cache = ModelCache(load_host(), device)
+        try_device(self._cache.device)
+        self._runner = CellRunner(SweepStore(directory, token=token), self._cache, overlays=overlays)
 
     def serve(self, order: Order, say: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
         """Run the cells of an order to their ends and say how it went.
@@ -54,7 +54,7 @@ class Worker:
         Returns:
             The report `ended` with the outcomes, or `disk` where it takes no more.
         """
-        meter = Meter(self._bench.device, say)
+        meter = Meter(self._cache.device, say)
         try:
             if order.part == "cost":
                 ended: list[Answered | Ended] = [self._runner.measure(order.cell, order.attempt)]
