@@ -1,4 +1,4 @@
-"""The controls that every comparison carries: none, random, grid, average pooling, down-sampling."""
+"""The baselines of every comparison: no pruning, random choice, a grid, average pooling, down-sampling."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class NoPruning(Pruner):
 
     @property
     def reads_budget(self) -> bool:
-        """All tokens stay."""
+        """`False`, because all tokens stay."""
         return False
 
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
@@ -54,7 +54,7 @@ class NoPruning(Pruner):
         return ()
 
     def decide(self, view: View, stop: Stop, state: State) -> Decision:
-        """Keep all; never called, for there is no stop."""
+        """Keep all tokens; never called, because there is no stop."""
         import torch
 
         everything = torch.arange(view.tokens, device=view.indices().device)
@@ -83,7 +83,7 @@ class RandomPruning(ScoredPruner):
     seed: int = 0
 
     def score(self, view: View) -> Tensor:
-        """Uniform numbers from a generator of each unit's own."""
+        """Uniform random numbers, from a separate generator for each unit."""
         from tokenprune.composition.selectors import drawn
 
         return drawn(view, self.seed)
@@ -104,17 +104,17 @@ class RandomPruning(ScoredPruner):
 )
 @dataclass(frozen=True)
 class GridPruning(OneCut):
-    """Keep evenly spaced tokens, whatever they show.
+    """Keep evenly spaced tokens, independent of their content.
 
     Args:
-        spacing: `cells` of a coarser grid, or `raster` stride.
+        spacing: `cells`, the centres of a coarser grid, or `raster`, a constant stride.
     """
 
     site: ClassVar[SiteKind] = "input"
     spacing: Literal["cells", "raster"] = "cells"
 
     def decide(self, view: View, stop: Stop, state: State) -> Decision:
-        """The same choice for every unit."""
+        """The same tokens for every unit."""
         import torch
 
         if self.spacing == "raster" or view.tokens != view.original_tokens:
@@ -167,7 +167,7 @@ class AveragePooling(OneCut):
 
     @property
     def auto(self) -> bool:
-        """The grid has at most as many cells as the budget."""
+        """`True`: the grid has at most as many cells as the budget."""
         return True
 
 
@@ -186,13 +186,13 @@ class AveragePooling(OneCut):
 )
 @dataclass(frozen=True)
 class DownSampling(OneCut):
-    """Resize the picture so that the encoder makes at most K tokens."""
+    """Resize the image so that the encoder makes at most K tokens."""
 
     site: ClassVar[SiteKind] = "pixels"
 
     @property
     def auto(self) -> bool:
-        """The grid has at most as many cells as the budget."""
+        """`True`: the grid has at most as many cells as the budget."""
         return True
 
     def decide(self, view: View, stop: Stop, state: State) -> Decision:
@@ -208,7 +208,7 @@ class DownSampling(OneCut):
 
 
 def coarser_grid(grid: tuple[int, int], keep: int) -> tuple[int, int]:
-    """The grid (rows, columns) with the most cells among the squarish ones with at most `keep`."""
+    """The grid (rows, columns) with the most cells, at most `keep`, whose aspect is close to that of `grid`."""
     candidates = ((rows, min(grid[1], keep // rows)) for rows in range(1, min(grid[0], keep) + 1) if keep // rows >= 1)
     aspect = grid[0] / grid[1]
 
@@ -221,14 +221,14 @@ def coarser_grid(grid: tuple[int, int], keep: int) -> tuple[int, int]:
 
 
 def _stride(count: int, keep: int) -> Tensor:
-    """`keep` of `count` places, evenly spaced."""
+    """`keep` of `count` indices, evenly spaced."""
     import torch
 
     return ((torch.arange(keep, dtype=torch.float64) + 0.5) * count / max(1, keep)).long()
 
 
 def _spread(grid: tuple[int, int], keep: int) -> Tensor:
-    """`keep` tokens of one image: the centres of the cells of a coarser grid, then others along the raster."""
+    """`keep` tokens of one image: the cell centres of a coarser grid, then evenly spaced others."""
     import torch
 
     score = torch.zeros(grid[0] * grid[1], dtype=torch.float64)
@@ -238,7 +238,7 @@ def _spread(grid: tuple[int, int], keep: int) -> Tensor:
 
 
 def _centres(grid: tuple[int, int], cells: tuple[int, int]) -> Tensor:
-    """Index of the token nearest to the centre of each cell, raster order."""
+    """Index of the token nearest to the centre of each cell, in raster order."""
     import torch
 
     lines = [
@@ -250,6 +250,6 @@ def _centres(grid: tuple[int, int], cells: tuple[int, int]) -> Tensor:
 
 @hookimpl
 def register_pruners(register: Callable[[PrunerSpec], None]) -> None:
-    """The baselines."""
+    """Register the baselines."""
     for baseline in (NoPruning, RandomPruning, GridPruning, AveragePooling, DownSampling):
         register(baseline.spec)

@@ -1,9 +1,9 @@
-"""How many visual tokens may stay: one knob, one way to write it, one rounding rule, for every pruner.
+"""The budget of a pruner: how many visual tokens may stay, how it is written, and how it is rounded.
 
-How a budget is written, stated once: a whole number is a number of tokens (`64`), a fraction or a percentage is a
-ratio (`0.25`, `25%`). `1` is one token; all tokens are `100%` or `1.0`.
+Notation: a whole number is a number of tokens (`64`), a fraction or a percentage is a ratio (`0.25`, `25%`). `1` is
+one token; all tokens are `100%` or `1.0`.
 
-The rounding rule, stated once: a ratio `r` of `N` tokens is `floor(r * N + 1/2)`, at least 1 and at most `N`.
+Rounding: a ratio `r` of `N` tokens is `floor(r * N + 1/2)`, at least 1 and at most `N`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokenprune.errors import BudgetError
 Account = Literal["kept", "average"]
 
 BudgetLike = str | float
-"""A budget as people write it: `64`, `0.25`, `"25%"`; an int is a `float` to the type checker, but not to `parse`."""
+"""A budget as users write it: `64`, `0.25`, `"25%"`. To a type checker an int is a `float`; `parse` tells them apart."""
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _PERCENTAGE = re.compile(r"([^%]*)%")
@@ -33,12 +33,12 @@ class Budget:
 
     Args:
         ratio: Share of the visual tokens that stays, 0 < ratio <= 1.
-        tokens: Number of visual tokens that stays, >= 1.
-        account: What the figure counts: `kept`, the tokens left after the last cut, or `average`, the mean
-            number of visual tokens over the decoder layers, each layer counted at the size it really runs.
+        tokens: Number of visual tokens that stay, >= 1.
+        account: What the value counts: `kept`, the tokens left after the last cut, or `average`, the mean number of
+            visual tokens over the decoder layers, each counted with the tokens that it really runs with.
 
     Raises:
-        BudgetError: Neither or both figures given, or one out of range.
+        BudgetError: Neither or both of `ratio` and `tokens` are given, or a value is out of range.
 
     Example:
         >>> from tokenprune import Budget
@@ -74,15 +74,15 @@ class Budget:
 
     @classmethod
     def parse(cls, value: Budget | BudgetLike, *, account: Account | None = None) -> Budget:
-        """The budget that a person wrote, in Python, in a sweep file or on the command line.
+        """Parse a budget as users write it in Python, in a sweep file or on the command line.
 
         Args:
-            value: A whole number (`64`, `"64"`) is tokens; another number (`0.25`, `"0.25"`, `1.0`) is a ratio; a text
-                with `%` is a ratio too. A `Budget` stays as it is.
-            account: What the figure counts; without it `kept`, or what the `Budget` has.
+            value: A whole number (`64`, `"64"`) is tokens. Any other number (`0.25`, `"0.25"`, `1.0`) and a text with
+                `%` are a ratio. A `Budget` is returned as it is.
+            account: What the value counts; by default `kept`, or the account of the `Budget`.
 
         Raises:
-            BudgetError: It is none of these, or out of range.
+            BudgetError: The value is none of these, or out of range.
         """
         if isinstance(value, Budget):
             return value if account is None else dataclasses.replace(value, account=account)
@@ -95,31 +95,32 @@ class Budget:
         return cls(ratio=float(written), account=chosen)
 
     def count(self, tokens: int) -> int:
-        """Number of tokens to keep of `tokens` (the rounding rule above).
+        """Number of tokens to keep of `tokens`, rounded by the rule of this module.
 
         Raises:
             BudgetError: `tokens` is not positive.
         """
         if tokens < 1:
             raise BudgetError(f"cannot keep a share of {tokens} tokens", hint="at least one visual token is needed")
-        return max(1, min(math.floor(self._figure(tokens) + 0.5), tokens))
+        return max(1, min(math.floor(self._exact_count(tokens) + 0.5), tokens))
 
-    def _figure(self, tokens: int) -> float:
-        """The budget of `tokens` before rounding."""
+    def _exact_count(self, tokens: int) -> float:
+        """The number of tokens to keep of `tokens`, before rounding."""
         return self.ratio * tokens if self.ratio is not None else float(self.tokens or 0)
 
     def after_cut(self, layer: int, num_layers: int, tokens: int) -> Budget:
-        """The budget that a single cut entering decoder layer `layer` must use to meet this one.
+        """The budget with which a single cut before decoder layer `layer` meets this one.
 
-        With account `kept` this is the budget itself. With `average`, layers `0..layer-1` run all `tokens`
-        and the rest run `T`, so `T = (average * L - layer * N) / (L - layer)`.
+        With account `kept` this is the budget itself. With `average`, layers `0..layer-1` run all N `tokens`, and the
+        other layers run T tokens, so `T = (average * L - layer * N) / (L - layer)`.
 
         Raises:
-            BudgetError: The layers before the cut alone use more than the budget; the message gives the floor.
+            BudgetError: The layers before the cut already use more than the budget; the message gives the smallest
+                budget that can be met.
         """
         if self.account == "kept" or layer == 0:
             return Budget(ratio=self.ratio, tokens=self.tokens)
-        average = self._figure(tokens)
+        average = self._exact_count(tokens)
         kept = (average * num_layers - layer * tokens) / (num_layers - layer)
         if kept < 1.0:
             floor = (layer * tokens + (num_layers - layer)) / num_layers
@@ -131,26 +132,26 @@ class Budget:
         return Budget(tokens=min(tokens, max(1, math.floor(kept + 0.5))))
 
     def label(self) -> str:
-        """Short text for tables: `25%` or `64`."""
+        """Short text for tables, such as `25%` or `64`."""
         return f"{100 * self.ratio:.3g}%" if self.ratio is not None else str(self.tokens)
 
 
 def _is_number(value: object, kind: type) -> bool:
-    """Whether a value is a number of a kind (also one of NumPy's); `True` and `False` are none."""
+    """Whether a value is a number of a kind, of Python or NumPy; `True` and `False` do not count as numbers."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _number(text: str) -> int | float:
-    """A text as an int (tokens) or a float (a ratio).
+    """Parse a text as an int (tokens) or a float (ratio).
 
     Raises:
-        BudgetError: It is neither.
+        BudgetError: The text is neither.
     """
-    figure = text.strip()
-    percentage = _PERCENTAGE.fullmatch(figure)
+    stripped = text.strip()
+    percentage = _PERCENTAGE.fullmatch(stripped)
     try:
         if percentage is not None:
             return float(percentage[1]) / 100.0
-        return int(figure) if _WHOLE.fullmatch(figure) else float(figure)
+        return int(stripped) if _WHOLE.fullmatch(stripped) else float(stripped)
     except ValueError:
         raise BudgetError(f"not a budget: {text!r}", hint=_WAYS) from None

@@ -1,9 +1,9 @@
-"""Mass correction: a kept token that stands for w dropped twins gets log(w) added to its attention logit.
+"""Mass correction: a kept token that represents w tokens gets log(w) added to its attention logit.
 
-Softmax renormalises over what stays, so a dropped group of near-copies loses its share of the attention unless the
-one that was kept speaks for all of them. The correction is independent of how tokens were chosen: every pruner takes
-the option `mass_correction` (see `PrunerSpec.build`), and a pruner that knows a better notion of "near" than the
-hidden states calls `mass_corrected` itself.
+Softmax renormalises over the kept tokens, so a group of near-duplicates loses attention if only one of them stays. The
+correction gives the kept one the attention of the group. It does not depend on how tokens were chosen: every pruner
+has the option `mass_correction` (see `PrunerSpec.build`), and a pruner with a better similarity than that of hidden
+states calls `mass_corrected` itself.
 """
 
 from __future__ import annotations
@@ -27,37 +27,39 @@ if TYPE_CHECKING:
 def mass_corrected(
     decision: Decision, similarity: Duplication, mass: Tensor | None = None, *, cap: float = 0.0
 ) -> Decision:
-    """Give every kept row the log of the number of tokens that it stands for.
+    """Give every kept row the log of the number of tokens that it represents.
 
-    Each dropped token goes to the most similar kept one. Rows that are merged already count the tokens they were
-    merged from; rows that carry weights already keep them.
+    Each dropped token counts for the most similar kept one. Merged rows count the tokens of which they were merged;
+    rows that have weights already keep them.
 
     Args:
-        decision: What a pruner chose, one `Kept` per unit.
+        decision: A pruner's decision, one `Kept` per unit.
         similarity: Any similarity of the N visual tokens of the B units.
-        mass: Sizes of the tokens, (B, N), positive: dropped tokens count relative to the kept one. `None` counts each
-            dropped token once.
-        cap: Largest number of tokens that one row may stand for; 0 sets no limit.
+        mass: Sizes of the tokens, (B, N), positive: a dropped token counts with its size relative to the kept one's.
+            `None` counts each dropped token once.
+        cap: Largest number of tokens that one row may represent; 0 sets no limit.
     """
     units = list(decision.units)
-    for size in sorted({kept.anchors.numel() for kept in units if _open(kept)}):
-        members = [index for index, kept in enumerate(units) if _open(kept) and kept.anchors.numel() == size]
-        anchors = units[members[0]].anchors.expand(similarity.units, -1).clone()  # other sizes: a row to be ignored
+    for size in sorted({kept.anchors.numel() for kept in units if _is_unweighted(kept)}):
+        members = [index for index, kept in enumerate(units) if _is_unweighted(kept) and kept.anchors.numel() == size]
+        anchors = (
+            units[members[0]].anchors.expand(similarity.units, -1).clone()
+        )  # rows of units with other sizes are ignored
         for index in members:
             anchors[index] = units[index].anchors
         counts = dual.represented(dual.assign(similarity, anchors), anchors, mass, cap=cap)
         for index in members:
             units[index] = dataclasses.replace(units[index], log_weights=counts[index].log())
-    return dataclasses.replace(decision, units=tuple(_merged(kept, cap) for kept in units))
+    return dataclasses.replace(decision, units=tuple(_with_source_counts(kept, cap) for kept in units))
 
 
-def _open(kept: Kept) -> bool:
-    """Rows that were only kept and carry no weights yet."""
+def _is_unweighted(kept: Kept) -> bool:
+    """Whether rows were kept without a merge and have no weights yet."""
     return kept.log_weights is None and kept.merge is None and kept.anchors.numel() > 0
 
 
-def _merged(kept: Kept, cap: float) -> Kept:
-    """Rows that were merged: the log of the number of their sources."""
+def _with_source_counts(kept: Kept, cap: float) -> Kept:
+    """Give merged rows the log of the number of their source tokens."""
     if kept.merge is None or kept.log_weights is not None:
         return kept
     sources = (kept.merge.to_dense() != 0).sum(dim=-1).clamp_min(1).float()
@@ -69,8 +71,8 @@ class MassCorrected(Pruner):
     """Any pruner, with mass correction by the cosine of the centred hidden states at the cut.
 
     Args:
-        inner: The pruner that chooses; its `spec` (with the need `hidden` added) and position policy are taken over.
-        cap: Largest number of tokens that one row may stand for; 0 sets no limit.
+        inner: The pruner that decides. Its position policy and its `spec` apply here too, with the need `hidden` added.
+        cap: Largest number of tokens that one row may represent; 0 sets no limit.
     """
 
     inner: Pruner
@@ -83,14 +85,14 @@ class MassCorrected(Pruner):
 
     @property
     def reads_budget(self) -> bool:
-        """As the inner pruner."""
+        """Whether the inner pruner reads the budget."""
         return self.inner.reads_budget
 
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
         """The inner pruner's plan.
 
         Raises:
-            IncompatibleError: The inner pruner cuts pixels: there are no tokens yet whose mass could be corrected.
+            IncompatibleError: The inner pruner cuts pixels, where there are no tokens yet.
         """
         stops = self.inner.plan(facts, budget, tokens)
         if any(stop.site.kind == "pixels" for stop in stops):
@@ -101,7 +103,7 @@ class MassCorrected(Pruner):
         return stops
 
     def decide(self, view: View, stop: Stop, state: State) -> Decision:
-        """The inner pruner's decision, with log-weights; a view at a decoding step hides tokens and merges none."""
+        """The inner pruner's decision with log-weights; unchanged at decoding steps, which only hide tokens."""
         decision = self.inner.decide(view, stop, state)
         if stop.site.kind == "decode":
             return decision

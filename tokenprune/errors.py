@@ -1,4 +1,4 @@
-"""Every error that a user can cause, each with a hint that says what to do next."""
+"""The errors that users can cause; each has a hint that says what to do next."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of the command line, documented and tested."""
+    """Exit codes of the command line. A bug of tokenprune and a failed check of something else never share a code."""
 
     meaning: str
-    """For people; a bug of tokenprune and a verdict about something else never share a code."""
+    """Explanation for the documentation."""
 
     OK = 0, "all is well"
     UNEXPECTED = 1, "an unexpected error: a bug of tokenprune or of a plugin"
@@ -32,7 +32,7 @@ class TokenPruneError(Exception):
     """Base of all errors of tokenprune: a one-line message and a hint.
 
     Args:
-        message: What is wrong, with the value and what is allowed; lower case, no full stop.
+        message: What is wrong, with the value and what is allowed; it starts in lower case and has no full stop.
         hint: What to do next, or an empty string.
     """
 
@@ -49,7 +49,7 @@ class ConfigError(TokenPruneError, ValueError):
 
 
 class BudgetError(TokenPruneError, ValueError):
-    """A budget is out of range, or a pruner cannot reach it."""
+    """A budget is out of range, or a pruner cannot meet it."""
 
 
 class UnknownNameError(TokenPruneError, KeyError):
@@ -72,7 +72,7 @@ class UnknownNameError(TokenPruneError, KeyError):
 
 
 class IncompatibleError(TokenPruneError, RuntimeError):
-    """This pruner cannot work on this model, site or attention kernel."""
+    """A pruner cannot work with this model, site, attention kernel or cache."""
 
 
 class UndeclaredNeedError(TokenPruneError, RuntimeError):
@@ -80,11 +80,11 @@ class UndeclaredNeedError(TokenPruneError, RuntimeError):
 
 
 class NothingPrunedError(TokenPruneError, RuntimeError):
-    """A run was asked to prune and did not: the worst bug this project can have."""
+    """A run should have pruned and did not, or a pruner's decision is not valid."""
 
 
 class NotFiniteError(TokenPruneError, RuntimeError):
-    """What a pruner was given to choose by, or answered, holds NaN or infinite values."""
+    """A pruner's inputs or its decision hold NaN or infinite values."""
 
 
 class PluginError(TokenPruneError):

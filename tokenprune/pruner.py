@@ -1,14 +1,14 @@
 """The pruner contract: where to cut (`plan`), and which rows stay (`decide`).
 
-A pruner sees a `View` and answers with a `Decision`; it never touches a model, a cache, a mask or a position id.
-This module imports no torch, so that listing pruners stays fast; tensors appear in annotations only, and the maths
-is reached through `tokenprune.dual`, which loads on first use.
+A pruner reads a `View` and returns a `Decision`; it never touches a model, a cache, a mask or a position id.
+This module imports no torch, so that listing pruners is fast: tensors appear in annotations only, and the maths in
+`tokenprune.dual` loads on first use.
 
 Shape letters: B units with the same number of visual tokens, N visual tokens before, K kept, D hidden,
 H query heads, G key-value heads, d head width, R rows (queries), C encoder width, P joint image-text width.
 
-A *unit* is one image, or one video (its tokens frame by frame), of one sample; the engine groups units of equal N and K
-into one view, so that maths runs batched and a ragged batch still gets exact counts.
+A *unit* is one image, or one video (its tokens frame by frame), of one sample. The engine puts units of equal N and K
+into one view, so that the maths is batched and every unit still gets its exact count.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ PositionPolicy = Literal["keep", "compact"]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What stays of one unit, in the order in which it is emitted.
+    """The rows that stay of one unit, in the order of the new sequence.
 
     Args:
-        anchors: (K,) int64, the index in `0..N-1` whose position each emitted row takes over; distinct.
-        merge: (K, N) weights of the rows (dense or sparse), `row = merge @ hidden`; `None` keeps rows as they are.
+        anchors: (K,) int64, distinct: for each row, the index in `0..N-1` of the token whose position it has.
+        merge: (K, N) weights of the tokens in each row (dense or sparse), `rows = merge @ hidden`; `None` keeps the
+            anchors as they are.
         log_weights: (K,) float, added to the attention logits of the kept keys (log of the multiplicity), or `None`.
-        labels: Reason per kept row, for pictures and diagnostics (`("important", "diverse", ...)`), or `None`.
+        labels: Reason for each kept row, for overlays and diagnostics (`("important", "diverse", ...)`), or `None`.
     """
 
     anchors: Tensor
@@ -59,7 +60,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One `Kept` per unit of the view, in the view's order; ragged by construction."""
+    """One `Kept` per unit of the view, in the view's order; units may keep different numbers of rows."""
 
     units: tuple[Kept, ...]
     resize: tuple[int, int] | None = None
@@ -79,10 +80,10 @@ class Decision:
 
 
 State = dict[str, Any]
-"""Scratch shared by the stops of one prompt and one pruner; empty at the first stop.
+"""What a pruner stores between the stops of one prompt; empty at the first stop.
 
-A view's units may be grouped otherwise at the next stop: what belongs to a unit is kept under its `View.ids()`. The
-stops of the kind `decode` share a state of their own, which lives as long as the KV cache.
+The next stop may group the units differently, so store values of a unit under its number in `View.ids()`. Stops of the
+kind `decode` share a separate state, which lives as long as the KV cache.
 """
 
 
@@ -95,7 +96,7 @@ class Prefill:
 
 
 class Calibrator(Protocol):
-    """A model and some samples, as `Pruner.calibrate` sees them."""
+    """A model and some samples, for `Pruner.calibrate`."""
 
     facts: ModelFacts
     tokens: int
@@ -110,35 +111,35 @@ class Calibrator(Protocol):
 class Pruner(ABC):
     """A training-free pruner: frozen options, `plan` and `decide`.
 
-    Subclass as a frozen dataclass whose fields are the options, and decorate with `@pruner(...)`.
+    Write a subclass as a frozen dataclass whose fields are the options, and decorate it with `@pruner(...)`.
     """
 
     spec: ClassVar[PrunerSpec]
     positions: ClassVar[PositionPolicy] = "keep"
-    """Position ids of the survivors: `keep` the original ones or `compact` them; a session may override it."""
+    """Position ids of the kept tokens: `keep` the original ids or `compact` them; a session may override it."""
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the view must give under these options; at most what the spec declares."""
+        """The needs with these options; a subset of those that the spec declares."""
         return self.spec.needs
 
     @property
     def reads_budget(self) -> bool:
-        """Whether what stays depends on the budget under these options; then a session requires one."""
+        """Whether the decision depends on the budget with these options; a session requires a budget then."""
         return True
 
     @abstractmethod
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
-        """Say where to cut and how many may stay.
+        """Plan where to cut, and how many tokens may stay.
 
         Args:
             facts: Shape of the model.
-            budget: What the user asked for.
-            tokens: Visual tokens per unit that the plan is made for (needed to solve average budgets).
+            budget: The user's budget.
+            tokens: Visual tokens per unit, which `average` budgets need.
 
         Raises:
-            BudgetError: The budget cannot be met; the message gives the floor.
-            IncompatibleError: The model lacks something, for example the layer to cut at.
+            BudgetError: The budget cannot be met; the message gives the smallest one that can.
+            IncompatibleError: The model lacks something, for example the layer of a cut.
         """
 
     @abstractmethod
@@ -146,29 +147,30 @@ class Pruner(ABC):
         """Choose what stays at one stop, for every unit of the view."""
 
     def calibrate(self, calibrator: Calibrator, budget: Budget) -> Mapping[str, Any]:
-        """Find the options that the spec lists under `calibrates`, for one model and one budget (plain JSON types).
+        """Find the options in the spec's `calibrates`, for one model and one budget; values are plain JSON types.
 
         Raises:
             IncompatibleError: The pruner has nothing to calibrate.
         """
         raise IncompatibleError(
-            f"`{self.spec.name}` has no options to calibrate", hint="it runs as it is; `tokenprune show` lists options"
+            f"`{self.spec.name}` has no options to calibrate",
+            hint="it needs no calibration; `tokenprune show` lists its options",
         )
 
 
 @dataclass(frozen=True)
 class OneCut(Pruner):
-    """A pruner with a single cut: set `site`, implement `decide`."""
+    """A pruner with a single cut: a subclass sets `site` and implements `decide`."""
 
     site: ClassVar[SiteKind] = "input"
 
     @property
     def auto(self) -> bool:
-        """Whether the count follows from the data, so that the budget is an upper bound or not read at all."""
+        """Whether the number of kept tokens follows from the data: the budget is an upper bound, or not used."""
         return False
 
     def plan(self, facts: ModelFacts, budget: Budget, tokens: int) -> Sequence[Stop]:
-        """One stop, at the class's site or at the option `layer` where there is one."""
+        """One stop at the class's site; for the site `layer`, at the layer in the option `layer`."""
         site = Site(self.site, getattr(self, "layer", 0) if self.site == "layer" else 0)
         if site.decoder_layer >= facts.num_layers:
             raise IncompatibleError(
@@ -180,14 +182,14 @@ class OneCut(Pruner):
 
 @dataclass(frozen=True)
 class ScoredPruner(OneCut):
-    """Keep the K best of one score: implement `score`, the rest is inherited."""
+    """Keep the K tokens with the highest score: a subclass implements `score`."""
 
     @abstractmethod
     def score(self, view: View) -> Tensor:
-        """One number per visual token, (B, N); higher is kept first, of equal bits the lower index."""
+        """One number per visual token, (B, N). The highest are kept; of equal scores, those with the lower index."""
 
     def decide(self, view: View, stop: Stop, state: State) -> Decision:
-        """Top-k of the score."""
+        """Keep the K tokens with the highest score."""
         from tokenprune import dual
 
         return Decision.keep(dual.top_k(self.score(view), view.keep))
@@ -209,7 +211,7 @@ def pruner(
     baseline: bool = False,
     calibrates: Sequence[str] = (),
 ) -> Callable[[AnyPruner], AnyPruner]:
-    """Class decorator: attach the light spec, with the dataclass fields as options and defaults.
+    """Class decorator: attach the spec, with the dataclass fields as options and defaults.
 
     Raises:
         ConfigError: A need is not one of `NEEDS`, or a field has no default.

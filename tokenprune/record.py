@@ -1,4 +1,4 @@
-"""What pruning did: per unit and stop, per layer, and in the cache."""
+"""Records of what pruning did: per unit and stop, per layer, and in the cache."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class UnitRecord:
     asked: int
     kept: int
     indices: tuple[int, ...]
-    """Original indices of the anchors, in emission order."""
+    """Original indices of the anchors, in the order of the emitted rows."""
     merged: bool
     log_weights: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
     auto: bool = False
-    """The count followed from the data; `asked` was no promise."""
+    """The number of kept tokens follows from the data, so it may differ from `asked`."""
     held: bool = False
-    """The prompt ends in this unit, and its last token stayed although the pruner dropped it: one of `kept` more."""
+    """The prompt ends in this unit, and its last token was kept although the pruner dropped it; `kept` counts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,14 @@ class PruneRecord:
     pruner: str
     units: tuple[UnitRecord, ...]
     visual_tokens: tuple[tuple[int, ...], ...]
-    """Per sample, the visual tokens that each decoder layer ran with, (samples, L)."""
+    """Per sample, the visual tokens of each decoder layer, (samples, L)."""
     sequence_lengths: tuple[tuple[int, ...], ...]
-    """Per sample, all tokens (text too) that each decoder layer ran with = that layer's KV entries, (samples, L)."""
+    """Per sample, all tokens (text too) of each decoder layer, which are also its KV entries, (samples, L)."""
     original_visual_tokens: tuple[int, ...]
     mlp_visual_tokens: tuple[tuple[int, ...], ...] = ()
-    """Like `visual_tokens`, for the MLPs, where a cut in the middle of a layer makes them differ; else empty."""
+    """Like `visual_tokens`, for the MLPs, if a `mid` cut makes them differ; otherwise empty."""
     kv_visual_tokens: tuple[tuple[int, ...], ...] = ()
-    """Like `visual_tokens`, for the KV caches, where a cut reached back to layers already run; else empty."""
+    """Like `visual_tokens`, for the KV caches, if a cut with `kv_from` makes them differ; otherwise empty."""
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
 
     def entering(self) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ class PruneRecord:
     def layer_average(self) -> tuple[float, ...]:
         """Account (ii): visual tokens averaged over the decoder layers, per sample.
 
-        A layer that is cut between attention and MLP counts with the mean of both sizes.
+        A layer that is cut between attention and MLP counts with the mean of both numbers.
         """
         halves = (self.visual_tokens, self.mlp_visual_tokens or self.visual_tokens)
         means = [_means(rows) for rows in halves]
@@ -80,14 +80,14 @@ class PruneRecord:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What one decoding step saw, for every image in the cache."""
+    """What one decoding step attended to, for every image in the cache."""
 
     layer: int
-    """First decoder layer that saw less."""
+    """First decoder layer with hidden tokens."""
     cached: tuple[int, ...]
-    """Visual tokens in the cache."""
+    """Per image, visual tokens in the cache."""
     visible: tuple[int, ...]
-    """Visual tokens that the step saw."""
+    """Per image, visual tokens that were not hidden."""
 
 
 def _means(rows: tuple[tuple[int, ...], ...]) -> tuple[float, ...]:

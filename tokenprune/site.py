@@ -1,4 +1,4 @@
-"""Where a cut is made, how much may stay after it, and what of a model a plan may depend on."""
+"""The parts of a pruner's plan: the site of a cut, its budget, and the model facts that a plan may use."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Site:
 
     Args:
         kind: `pixels` before the vision encoder, `tower` inside it, `encoder` between encoder and projector, `input`
-            at the LLM input, `layer` at a decoder layer, `decode` at every decoding step: the decision is a view of
-            the KV cache for this step and for layers `>= layer`, and dropped tokens come back at the next step.
+            at the LLM input, `layer` at a decoder layer, `decode` at every decoding step. A `decode` decision hides
+            cached tokens from layers `>= layer` for one step; they are available again at the next step.
         layer: Encoder layer (`tower`) or decoder layer (`layer`, `decode`), 0-based.
-        point: `in` entering the layer (layers `0..layer-1` see every token), `mid` between its attention and its MLP
-            (the layer's attention and KV cache see every token, its MLP and what follows do not).
+        point: `in` cuts before the layer: layers `0..layer-1` run with every token. `mid` cuts between the layer's
+            attention and its MLP: its attention and KV cache still hold every token, its MLP and later layers do not.
     """
 
     kind: SiteKind
@@ -38,25 +38,25 @@ class Site:
 
     @property
     def decoder_layer(self) -> int:
-        """The decoder layer at which the cut lies; 0 for everything before the decoder."""
+        """The decoder layer of the cut; 0 for every cut before the decoder."""
         return self.layer if self.kind in ("layer", "decode") else 0
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """Sort key: the order in which a forward pass meets sites."""
+        """Sort key: the order in which a forward pass reaches sites."""
         return SITE_KINDS.index(self.kind), self.layer, int(self.point == "mid")
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """One cut: where, and how many of the *original* visual tokens of each unit may stay after it.
+    """One planned cut: where, and how many of the *original* visual tokens of each unit may stay after it.
 
     Args:
-        site: Where.
-        budget: How many may stay.
-        drop_all: Withdraw every visual token here (K = 0), whatever the budget says.
-        auto: The count follows from the data; the budget is what the view reports, not a promise.
-        kv_from: Cut the KV caches of the decoder layers `kv_from..` that have already run, too; `None` leaves them.
+        site: Where to cut.
+        budget: How many tokens may stay.
+        drop_all: Drop every visual token here (K = 0), whatever the budget says.
+        auto: The number of kept tokens follows from the data; the budget is only what the view reports.
+        kv_from: Also cut the KV caches of the layers from `kv_from` on that have already run; `None` leaves them.
     """
 
     site: Site
@@ -66,7 +66,7 @@ class Stop:
     kv_from: int | None = None
 
     def keep(self, tokens: int) -> int:
-        """Tokens that stay of `tokens` original ones."""
+        """How many of `tokens` original tokens stay."""
         return 0 if self.drop_all else self.budget.count(tokens)
 
 

@@ -1,4 +1,4 @@
-"""What a pruner may ask for: declared needs, and the `View` that answers them.
+"""What a pruner may read: the needs that its spec declares, and the `View` that provides them.
 
 Shape letters as in `tokenprune.pruner`, and F frames.
 """
@@ -17,7 +17,7 @@ Rows = Literal["last", "text", "visual"]
 Support = Literal["causal", "visual", "all"]
 Heads = Literal["mean", "max"]
 
-#: What a spec may declare, and the view accessor that it opens.
+#: Needs that a spec may declare, and the methods of the view that each allows.
 NEEDS: Mapping[str, str] = {
     "hidden": "hidden(), layer_input(), mlp_input(): hidden states at the site, (B, N, D)",
     "qkv": "keys(), values(), queries(): decoder projections with or without RoPE, at the site's own layer or another",
@@ -34,11 +34,11 @@ NEEDS: Mapping[str, str] = {
 
 
 class View(Protocol):
-    """What a pruner may ask about B units of N visual tokens each. Values are detached and float32.
+    """What a pruner may read of B units with N visual tokens each. Values are detached and float32.
 
-    Every accessor raises `UndeclaredNeedError` where the spec does not declare the need, and `IncompatibleError`
-    where the model cannot give it. Where text lengths differ between units, text-like results are padded at the
-    end of their row axis and come with a boolean mask (True = real).
+    A method raises `UndeclaredNeedError` if the spec does not declare its need, and `IncompatibleError` if the model
+    cannot provide it. Results for text are padded at the end of their row axis to the longest text, and come with a
+    boolean mask (True = real row).
     """
 
     site: Site
@@ -46,33 +46,33 @@ class View(Protocol):
     units: int
     """B."""
     tokens: int
-    """N: visual tokens of each unit that are still there."""
+    """N: remaining visual tokens of each unit."""
     original_tokens: int
     """Visual tokens of each unit before the first cut."""
     keep: int
-    """K: rows that the stop's budget allows."""
+    """K: number of rows that the stop's budget allows."""
 
     def ids(self) -> tuple[int, ...]:
-        """A number for each unit, the same at every stop of a prompt: the key under which state is kept."""
+        """A number for each unit, the same at every stop of a prompt; use it as the key in `State`."""
         ...
 
     def sizes(self) -> Tensor:
-        """How many original tokens each row stands for, (B, N), float; 1 until something was merged."""
+        """Number of original tokens that each row represents, (B, N), float; 1 unless tokens were merged."""
         ...
 
     def hidden(self) -> Tensor:
-        """Hidden states at the site, (B, N, D); at `encoder` and inside the `tower` the encoder's, (B, N, C).
+        """Hidden states at the site, (B, N, D); those of the encoder, (B, N, C), at `encoder` and `tower` sites.
 
-        At a `mid` point the residual stream between attention and MLP.
+        At a `mid` point this is the residual stream between attention and MLP.
         """
         ...
 
     def layer_input(self) -> Tensor:
-        """At a `mid` point, what entered the layer's attention norm, (B, N, D) or (B, N, C); elsewhere `hidden()`."""
+        """At a `mid` point the input of the layer, (B, N, D) or (B, N, C); elsewhere the same as `hidden()`."""
         ...
 
     def mlp_input(self) -> Tensor:
-        """At a `mid` point, what the layer's MLP would read (after its norm), (B, N, D) or (B, N, C).
+        """At a `mid` point the input of the layer's MLP (after its norm), (B, N, D) or (B, N, C).
 
         Raises:
             IncompatibleError: The site is not a `mid` point.
@@ -80,16 +80,16 @@ class View(Protocol):
         ...
 
     def projected(self) -> Tensor:
-        """LLM input embeddings of the visual tokens still there, (B, N, D)."""
+        """LLM input embeddings of the remaining visual tokens, (B, N, D)."""
         ...
 
     def keys(self, *, rope: bool, layer: int | None = None) -> Tensor:
         """Keys of the visual tokens, (B, G, N, d).
 
         Args:
-            rope: With the rotary position embedding or without.
-            layer: Decoder layer; `None` is the layer that the cut enters (its projections are computed ahead).
-                Layers before the site are as they ran. Only layers `<=` the site's own are available.
+            rope: With the rotary position embedding, or without it.
+            layer: Decoder layer, up to the site's own. `None` is the site's own layer; its projections are computed
+                before the layer runs.
         """
         ...
 
@@ -98,10 +98,10 @@ class View(Protocol):
         ...
 
     def queries(self, rows: Rows = "text", *, rope: bool, layer: int | None = None) -> tuple[Tensor, Tensor]:
-        """Queries (B, H, R, d) of the named rows with their mask (B, R).
+        """Queries (B, H, R, d) of the named rows, and the mask (B, R).
 
-        `text`: every text token after the unit's image; `last`: the last prompt token (R = 1);
-        `visual`: the visual tokens of the unit themselves (R = N).
+        `text` rows are all text tokens after the unit's image, `last` is the last prompt token (R = 1), and `visual`
+        rows are the unit's own visual tokens (R = N).
         """
         ...
 
@@ -113,13 +113,13 @@ class View(Protocol):
         layer: int | None = None,
         support: Support = "causal",
     ) -> tuple[Tensor, Tensor]:
-        """Attention probabilities (B, H, R, N) of the named rows on the unit's visual tokens, and the mask (B, R).
+        """Attention probabilities (B, H, R, N) from the named rows to the unit's visual tokens, and the mask (B, R).
 
-        Recomputed from queries and keys for these rows only. `support="causal"` normalises over the whole causal
-        row (so rows sum to less than 1), `"visual"` over the unit's visual tokens, `"all"` over the whole
-        sequence without a causal mask.
+        They are computed from queries and keys for these rows only. `support="causal"` normalises over all tokens
+        before the row, so rows sum to less than 1. `"visual"` normalises over the unit's visual tokens, and `"all"`
+        over the whole sequence without a causal mask.
 
-        At a `decode` stop: `last` is the token being decoded, N the unit's visual tokens in the cache of that layer.
+        At a `decode` stop `last` is the new token, and N the number of the unit's visual tokens in the layer's cache.
         """
         ...
 
@@ -134,21 +134,21 @@ class View(Protocol):
     ) -> Tensor:
         """Attention that each visual token receives from the named rows, mean over the real rows, (B, N).
 
-        `heads` takes the mean or the largest over the heads of each row. It is `attention()` pooled, some rows at a
-        time: with `visual` rows the whole would be (B, H, N, N).
+        `heads` takes the mean or the maximum over the heads of each row. This pools `attention()` for some rows at a
+        time, because with `visual` rows the whole tensor would be (B, H, N, N).
         """
         ...
 
     def attention_output(self, rows: Rows = "last", *, layer: int | None = None) -> tuple[Tensor, Tensor]:
         """Attention output (B, H, R, d) of the named rows before the output projection, and the mask (B, R).
 
-        Over the whole causal row (text before and after the image too), with RoPE, as the model itself computes it:
-        together with `attention(support="causal")` it gives the exact error of every subset (leave-one-out too).
+        It is the model's own output: over all tokens before the row (text too), with RoPE. Together with
+        `attention(support="causal")` it gives the exact error of every subset, leave-one-out included.
         """
         ...
 
     def final_hidden(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states entering the site under the decoder's *final* norm.
+        """Input of the site's layer after the decoder's *final* norm.
 
         Returns:
             Visual (B, N, D), text after the image (B, T, D), mask (B, T).
@@ -160,14 +160,14 @@ class View(Protocol):
         ...
 
     def encoder_features(self) -> Tensor:
-        """What the projector would read of the tokens still there, before any merge, (B, N, C)."""
+        """Input of the projector for the remaining tokens, before any merge, (B, N, C)."""
         ...
 
     def cls_attention(self, layer: int | None = None) -> Tensor:
-        """Attention of the CLS query on the patches in encoder layer `layer`, (B, H, N); rows sum to less than 1.
+        """Attention from the CLS row to the patches in encoder layer `layer`, (B, H, N); rows sum to less than 1.
 
-        `None` is the layer that the projector reads, inside the `tower` the site's own. Where rows were merged inside
-        the tower, the attention on a merged row in the layers after, on its anchor in the layers before.
+        `None` is the layer that the projector reads; at `tower` sites it is the site's own layer. For a row that was
+        merged inside the tower, it is the attention to its anchor in layers before the merge, to the row itself after.
         """
         ...
 
@@ -176,7 +176,7 @@ class View(Protocol):
         ...
 
     def encoder_keys(self, layer: int | None = None) -> Tensor:
-        """Raw encoder keys of the patches, (B, H, N, d)."""
+        """Encoder keys of the patches before any rotation, (B, H, N, d)."""
         ...
 
     def joint_image(self) -> Tensor:
@@ -196,17 +196,17 @@ class View(Protocol):
         ...
 
     def frames(self) -> int:
-        """F: frames of the unit, 1 for an image; original tokens are frame-major, F x rows x columns of them."""
+        """F: frames of the unit, 1 for an image; the F x rows x columns original tokens are in frame order."""
         ...
 
     def coordinates(self) -> Tensor:
-        """Row and column of each visual token still there, (B, N, 2), float."""
+        """Row and column of each remaining visual token, (B, N, 2), float."""
         ...
 
     def indices(self) -> Tensor:
-        """Original index of each visual token still there, (B, N), int64."""
+        """Original index of each remaining visual token, (B, N), int64."""
         ...
 
     def fingerprints(self) -> tuple[int, ...]:
-        """One integer per unit made from its content (not from its place in the batch)."""
+        """One integer per unit, a hash of its content that does not depend on the batch."""
         ...

@@ -64,7 +64,10 @@ def test_virtual_tokens_are_refused_when_loaded(zoo: Zoo, tmp_path: Path) -> Non
     ("change", "said"),
     [
         ({"base_model_name_or_path": None}, "names no model"),
-        ({"base_model_name_or_path": "/no/such/model"}, "changes the model `/no/such/model`, which is not there"),
+        (
+            {"base_model_name_or_path": "/no/such/model"},
+            "changes the model `/no/such/model`, which does not exist here",
+        ),
         ({"r": 5}, "does not fit"),
     ],
 )

@@ -111,14 +111,14 @@ def test_without_a_chat_template_there_is_no_prompt_but_of_families_that_never_h
 @pytest.mark.parametrize("name", ["llava"])
 def test_what_a_processor_or_template_does_not_take_is_one_line(name: str, loaded: LoadedModel) -> None:
     loaded.processor.chat_template = "{{ raise_exception('only text, please') }}"
-    with pytest.raises(IncompatibleError, match=r"does not take the pictures and the question of `one`: .*only text"):
+    with pytest.raises(IncompatibleError, match=r"does not accept the pictures and the question of `one`: .*only text"):
         loaded.encode([asked(PICTURE)])
 
 
 @pytest.mark.parametrize("name", [name for name in SEEN if name not in (*REFUSED, *IN_FRONT)])
 def test_a_template_without_a_place_for_the_picture_is_refused(name: str, loaded: LoadedModel) -> None:
     loaded.processor.chat_template = "what is in the picture"
-    with pytest.raises(IncompatibleError, match=r"does not take the pictures|no place for a picture") as caught:
+    with pytest.raises(IncompatibleError, match=r"does not accept the pictures|no placeholder for a picture") as caught:
         loaded.encode([asked(PICTURE)])
     assert "\n" not in caught.value.message
     assert caught.value.hint

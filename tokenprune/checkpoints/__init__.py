@@ -1,4 +1,4 @@
-"""Checkpoints: loading of models by name, directory or hub name, and the two that ship with tokenprune."""
+"""Load models by short name, directory or hub name; two small models ship with tokenprune."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tokenprune.checkpoints.loaded_model import LoadedModel as LoadedModel
     from tokenprune.checkpoints.loading import load_model as load_model
 
-# without lazy_loader's `__dir__`: the host looks at every name of a plugin, and would load all of these
+# without lazy_loader's `__dir__`: the plugin host reads every name of a plugin, and would load all of these
 __getattr__, _, __all__ = lazy_loader.attach(
     __name__, submod_attrs={"joint": ["JointSpace"], "loaded_model": ["LoadedModel"], "loading": ["load_model"]}
 )

@@ -1,4 +1,4 @@
-"""Directories that hold an adapter of PEFT and name the model that it changes."""
+"""PEFT adapters: directories with an adapter, which name the base model that it changes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tokenprune.errors import IncompatibleError, PrerequisiteError
 from tokenprune.families.unwrap import adapter_refusal
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-#: Files of a processor; an adapter may bring one of its own.
+#: Files of a processor; an adapter may have its own.
 _PROCESSOR = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter beside its model.
+    """An adapter and its base model.
 
     Args:
-        folder: The directory with its weights.
-        base: Directory or hub name of the model that it changes.
+        folder: The directory with the adapter's weights.
+        base: Directory or hub name of the base model.
     """
 
     folder: Path
@@ -29,15 +29,15 @@ class Adapter:
 
     @property
     def processor(self) -> str:
-        """Directory or hub name of the processor: the adapter's own, where it brings one whole."""
+        """Directory or hub name of the processor: the adapter's own if it is complete, otherwise the base model's."""
         return str(self.folder) if all((self.folder / name).is_file() for name in _PROCESSOR[1:]) else self.base
 
     def put_into(self, model: Any) -> None:
-        """Load the adapter into its model and make it active.
+        """Load the adapter into its base model and activate it.
 
         Raises:
             PrerequisiteError: PEFT is missing, or the adapter does not fit the model.
-            IncompatibleError: Models with an adapter of this kind cannot be pruned.
+            IncompatibleError: A model with an adapter of this kind cannot be pruned.
         """
         try:
             from peft import PeftConfig
@@ -53,18 +53,18 @@ class Adapter:
         try:
             model.load_adapter(str(self.folder))
         except (RuntimeError, ValueError, KeyError) as error:
-            said = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200]
             raise PrerequisiteError(
-                f"the adapter in `{self.folder}` does not fit `{self.base}`: {said}",
+                f"the adapter in `{self.folder}` does not fit `{self.base}`: {reason}",
                 hint="load it with the model that it was trained on",
             ) from error
 
 
 def adapter_in(path: str) -> Adapter | None:
-    """The adapter that a directory holds, `None` where it holds none or a whole model.
+    """The adapter in a directory; `None` if the directory has no adapter, or a complete model.
 
     Raises:
-        PrerequisiteError: It names no model, or its weights are not there as safetensors.
+        PrerequisiteError: The adapter names no base model, or its weights as safetensors are missing.
     """
     folder = Path(path)
     if not (folder / _CONFIG).is_file() or (folder / "config.json").is_file():
@@ -76,7 +76,7 @@ def adapter_in(path: str) -> Adapter | None:
         )
     if not (Path(base).is_dir() or ("/" in base and not Path(base).is_absolute())):
         raise PrerequisiteError(
-            f"the adapter in `{folder}` changes the model `{base}`, which is not there",
+            f"the adapter in `{folder}` changes the model `{base}`, which does not exist here",
             hint=f"set `base_model_name_or_path` in its {_CONFIG} to the model's directory or hub name",
         )
     if not (folder / _WEIGHTS).is_file():

@@ -1,4 +1,4 @@
-"""What identifies a checkpoint: a hash of its files, or the commit of the hub that is loaded."""
+"""Identify a checkpoint: by a hash of its files, or by its commit on the hub."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tokenprune.plugins import Host
 
 DIGEST_LENGTH = 16
 
-#: Files of a model directory that decide what it computes.
+#: Files of a model directory that determine what the model computes.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
 def directory_digest(directory: Path) -> str:
-    """Hash of the model files of a directory, names and contents; where the directory lies does not matter."""
+    """Hash of the names and contents of a directory's model files; it does not depend on the directory's path."""
     digest = hashlib.sha256()
     files = {path for pattern in _MODEL_FILES for path in directory.rglob(pattern) if path.is_file()}
     for path in sorted(files, key=lambda found: found.relative_to(directory).as_posix()):
@@ -29,10 +29,10 @@ def directory_digest(directory: Path) -> str:
 
 
 def model_digest(name: str, host: Host) -> str:
-    """Hash of the weights and settings behind a model name; for a hub name the commit that is loaded.
+    """Hash of the weights and settings of a model; for a hub name, the commit.
 
     Raises:
-        UnknownNameError: The name is neither registered nor a directory nor a hub name.
+        UnknownNameError: The name is no registered name, directory or hub name.
         PrerequisiteError: The model has no weights as safetensors, or the hub cannot be reached.
     """
     path = model_path(name, host)
@@ -47,7 +47,7 @@ def model_digest(name: str, host: Host) -> str:
 
 
 def files_digest(path: str, host: Host) -> str:
-    """Hash of a model directory, with that of the model that it changes where it holds an adapter."""
+    """Hash of a model directory; for an adapter it includes the hash of the base model."""
     own, adapter = directory_digest(Path(path)), adapter_in(path)
     if adapter is None:
         return own
@@ -55,7 +55,11 @@ def files_digest(path: str, host: Host) -> str:
 
 
 def snapshot(name: str, commit: str | None = None) -> Path:
-    """The files of a hub name on this machine."""
+    """Download the files of a hub name, or find them in the local cache.
+
+    Raises:
+        PrerequisiteError: The hub does not give them.
+    """
     from huggingface_hub import snapshot_download
 
     try:

@@ -1,4 +1,4 @@
-"""What tokenprune makes of a model, found without loading its weights."""
+"""Examine a model without its weights: its family, its parts, and where it can be cut."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from tokenprune.site import SITE_KINDS
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found of a model.
+    """The result of an examination.
 
     Args:
-        model: Name of its class.
-        model_type: Its type, as the config names it.
-        family: Name of the family that describes it, `None` where no family does.
+        model: Name of the model's class.
+        model_type: Model type in the config.
+        family: Name of the family that describes the model, or `None`.
         owner: Distribution that registered the family.
-        parts: Path and class of each part of the description; the class is `None` where the path leads nowhere.
-        placeholders: Config attributes of the description with their ids, `None` where they are missing.
-        layer_types: Kinds of decoder layers with their numbers.
-        refusals: Every kind of site with the reason why there is none, `None` where there is.
+        parts: By part, its path and class; the class is `None` if the path does not exist.
+        placeholders: By config attribute of the description, its token id; `None` if the attribute is missing.
+        layer_types: By type of decoder layer, the number of layers.
+        refusals: By kind of site, why the model cannot be cut there; `None` if it can.
         video: Whether prompts may hold videos.
-        problem: Why the model cannot be pruned at all, `None` where it can.
-        processor: Class of its processor, `None` where it cannot be loaded.
-        processor_problem: Why not.
+        problem: Why the model cannot be pruned at all, or `None`.
+        processor: Class of the processor; `None` if it cannot be loaded.
+        processor_problem: Why the processor cannot be loaded.
     """
 
     model: str
@@ -57,11 +57,11 @@ class Examination:
 
 
 def examine(name_or_path: str, host: Host) -> Examination:
-    """Look at a model by short name, directory or hub name: at its config and its processor.
+    """Examine the config and the processor of a model, by short name, directory or hub name.
 
     Raises:
-        UnknownNameError: It is neither a registered name nor an existing directory nor a hub name.
-        PrerequisiteError: There is no config, or transformers cannot build a model of it.
+        UnknownNameError: The name is no registered name, existing directory or hub name.
+        PrerequisiteError: There is no config, or transformers cannot build a model from it.
     """
     path = model_path(name_or_path, host)
     adapter = adapter_in(path)
@@ -74,7 +74,7 @@ def examine(name_or_path: str, host: Host) -> Examination:
 
 
 def examined(model: nn.Module, host: Host) -> Examination:
-    """What tokenprune makes of a model in memory, with or without weights."""
+    """Examine a model in memory, with or without weights; its processor is not examined."""
     config: Any = model.config
     spec = family_of(model, host)
     problem: str | None = None
@@ -99,12 +99,12 @@ def examined(model: nn.Module, host: Host) -> Examination:
 
 
 def _skeleton(path: str, name: str) -> nn.Module:
-    """The modules of a model without weights."""
+    """A model without weights, on the meta device."""
     try:
         from transformers import AutoConfig, AutoModelForImageTextToText
 
         with quiet_loading(), warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")  # they are about weights
+            warnings.simplefilter("ignore")  # warnings about missing weights
             config = AutoConfig.from_pretrained(path)
             skeleton: nn.Module = AutoModelForImageTextToText.from_config(config)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
@@ -126,12 +126,12 @@ def _processor(path: str) -> str:
 
 
 def _sentence(error: Exception) -> str:
-    """The first sentence of what another library says, on one line."""
+    """The first sentence of another library's message, on one line."""
     return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
 
 
 def _parts(model: nn.Module, family: Family) -> dict[str, tuple[str, str | None]]:
-    """Path and class of every part that a description names."""
+    """Path and class of every part in a description."""
     paths = {
         "base": family.base,
         "text model": family.text,

@@ -19,12 +19,12 @@ _CONVERT = (
 
 @dataclass(frozen=True)
 class JointSpace:
-    """A CLIP text tower with both projections, beside a vision-language model with the same vision tower.
+    """A CLIP model with the same vision tower as the vision-language model: its text tower and both projections.
 
     Args:
-        clip: A `CLIPModel` whose vision tower is the one that the vision-language model uses.
+        clip: The `CLIPModel`.
         tokenizer: The CLIP tokenizer.
-        decode: Turns token ids of the vision-language model back into text.
+        decode: Converts token ids of the vision-language model to text.
     """
 
     clip: Any
@@ -42,11 +42,11 @@ class JointSpace:
 
     @torch.no_grad()
     def text(self, texts: Sequence[str]) -> Tensor:
-        """Joint embeddings of texts, not normalised: (B, P), float32; each text is cut at the tower's length."""
+        """Joint embeddings of texts, not normalised: (B, P), float32; texts are truncated to the tower's length."""
         length = self.clip.config.text_config.max_position_embeddings
         device = self.clip.text_projection.weight.device
         rows = []
-        for text in texts:  # one by one, so that a text's embedding does not depend on its neighbours' padding
+        for text in texts:  # one by one: in a batch, a text's embedding would depend on the padding
             tokens = self.tokenizer(text, return_tensors="pt", truncation=True, max_length=length).to(device)
             pooled = self.clip.text_model(
                 input_ids=tokens["input_ids"], attention_mask=tokens.get("attention_mask")
@@ -56,10 +56,10 @@ class JointSpace:
 
     @classmethod
     def load(cls, path: str | Path, decode: Callable[[Sequence[int]], str], *, device: str, dtype: Any) -> JointSpace:
-        """Load the pair from a directory or a hub name.
+        """Load a CLIP model from a directory or a hub name.
 
         Raises:
-            PrerequisiteError: The directory holds no weights as safetensors.
+            PrerequisiteError: The directory has no weights as safetensors.
         """
         from transformers import AutoTokenizer, CLIPModel
 

@@ -1,4 +1,4 @@
-"""A model with its processor, which a person asks about pictures."""
+"""A loaded model with its processor, which prepares inputs and answers questions about images."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class LoadedModel:
         model: The transformers model.
         processor: Its processor.
         joint: The joint image-text space, `None` if the checkpoint has none.
-        path: The directory or the hub name that it came from.
-        parts: Where the parts of the model are.
+        path: The directory or hub name from which it was loaded.
+        parts: The modules of the model, as the engine uses them.
     """
 
     model: Any = field(repr=False)
@@ -47,24 +47,24 @@ class LoadedModel:
 
     @property
     def facts(self) -> ModelFacts:
-        """Shape of the model."""
+        """Facts about the model's shape."""
         return self.parts.facts
 
     def prepare(self, images: Any, question: str | Sequence[str]) -> dict[str, Tensor]:
-        """The tensors that the model reads, written by the processor's chat template, on the model's device.
+        """The input tensors of a question about images, made with the chat template, on the model's device.
 
         Args:
-            images: A picture (an image of PIL or the path of a file), or a list of the pictures of the question.
-            question: The question. A list of questions makes a batch; `images` is then one picture that all of them
-                are about, or a list with the picture, or the list of pictures, of each.
+            images: A picture (a PIL image or a path), or a list of the pictures of the question.
+            question: The question. A list of questions makes a batch; `images` is then one picture for all questions,
+                or a list with the picture, or the list of pictures, of each question.
 
         Returns:
             `input_ids` (B, S), `attention_mask` (B, S), both padded on the left, and the pixels.
 
         Raises:
-            ConfigError: There are not as many pictures as questions, a picture cannot be read, or a question holds a
+            ConfigError: The numbers of pictures and questions differ, a picture cannot be read, or a question holds a
                 placeholder of this model.
-            IncompatibleError: The processor has no chat template, or does not take the pictures.
+            IncompatibleError: The processor has no chat template, or does not accept the pictures.
 
         Example:
             >>> from tokenprune import load_model
@@ -85,7 +85,7 @@ class LoadedModel:
         """The model's answer, greedy; inside `pruned` it is the answer of the pruned model.
 
         Args:
-            images: As `prepare` takes them.
+            images: As in `prepare`.
             question: One question, or a list of questions that are answered as one batch.
             max_new_tokens: Longest answer, in tokens.
 
@@ -107,21 +107,21 @@ class LoadedModel:
             ['green', 'yes']
         """
         inputs = self.prepare(images, question)
-        made = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-        new = made[:, inputs["input_ids"].shape[1] :]
+        generated = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        new = generated[:, inputs["input_ids"].shape[1] :]
         texts = [str(text).strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
         return texts[0] if isinstance(question, str) else texts
 
     def encode(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """The tensors that the model reads, for samples of a task; see `tokenprune.checkpoints.prompts.encode`."""
+        """The input tensors of a task's samples; see `tokenprune.checkpoints.prompts.encode`."""
         return encode(self.processor, self.parts, samples, self.path)
 
 
 def _samples(images: Any, question: str | Sequence[str]) -> list[Sample]:
-    """One sample for each question.
+    """One sample per question.
 
     Raises:
-        ConfigError: There are not as many pictures as questions, or a file is no picture.
+        ConfigError: The numbers of pictures and questions differ, or a file is not a picture.
     """
     if isinstance(question, str):
         images, question = [images], [question]

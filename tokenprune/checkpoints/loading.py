@@ -1,4 +1,4 @@
-"""Load a vision-language model by short name, directory or hub name, through the stock classes."""
+"""Load a vision-language model by short name, directory or hub name, with the stock classes of transformers."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def load_model(
     attention: str = "sdpa",
     host: Host | None = None,
 ) -> LoadedModel:
-    """Load model, processor and, where a folder `clip` lies beside the weights, the joint image-text space.
+    """Load a model with its processor, and its joint image-text space if the directory has a folder `clip`.
 
     Args:
-        name_or_path: Registered short name (`scenes`), directory, or hub name; also a directory with an adapter of PEFT
-            that names its model.
+        name_or_path: Registered short name (`scenes`), directory, or hub name. A directory may hold a PEFT adapter
+            that names its base model.
         device: Torch device.
         dtype: `float32`, `bfloat16` or `float16`.
-        attention: Attention kernel: `sdpa`, `eager` or another that transformers knows.
-        host: Plugin host; loaded where it is not given.
+        attention: Attention kernel: `sdpa`, `eager` or another one of transformers.
+        host: Plugins; by default the installed ones.
 
     Raises:
-        PrerequisiteError: The path holds no model, its weights are not safetensors, or a package that it needs is
-            missing or does not work (torchvision beside another torch).
-        IncompatibleError: No registered family describes the model.
+        PrerequisiteError: The path has no model, its weights are not safetensors, or a package that it needs is
+            missing or does not work (such as torchvision for another torch).
+        IncompatibleError: The model cannot be pruned: no family describes it, and its parts cannot be discovered.
 
     Example:
         >>> from tokenprune import load_model
@@ -54,16 +54,16 @@ def load_model(
         raise ConfigError(f"unknown dtype `{dtype}`", hint="use " + ", ".join(f"`{name}`" for name in _DTYPES))
     path = model_path(name_or_path, host)
     adapter = adapter_in(path)
-    whole = path if adapter is None else adapter.base
-    if (Path(whole) / "config.json").is_file():  # of anything else, the loader says what is missing
-        check_weights(Path(whole))
+    base_path = path if adapter is None else adapter.base
+    if (Path(base_path) / "config.json").is_file():  # without a config, transformers' own error says what is missing
+        check_weights(Path(base_path))
     try:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         with quiet_loading():
             processor = AutoProcessor.from_pretrained(path if adapter is None else adapter.processor)
             model = AutoModelForImageTextToText.from_pretrained(
-                whole, dtype=_DTYPES[dtype], attn_implementation=attention, use_safetensors=True
+                base_path, dtype=_DTYPES[dtype], attn_implementation=attention, use_safetensors=True
             )
             if adapter is not None:
                 adapter.put_into(model)
@@ -85,14 +85,14 @@ def load_model(
     def decode(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=True))
 
-    clip = Path(whole) / "clip"
+    clip = Path(base_path) / "clip"
     with quiet_loading():
         joint = JointSpace.load(clip, decode, device=device, dtype=_DTYPES[dtype]) if clip.is_dir() else None
     return LoadedModel(model, processor, joint, path, parts)
 
 
 def missing_package(name: str, error: Exception) -> PrerequisiteError | None:
-    """What to install where loading failed for want of a package, `None` where it failed for another reason."""
+    """The error that names a missing package, if that is why loading failed; otherwise `None`."""
     reason = " ".join(str(error).split()).split(". ")[0]
     problem = torchvision_problem()
     if problem is not None:
@@ -104,23 +104,23 @@ def missing_package(name: str, error: Exception) -> PrerequisiteError | None:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No progress bar of transformers: loading is a part of commands that show progress of their own."""
+    """Hide the progress bar of transformers: commands that load models show their own."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             logging.enable_progress_bar()
 
 
 def model_path(name_or_path: str, host: Host) -> str:
-    """Directory of a registered short name; anything else is returned as it is.
+    """The directory of a registered short name; a directory or hub name is returned as it is.
 
     Raises:
-        UnknownNameError: It is neither a registered name nor an existing directory nor a hub name.
+        UnknownNameError: The name is no registered name, existing directory or hub name.
     """
     if name_or_path in host.models:
         target = host.models.get(name_or_path).target

@@ -1,4 +1,4 @@
-"""Prompts: questions about pictures as the tensors that a model reads."""
+"""Encode questions about pictures as the input tensors of a model."""
 
 from __future__ import annotations
 
@@ -12,80 +12,83 @@ from tokenprune.families.family import Parts
 from tokenprune.tasks.base import Sample
 from tokenprune.tasks.pictures import as_rgb
 
-#: Special tokens with a name that stand for text.
-_OF_TEXT = frozenset(f"{name}_token" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
+#: Names of special tokens that are no placeholders.
+_TEXT_TOKENS = frozenset(f"{name}_token" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
 
 
 def encode(processor: Any, parts: Parts, samples: Sequence[Sample], path: str) -> dict[str, Tensor]:
-    """The processor's tensors for some samples, on the model's device and in its floating type.
+    """The processor's tensors for samples, on the model's device and in its floating-point type.
 
     Args:
         processor: The model's processor.
         parts: The model.
         samples: Questions; their pictures may have any mode (`as_rgb`).
-        path: Where the processor came from, for messages.
+        path: Directory or hub name of the processor, for messages.
 
     Raises:
         ConfigError: A question holds a placeholder of this model, or a picture cannot be read.
-        IncompatibleError: The processor has no chat template, or takes these samples in no other way.
+        IncompatibleError: The processor has no chat template, or does not accept the samples.
     """
     pictures = [[as_rgb(image, f"a picture of sample `{sample.id}`") for image in sample.images] for sample in samples]
-    marks = placeholders(processor, parts)
+    found = placeholders(processor, parts)
     for sample in samples:
-        _refuse_placeholders(sample, marks)
+        _refuse_placeholders(sample, found)
     named = f"the processor of `{path}` (`{type(processor).__name__}`)"
     if getattr(processor, "chat_template", None) is not None:
         write = _by_template
     elif parts.family.plain_prompts:
-        write = _plainly
+        write = _without_template
     else:
         raise IncompatibleError(
-            f"{named} has no chat template, so a question cannot be put to the model",
+            f"{named} has no chat template, so the model cannot be asked a question",
             hint="save the template of the original checkpoint beside the weights, as `chat_template.jinja`",
         )
     try:
         texts = [write(processor, sample) for sample in samples]
-        made = processor(images=pictures, text=texts, padding=True, return_tensors="pt")
-    except Exception as error:  # templates and processors are not ours and fail in their own ways
+        inputs = processor(images=pictures, text=texts, padding=True, return_tensors="pt")
+    except Exception as error:  # templates and processors of others may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         ids = ", ".join(f"`{sample.id}`" for sample in samples)
         raise IncompatibleError(
-            f"{named} does not take the pictures and the question of {ids}: {reason}",
+            f"{named} does not accept the pictures and the question of {ids}: {reason}",
             hint="try another picture; `tokenprune doctor --model ...` shows what the model's directory holds",
         ) from error
-    if any(pictures) and not bool(parts.is_placeholder(made["input_ids"]).any()):
+    if any(pictures) and not bool(parts.is_placeholder(inputs["input_ids"]).any()):
         raise IncompatibleError(
-            f"the prompts that {named} makes have no place for a picture",
+            f"the prompts that {named} makes have no placeholder for a picture",
             hint="use the chat template of the original checkpoint (`chat_template.jinja`)",
         )
     model: Any = parts.model
     return {
         name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
-        for name, tensor in made.items()
+        for name, tensor in inputs.items()
     }
 
 
 def placeholders(processor: Any, parts: Parts) -> tuple[str, ...]:
-    """What stands for a picture, a video or their borders in the prompts of a model, the longest first."""
+    """The texts of a model's special tokens for pictures, videos and their borders, the longest first."""
     model: Any = parts.model
     tokenizer = getattr(processor, "tokenizer", processor)
     named = {**dict(getattr(tokenizer, "special_tokens_map", {})), **vars(processor)}
-    found = {str(value) for name, value in named.items() if _marks(name) and not isinstance(value, int | list)}
+    found = {
+        str(value) for name, value in named.items() if _is_placeholder_name(name) and not isinstance(value, int | list)
+    }
     ids = [getattr(model.config, name, None) for name in parts.family.placeholders]
     found |= {str(tokenizer.convert_ids_to_tokens(number)) for number in ids if number is not None}
-    return tuple(sorted(found - {"None", ""}, key=lambda mark: (-len(mark), mark)))
+    return tuple(sorted(found - {"None", ""}, key=lambda placeholder: (-len(placeholder), placeholder)))
 
 
-def _marks(name: str) -> bool:
-    return name.endswith("_token") and name not in _OF_TEXT
+def _is_placeholder_name(name: str) -> bool:
+    return name.endswith("_token") and name not in _TEXT_TOKENS
 
 
-def _refuse_placeholders(sample: Sample, marks: Sequence[str]) -> None:
-    for mark in marks:
-        if mark in sample.question:
+def _refuse_placeholders(sample: Sample, texts: Sequence[str]) -> None:
+    for placeholder in texts:
+        if placeholder in sample.question:
             raise ConfigError(
-                f"the question {sample.question!r} holds `{mark}`, which stands for a picture in this model's prompts",
-                hint="take it out of the question: the pictures are put before it",
+                f"the question {sample.question!r} holds `{placeholder}`, which stands for a picture in this model's "
+                "prompts",
+                hint="remove it from the question: the pictures are put before the question",
             )
 
 
@@ -95,5 +98,5 @@ def _by_template(processor: Any, sample: Sample) -> str:
     return str(processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False))
 
 
-def _plainly(processor: Any, sample: Sample) -> str:
+def _without_template(processor: Any, sample: Sample) -> str:
     return f"{processor.image_token}" * len(sample.images) + sample.question

@@ -1,4 +1,4 @@
-"""Weights of a model directory: safetensors and nothing else, because to load a pickle may run any program."""
+"""Accept weights as safetensors only, because loading a pickle may run any program."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ _CONVERT = (
 
 
 def check_weights(folder: Path, convert: str = _CONVERT) -> None:
-    """Make sure that a directory holds weights that can be loaded.
+    """Make sure that a directory has weights as safetensors.
 
     Args:
         folder: The model directory.
-        convert: Python that writes the directory's pickled weights as safetensors; `{0!r}` stands for the directory.
+        convert: Python code that converts pickled weights to safetensors; `{0!r}` stands for the directory.
 
     Raises:
-        PrerequisiteError: It holds none, or only pickled ones.
+        PrerequisiteError: The directory has no weights, or only pickled ones.
     """
     if any(folder.glob(f"*{SUFFIX}")):
         return
-    # `training_args.bin` and the like lie beside weights, and are none
+    # files such as `training_args.bin` are not weights
     pickled = sorted(path.name for path in folder.glob("*model*") if path.suffix in _PICKLED)
     if not pickled:
         raise PrerequisiteError(f"`{folder}` holds no weights", hint="train or download the model first")
     raise PrerequisiteError(
-        f"`{folder}` holds its weights as `{pickled[0]}`; only safetensors are loaded, as a pickle may run any program",
+        f"`{folder}` holds its weights as `{pickled[0]}`; only safetensors are loaded, because a pickle may run any "
+        "program",
         hint=f"if you trust the file, convert it: python -c {shlex.quote(convert.format(str(folder)))}",
     )
