@@ -20,7 +20,7 @@ from tokenprune.errors import BudgetError
 Account = Literal["kept", "average"]
 
 BudgetLike = str | float
-"""A budget as users write it: `64`, `0.25`, `"25%"`. To a type checker an int is a `float`; `parse` tells them apart."""
+"""A budget as users write it: `64`, `0.25`, `"25%"`. For type checkers an int is a `float`; not for `parse`."""
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _PERCENTAGE = re.compile(r"([^%]*)%")
