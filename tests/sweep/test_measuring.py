@@ -12,10 +12,10 @@ from mlflow.tracking import MlflowClient
 from tests.sweep.fixtures import Workshop
 from tests.tracking.places import place_of
 from tokenprune.errors import IncompatibleError
-from tokenprune.evaluation import cell_cost as measuring
 from tokenprune.events import CellStarted
 from tokenprune.report import markdown_report
 from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
+from tokenprune.sweep.worker import cell_cost as measuring
 
 Run = Callable[..., SweepOutcome]
 QUICK = {"repeats": 1, "max_repeats": 1, "warmup": 0, "new_tokens": 1}
