@@ -8,6 +8,7 @@ alone: a store that `MLFLOW_TRACKING_URI` names is never touched here. The calle
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -28,6 +29,9 @@ State = Literal["absent", "sound", "outdated", "broken"]
 
 _BESIDE = ("-journal", "-wal", "-shm")
 """Suffixes of the files that SQLite keeps beside a database, and would apply to any other one of that name."""
+
+_POOL = "MLFLOW_SQLALCHEMYSTORE_"
+"""Prefix of the variables by which MLflow's database connections are set; those of the user stay as they are."""
 
 
 def database_uri(directory: Path) -> str:
@@ -73,6 +77,8 @@ def prepare(directory: Path, make_client: Callable[..., Any]) -> str:
         PrerequisiteError: The database cannot be read now.
         StorageError: The disk does not take a new one; the old one is as it was.
     """
+    if not any(name.startswith(_POOL) for name in os.environ):
+        os.environ[f"{_POOL}POOLCLASS"] = "NullPool"  # a connection that stays open misses that its file was deleted
     for left in directory.glob(f"{WORK_FOLDER}*"):
         shutil.rmtree(left, ignore_errors=True)
     database = directory / DATABASE
