@@ -65,8 +65,8 @@ class PruneRecord:
 
         A layer that is cut between attention and MLP counts with the mean of both numbers.
         """
-        halves = (self.visual_tokens, self.mlp_visual_tokens or self.visual_tokens)
-        means = [_means(rows) for rows in halves]
+        by_module = (self.visual_tokens, self.mlp_visual_tokens or self.visual_tokens)
+        means = [_means(rows) for rows in by_module]
         return tuple((attention + mlp) / 2 for attention, mlp in zip(*means, strict=True))
 
     def kv_tokens(self) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from tokenprune.checkpoints.joint import JointSpace
 from tokenprune.engine.finite import WatchedView
 from tokenprune.engine.observe.context import SiteContext
 from tokenprune.engine.observe.view import EngineView
-from tokenprune.engine.prompt_end import ending_units, holds_last, with_last
+from tokenprune.engine.prompt_end import ending_units, keeps_last, with_last
 from tokenprune.engine.state.prefill import Prefill, Unit
 from tokenprune.errors import NothingPrunedError
 from tokenprune.pruner import Decision, Kept, Pruner
@@ -37,28 +37,28 @@ def decide(
     for number, unit in enumerate(units):
         keep = min(unit.tokens, prefill.asked(unit, position))
         groups.setdefault((unit.tokens, keep, unit.original, unit.span.grid, unit.span.frames), []).append(number)
-    ending = ending_units(units, prefill.ends_in_image)
-    answers: dict[int, Kept] = {}
+    prompt_ends = ending_units(units, prefill.ends_in_image)
+    kept_of: dict[int, Kept] = {}
     decision = Decision(())
     for (tokens, keep, *_), numbers in groups.items():
-        seen = [units[number] for number in numbers]
-        labels = [f"sample {unit.span.sample}, image {unit.span.image}" for unit in seen]
-        view = WatchedView(EngineView(context, seen, numbers, keep), pruner.spec.name, labels)
-        decision = view.asked(pruner.decide, prefill.stop_for(seen[0], position), prefill.state)
-        if decision.resize is None and len(decision.units) != len(seen):
+        group = [units[number] for number in numbers]
+        labels = [f"sample {unit.span.sample}, image {unit.span.image}" for unit in group]
+        view = WatchedView(EngineView(context, group, numbers, keep), pruner.spec.name, labels)
+        decision = view.asked(pruner.decide, prefill.stop_for(group[0], position), prefill.state)
+        if decision.resize is None and len(decision.units) != len(group):
             raise NothingPrunedError(
-                f"pruner `{pruner.spec.name}` answered for {len(decision.units)} of {len(seen)} images",
+                f"pruner `{pruner.spec.name}` answered for {len(decision.units)} of {len(group)} images",
                 hint="a decision holds one `Kept` per unit of the view",
             )
-        for place, (number, kept) in enumerate(zip(numbers, decision.units, strict=False)):
-            check_kept(pruner, kept, tokens, view, place)
-            if number in ending:
+        for index, (number, kept) in enumerate(zip(numbers, decision.units, strict=False)):
+            check_kept(pruner, kept, tokens, view, index)
+            if number in prompt_ends:
                 resized = decision.resize is not None
-                if not resized and not holds_last(kept, tokens):
+                if not resized and not keeps_last(kept, tokens):
                     prefill.vision.held.add((position, units[number].span.index))
                 kept = with_last(kept, tokens, resized=resized)
-            answers[number] = kept
-    return [(units[number], answers[number]) for number in sorted(answers)], decision
+            kept_of[number] = kept
+    return [(units[number], kept_of[number]) for number in sorted(kept_of)], decision
 
 
 def check_kept(pruner: Pruner, kept: Kept, tokens: int, view: WatchedView, unit: int) -> None:

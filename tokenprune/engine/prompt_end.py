@@ -21,7 +21,7 @@ def ending_units(units: Sequence[Unit], samples: Collection[int]) -> frozenset[i
     return frozenset(number for sample, number in last.items() if sample in samples)
 
 
-def holds_last(kept: Kept, tokens: int) -> bool:
+def keeps_last(kept: Kept, tokens: int) -> bool:
     """Whether a decision keeps the last of a unit's tokens."""
     return bool((kept.anchors == tokens - 1).any())
 
@@ -39,12 +39,12 @@ def with_last(kept: Kept, tokens: int, *, resized: bool) -> Kept:
     """
     anchors = kept.anchors
     if resized:
-        if holds_last(kept, tokens) or not len(anchors):
+        if keeps_last(kept, tokens) or not len(anchors):
             return kept
         moved = anchors.clone()
         moved[anchors.argmax()] = tokens - 1
         return Kept(moved, kept.merge, kept.log_weights, kept.labels)
-    if not holds_last(kept, tokens):
+    if not keeps_last(kept, tokens):
         kept = _appended(kept, tokens)
     place = int((kept.anchors == tokens - 1).nonzero()[0, 0])
     if place == len(kept.anchors) - 1:

@@ -43,10 +43,10 @@ def resolve_pruner(
     """The pruner of a name and options; a pruner object is returned as it is, and `None` means `none`.
 
     Args:
-        pruner: What the user gave.
+        pruner: Name of a pruner, a pruner object, or `None`.
         options: Options of a pruner that is given by name.
         host: Plugins.
-        call: The function that the user called; a misspelt option may stand for one of its arguments.
+        call: The function that the user called; hints compare unknown options with its arguments.
 
     Raises:
         UnknownNameError: No pruner of that name is installed.
@@ -55,8 +55,10 @@ def resolve_pruner(
     if isinstance(pruner, Pruner):
         for name in options:
             unknown = UnknownNameError(f"argument of `{call.__name__}`", name, _arguments(call))
-            made = f"`{pruner.spec.name}` is built already: pass its options to `get_pruner`, or pass its name here"
-            raise ConfigError(unknown.message, hint=unknown.hint if unknown.close_matches else made)
+            already_built = (
+                f"`{pruner.spec.name}` is built already: pass its options to `get_pruner`, or pass its name here"
+            )
+            raise ConfigError(unknown.message, hint=unknown.hint if unknown.close_matches else already_built)
         return pruner
     spec = host.pruners.get(pruner or "none")
     return cast(Pruner, spec.build(spec.validate(options, beside=_arguments(call))))

@@ -127,7 +127,7 @@ class CacheInfo:
             why = "is used after its session ended"
         raise IncompatibleError(
             f"a pruned KV cache {why}; the stock model does not know which tokens are gone",
-            hint="go on with it inside `with pruned(...)`, on the same model with the same pruner and positions",
+            hint="continue it inside `with pruned(...)`, on the same model with the same pruner and positions",
         )
 
 
@@ -185,7 +185,7 @@ class PrunedCache(_Stock):
         if count < 0:
             raise IncompatibleError(
                 f"a pruned KV cache cannot be cropped to {tokens_to_remove} tokens, because layers differ in length",
-                hint="give the number of tokens to take out, as a negative number",
+                hint="give the number of tokens to remove, as a negative number",
             )
         if not state.ends_in_text(count):
             raise IncompatibleError(
@@ -270,7 +270,7 @@ def _check_settings(info: CacheInfo, session: SessionHandle) -> None:
     def refuse(what: str) -> NoReturn:
         raise IncompatibleError(
             f"this KV cache was pruned {what}",
-            hint="go on with it on the same model, with the same pruner and positions, or start a new cache",
+            hint="continue it on the same model, with the same pruner and positions, or start a new cache",
         )
 
     if info.session is not None and info.session.model() is not session.model():

@@ -119,10 +119,10 @@ def visible_columns(
     if decoder_pass.hidden_tokens is None:
         return columns
     if id(columns) not in decoder_pass.masked_columns:
-        gone = torch.stack(
+        is_hidden = torch.stack(
             [torch.isin(row, hidden) for row, hidden in zip(columns.token, decoder_pass.hidden_tokens, strict=True)]
         )
-        decoder_pass.masked_columns[id(columns)] = (columns, replace(columns, valid=columns.valid & ~gone))
+        decoder_pass.masked_columns[id(columns)] = (columns, replace(columns, valid=columns.valid & ~is_hidden))
     return decoder_pass.masked_columns[id(columns)][1]
 
 
@@ -151,16 +151,16 @@ def _hidden(session: Session, decoder_pass: DecoderPass, state: CacheState, stop
                 f"pruner `{session.pruner.spec.name}` answered for {len(decision.units)} of {len(units)} images",
                 hint="a decision holds one `Kept` per unit of the view",
             )
-        for place, (unit, kept, numbers) in enumerate(zip(units, decision.units, tokens, strict=True)):
-            check_kept(session.pruner, kept, length, view, place)
+        for index, (unit, kept, numbers) in enumerate(zip(units, decision.units, tokens, strict=True)):
+            check_kept(session.pruner, kept, length, view, index)
             if kept.merge is not None or kept.log_weights is not None:
                 raise IncompatibleError(
                     f"`{session.pruner.spec.name}` merges at a decoding step",
                     hint="a stop at decoding steps can only hide tokens",
                 )
-            gone = torch.ones(length, dtype=torch.bool, device=numbers.device)
-            gone[kept.anchors.to(numbers.device)] = False
-            hidden[unit.sample].append(numbers[gone])
+            is_hidden = torch.ones(length, dtype=torch.bool, device=numbers.device)
+            is_hidden[kept.anchors.to(numbers.device)] = False
+            hidden[unit.sample].append(numbers[is_hidden])
             counts[unit] = (length, len(kept.anchors))
     session.steps.append(
         StepRecord(stop.site.layer, *(tuple(counts[unit][part] for unit in state.units) for part in (0, 1)))

@@ -135,15 +135,15 @@ def shorten_mask(
     heads, length = wide.shape[1], wide.shape[3]
     mask = wide.gather(2, rows.clamp(min=0)[:, None, :, None].expand(-1, heads, -1, length))
     mask = mask.gather(3, columns.logical[:, None, None, :].expand(-1, heads, width, -1))
-    padding, gone = (rows < 0)[:, None, :, None], ~columns.valid[:, None, None, :]
+    padding, removed = (rows < 0)[:, None, :, None], ~columns.valid[:, None, None, :]
     if mask.dtype == torch.bool:
         # padding rows attend to everything: the softmax of a fully masked row is NaN, and nothing reads padding rows
-        mask = (mask | padding) & ~gone
+        mask = (mask | padding) & ~removed
         if columns.log_weights is None:
             return mask
         mask = torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
     else:
-        mask = mask.masked_fill(padding, 0.0).masked_fill(gone, torch.finfo(mask.dtype).min)
+        mask = mask.masked_fill(padding, 0.0).masked_fill(removed, torch.finfo(mask.dtype).min)
     shorter = _weighted(mask, columns.log_weights, dtype)
     assert shorter is not None  # noqa: S101 - a mask went in
     return shorter

@@ -47,8 +47,8 @@ class Internal:
         except UnknownInternalError as error:
             return error.found
         except _MISMATCH as error:
-            said = " ".join(str(error).split())
-            return f"it does not answer as known ({type(error).__name__}: {said})"
+            message = " ".join(str(error).split())
+            return f"it does not work as expected ({type(error).__name__}: {message})"
 
 
 @dataclass(frozen=True)
