@@ -108,7 +108,7 @@ def caches_of_fixed_size(patch: Patch) -> None:
         ),
         (other_mask_signature, "mask functions .*TypeError"),
         (masks_that_see_everything, "mask functions .*not causal"),
-        (masks_that_are_none, "mask functions .*no tensor"),
+        (masks_that_are_none, "mask functions .*not a tensor"),
         (kernels_in_another_place, "attention interface .*not found"),
         (kernels_without_a_switch, "_attn_implementation_internal"),
         (a_switch_that_nothing_follows, "does not follow"),

@@ -70,7 +70,7 @@ def test_a_misspelt_option_is_one_error_with_the_close_match(
 def test_options_beside_a_pruner_object_are_refused(loaded: LoadedModel) -> None:
     with pytest.raises(ConfigError, match="unknown argument of `pruned` `layer`") as found:
         pruned(loaded.model, get_pruner("iwp"), 64, layer=0).__enter__()
-    assert "give its options to `get_pruner`" in found.value.hint
+    assert "pass its options to `get_pruner`" in found.value.hint
     with pytest.raises(ConfigError, match="unknown argument of `pruned` `postions`") as found:
         pruned(loaded.model, get_pruner("iwp"), 64, postions="keep").__enter__()
     assert found.value.hint.startswith("did you mean `positions`")

@@ -250,7 +250,7 @@ def test_shards_are_refused(whole: bool, one_process: None) -> None:
         fully_shard(layer, mesh=mesh)
     if whole:
         fully_shard(model, mesh=mesh)
-    with pytest.raises(IncompatibleError, match="`FSDPModule` cannot be pruned: FSDP holds a part") as raised:
+    with pytest.raises(IncompatibleError, match="`FSDPModule` cannot be pruned: FSDP keeps a part") as raised:
         begin(model)
     assert "device_map" in str(raised.value.hint)
 

@@ -91,7 +91,7 @@ def test_a_placeholder_in_a_question_makes_no_slot(name: str, loaded: LoadedMode
     with pytest.raises(ConfigError, match="which stands for a picture") as caught:
         loaded.encode([asked(PICTURE), asked(PICTURE, question=f"what is {mark} here")])
     assert f"`{held[0]}`" in caught.value.message
-    assert "take it out" in caught.value.hint
+    assert "remove it" in caught.value.hint
 
 
 @described
