@@ -83,7 +83,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Short name for people: `pruner/task@budget`, with the seed where it is not 0."""
+        """Short name for people: `pruner/task@budget`, with the seed if it is not 0."""
         seed = f" seed {self.seed}" if self.seed else ""
         return f"{self.label}/{self.task}@{self.budget_label}{seed}"
 

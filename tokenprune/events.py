@@ -39,11 +39,11 @@ class SweepStarted:
 
 @dataclass(frozen=True, slots=True)
 class CellEvent:
-    """Something happened to a cell. The worker or the executor makes the event; the sweep adds where and how far it is.
+    """Something happened to a cell. The worker or the executor makes the event; the sweep adds its own fields.
 
     Args:
         cell: The cell.
-        directory: The sweep directory.
+        directory: The sweep directory; this and the rest are added by the sweep.
         sweep_id: The sweep's id.
         done: Cells of the plan that are finished.
         total: Cells of the plan.
@@ -125,7 +125,7 @@ class CellFailed(CellEvent):
 class SweepEnded:
     """The sweep ended; counts are of the whole plan, not only of this invocation.
 
-    `tracking_s` of its `seconds` went into the hooks of trackers so far, most of them beside the work.
+    `tracking_s` of its `seconds` went into the hooks of trackers so far, most of it beside the work.
     """
 
     directory: Path
@@ -140,7 +140,7 @@ class SweepEnded:
 
 
 Tracked = SweepStarted | CellStarted | CellEnded | CellFailed | SweepEnded
-"""What trackers are told: a hook each."""
+"""Events for trackers, with a hook each."""
 
 Event = Tracked | CellEvaluated | CellProgress
-"""What displays are told."""
+"""Events for displays."""

@@ -13,5 +13,5 @@ if __name__ == "__main__":
     directory, cell_id = sys.argv[1:]
     store = SweepStore(directory)
     (cell,) = (cell for cell in store.plan() if cell.id == cell_id)
-    ended = CellRunner(store, ModelCache(load_host(), "cpu")).run(cell)
-    print(cell.name, ended.outcome)
+    outcome = CellRunner(store, ModelCache(load_host(), "cpu")).run_cell(cell)
+    print(cell.name, outcome)

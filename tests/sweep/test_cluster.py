@@ -16,7 +16,7 @@ from tests.sweep.fixtures import Workshop
 from tokenprune.errors import ConfigError, PrerequisiteError
 from tokenprune.events import CellEnded, CellFailed, CellProgress, CellStarted, SweepEnded, SweepStarted
 from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
-from tokenprune.sweep.executors.file_channel import INBOX, Lines, Pulse, make_box, post
+from tokenprune.sweep.executors.file_channel import INBOX, Heartbeat, LineReader, make_mailbox, post
 
 SMALL: dict[str, Any] = {"budgets": [4], "efficiency": False, "lens": False, "overlays": 0}
 
@@ -235,9 +235,9 @@ def test_without_slurm_it_says_so(workshop: Workshop, tmp_path: Path, monkeypatc
 
 
 def test_a_line_that_is_not_complete_waits(tmp_path: Path) -> None:
-    make_box(tmp_path / "box")
+    make_mailbox(tmp_path / "box")
     path = tmp_path / "box" / INBOX
-    lines = Lines(path)
+    lines = LineReader(path)
     post(path, {"number": 1})
     with path.open("ab") as stream:
         stream.write(b'{"number": ')
@@ -251,7 +251,7 @@ def test_a_line_that_is_not_complete_waits(tmp_path: Path) -> None:
 def test_silence_is_measured_by_the_readers_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("tokenprune.sweep.executors.file_channel.time.monotonic", lambda: now)
-    sender, reader = Pulse(tmp_path / "pulse"), Pulse(tmp_path / "pulse")
+    sender, reader = Heartbeat(tmp_path / "heartbeat"), Heartbeat(tmp_path / "heartbeat")
     sender.beat()
     assert not reader.silent()
     now += 299

@@ -15,8 +15,8 @@ from tests.sweep.fixtures import FinishedSweep, Workshop
 from tokenprune.cell import Cell
 from tokenprune.events import CellStarted
 from tokenprune.sweep import SweepOutcome, SweepStore
-from tokenprune.sweep.executors.inline import Inline
-from tokenprune.sweep.messages import Ended, Report
+from tokenprune.sweep.executors.inline import InlineExecutor
+from tokenprune.sweep.messages import CellFinished, ExecutorEvent
 
 Run = Callable[..., SweepOutcome]
 SMALL: dict[str, Any] = {"pruners": ["first"], "budgets": [4], "efficiency": False, "lens": False, "overlays": 0}
@@ -185,15 +185,15 @@ def test_a_dry_run_says_what_is_damaged_and_why_cells_are_new(
 
 def hiding(monkeypatch: pytest.MonkeyPatch, hide: Callable[[Path], None]) -> None:
     """Do something to a result just before its worker says that it is there."""
-    whole = Inline.run
+    whole = InlineExecutor.run
 
-    def run(self: Inline, cells: Sequence[Cell]) -> Iterator[Report]:
-        for report in whole(self, cells):
-            if isinstance(report, Ended):
-                hide(self._store.cell_directory(report.cell_id) / "result.json")
-            yield report
+    def run(self: InlineExecutor, cells: Sequence[Cell]) -> Iterator[ExecutorEvent]:
+        for event in whole(self, cells):
+            if isinstance(event, CellFinished):
+                hide(self._store.cell_directory(event.cell.id) / "result.json")
+            yield event
 
-    monkeypatch.setattr(Inline, "run", run)
+    monkeypatch.setattr(InlineExecutor, "run", run)
 
 
 def test_a_result_that_shows_up_late_counts(sweep: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.sweep.fixtures import Workshop
+from tests.sweep.test_identity import CELL
 from tokenprune import hookimpl
 from tokenprune.cell import Cell
 from tokenprune.events import CellEnded, CellProgress, CellStarted
 from tokenprune.plugins import load_host
 from tokenprune.registry import ExecutorSpec
 from tokenprune.sweep import run_sweep
-from tokenprune.sweep.executors.inline import Inline
-from tokenprune.sweep.messages import Began, Progress, Report, message_of
+from tokenprune.sweep.executors.inline import InlineExecutor
+from tokenprune.sweep.messages import Assignment, CellFinished, ExecutorEvent, WorkerMessage, WorkerReady
 from tokenprune.sweep.store.atomic_io import StorageError
-from tokenprune.sweep.worker.throughput import Meter
+from tokenprune.sweep.worker.throughput import ThroughputMeter
+from tokenprune.sweep.worker.worker_main import WorkerSettings, run_worker
 
 PLAIN = ("tokenprune.baselines", "tokenprune.families", "tokenprune.checkpoints", "tokenprune.sweep.executors.executor")
 
@@ -34,60 +36,72 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return time
 
 
+class Reader:
+    """A worker's meter, and what it told."""
+
+    def __init__(self) -> None:
+        self.meter = ThroughputMeter("cpu")
+        self.told: list[CellProgress] = []
+
+    def __call__(self, cell: Cell, done: int, kept_tokens: float | None = None) -> None:
+        progress = self.meter.after_batch(cell, done, kept_tokens)
+        if progress is not None:
+            self.told.append(progress)
+
+
+def of(samples: int, seed: int = 0) -> Cell:
+    return replace(CELL, samples=samples, seed=seed)
+
+
 def test_at_most_about_one_report_a_second_and_always_the_last(now: list[float]) -> None:
-    said: list[Mapping[str, Any]] = []
-    meter = Meter("cpu", said.append)
+    read = Reader()
     for batch in range(1, 101):
         now[0] += 0.1
-        meter("cell", batch, 100, 64.0)
-    assert [report["done"] for report in said] == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 100]
+        read(of(100), batch, 64.0)
+    assert [progress.samples_done for progress in read.told] == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 100]
 
 
 def test_the_rate_leaves_the_start_out_once_it_can(now: list[float]) -> None:
-    said: list[Mapping[str, Any]] = []
-    meter = Meter("cpu", said.append)
+    read = Reader()
     now[0] += 10.0  # the model was loaded
-    meter("cell", 20, 100)
+    read(of(100), 20)
     now[0] += 2.0
-    meter("cell", 40, 100)
+    read(of(100), 40)
     now[0] += 2.0
-    meter("cell", 60, 100)
-    assert [report["samples_per_s"] for report in said] == [2.0, 10.0, 10.0]
+    read(of(100), 60)
+    assert [progress.samples_per_s for progress in read.told] == [2.0, 10.0, 10.0]
 
 
 def test_cells_that_run_together_share_the_reports_and_add_to_the_rate(now: list[float]) -> None:
-    said: list[Mapping[str, Any]] = []
-    meter = Meter("cpu", said.append)
+    read = Reader()
     for batch in range(1, 5):
-        for cell in ("one", "two"):
-            now[0] += 1.0 if cell == "one" else 0.5
-            meter(cell, 10 * batch, 40)
-    assert [(report["cell_id"], report["done"]) for report in said] == [
-        *(("one", 10), ("one", 20), ("one", 30), ("one", 40), ("two", 40))
+        for seed in (0, 1):
+            now[0] += 0.5 if seed else 1.0
+            read(of(40, seed), 10 * batch)
+    assert [(progress.cell.seed, progress.samples_done) for progress in read.told] == [
+        *((0, 10), (0, 20), (0, 30), (0, 40), (1, 40))
     ]
-    assert said[-1]["samples_per_s"] == pytest.approx(70 / 5.0)
+    assert read.told[-1].samples_per_s == pytest.approx(70 / 5.0)
 
 
-def test_a_report_travels_as_json_to_the_message(now: list[float]) -> None:
-    said: list[Mapping[str, Any]] = []
+def test_a_report_says_what_the_cell_keeps_and_the_worker_holds(now: list[float]) -> None:
+    read = Reader()
     now[0] += 1.0
-    Meter("cpu", said.append)("cell", 8, 16, 64.5)
-    message = message_of("cpu#1", json.loads(json.dumps(said[0])))
-    assert isinstance(message, Progress)
-    assert (message.cell_id, message.worker, message.done, message.total) == ("cell", "cpu#1", 8, 16)
-    assert message.kept == 64.5
-    assert message.memory_mib is not None
-    assert 10 < message.memory_mib < 100_000
+    read(of(16), 8, 64.5)
+    (progress,) = read.told
+    assert (progress.samples_done, progress.samples, progress.kept_tokens) == (8, 16, 64.5)
+    assert progress.memory_mib is not None
+    assert 10 < progress.memory_mib < 100_000
 
 
-class Chatty(Inline):
+class Chatty(InlineExecutor):
     """Says of every cell, when it begins, that half of it is through."""
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
-        for report in super().run(cells):
-            yield report
-            if isinstance(report, Began):
-                yield Progress(report.cell_id, "me", 4, 8, 3.0, 2.0, 100.0)
+    def run(self, cells: Sequence[Cell]) -> Iterator[ExecutorEvent]:
+        for event in super().run(cells):
+            yield event
+            if isinstance(event, CellStarted):
+                yield CellProgress(event.cell, "me", 4, 8, 3.0, 2.0, 100.0)
 
 
 def test_displays_are_told_and_trackers_are_not(workshop: Workshop, tmp_path: Path) -> None:
@@ -132,11 +146,25 @@ def test_displays_are_told_and_trackers_are_not(workshop: Workshop, tmp_path: Pa
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), StorageError("full")])
-def test_a_report_that_cannot_be_sent_is_no_matter_of_the_cell(error: Exception) -> None:
-    def fail(report: Mapping[str, Any]) -> None:
-        raise error
+def test_progress_that_cannot_be_sent_is_no_matter_of_the_cell(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Runner:
+        def run(self, assignment: Assignment) -> Iterator[ExecutorEvent]:
+            yield CellProgress(CELL)
+            yield CellFinished(CELL, "done")
 
-    Meter("cpu", fail)("cell", 1, 2)
+    assignments = iter([Assignment((CELL,)), None])
+    sent: list[WorkerMessage] = []
+
+    def send(message: WorkerMessage) -> None:
+        if isinstance(message, CellProgress):
+            raise error
+        sent.append(message)
+
+    monkeypatch.setattr(WorkerSettings, "make_runner", lambda self: Runner())
+    run_worker(WorkerSettings("run", "cpu", 0, ""), lambda: next(assignments), send)
+    assert sent == [WorkerReady(), CellStarted(CELL), CellFinished(CELL, "done"), WorkerReady()]
 
 
 def test_memory_follows_what_the_process_holds() -> None:

@@ -54,7 +54,7 @@ def test_a_slow_tracker_holds_up_no_cell(workshop: Workshop, tmp_path: Path) -> 
     outcome = run_sweep(config, directory=tmp_path / "run", host=host, display=display)
     assert outcome.problems == ()
     assert [name for name, _ in told] == ["start", *ended, "end"]  # in order, and none is lost
-    assert {thread for _, thread in told} == {"tokenprune-listeners"}
+    assert {thread for _, thread in told} == {"tokenprune-trackers"}
     assert time.monotonic() - began > 4.5  # the end of the sweep is waited for
     assert 4.5 < outcome.tracking_s < outcome.seconds
     assert 0.0 < outcome.tracking_wait_s < outcome.seconds
@@ -129,7 +129,7 @@ def test_reports_are_there_before_trackers_hear_of_the_end(
     class Author:
         @hookimpl
         def write_report(self, event: SweepEnded) -> None:
-            assert threading.current_thread().name != "tokenprune-listeners"
+            assert threading.current_thread().name != "tokenprune-trackers"
             (event.directory / "report" / "mine.tex").write_text(event.status, encoding="utf-8")
 
         @hookimpl

@@ -120,7 +120,7 @@ class Trials:
         state = self._store.state(cell.id)
         if state in ("pending", "failed") or self._store.damaged(cell):
             self.runs += 1
-            state = self._runner.run(cell).outcome
+            state = self._runner.run_cell(cell)
         return CellRecord(cell, state, self._store.result(cell.id), self._store.error(cell.id))
 
     def _data(self, entry: CellRecord) -> SweepData:

@@ -1,179 +1,127 @@
-"""Messages between executors and workers: orders, and what becomes of them."""
+"""Messages between the scheduler and its workers. Those that plugins get, too, are in `tokenprune.events`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from tokenprune.cell import Cell, Outcome, Phase
+from tokenprune.events import CellEvaluated, CellEvent, CellProgress, CellStarted
 
-SMALLER = 4
-"""How many times smaller the batches of an attempt after too little memory are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Began:
-    """A worker took a part of a cell; `attempt` counts the workers that did, this one included."""
-
-    cell_id: str
-    worker: str
-    attempt: int = 1
-    part: Phase = "answers"
+SMALLER_BATCHES = 4
+"""By how much the batches of a cell shrink after an attempt that ran out of memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a worker is with a running cell; told about once a second, for displays.
+class Assignment:
+    """One phase of one cell, or of several cells that a worker evaluates together.
 
     Args:
-        cell_id: The cell.
-        worker: Who runs it.
-        done: Samples asked so far.
-        total: Samples of the cell.
-        kept: Visual tokens that stay of a sample, the mean so far; `None` where that is not known yet.
-        samples_per_s: Samples of this and the cells beside it per second, once the first batch is behind; before that,
-            with what the start took.
-        memory_mib: Of the worker: what it has allocated on its GPU, else what it holds of the machine's memory.
+        cells: The cells; a cost is measured of one cell at a time.
+        phase: Which phase.
+        attempt: 1, or more if earlier workers died in it.
+        batch_size: Samples per batch, in place of the cells' own batch size.
+        closed: A worker died with these cells, so no other cells join them.
+        preemptions: Workers that the queue took away from these cells.
     """
 
-    cell_id: str
-    worker: str
-    done: int
-    total: int
-    kept: float | None = None
-    samples_per_s: float | None = None
-    memory_mib: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """All questions of a cell were asked, and what they gave is on disk; its cost is still to be measured."""
-
-    cell_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A cell has its result or its error in the sweep directory."""
-
-    cell_id: str
-    outcome: Outcome
-
-
-Report = Began | Progress | Answered | Ended
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One cell for one worker, or several that run together.
-
-    Args:
-        cell: The cell.
-        attempt: Which attempt this is.
-        batch_size: Samples per batch in place of the cell's own, for this attempt.
-        beside: Further cells of the same company.
-        part: What of the cells is run.
-        suspect: A worker has died with it: never to be put together with others again.
-        moves: Workers that were taken away from it.
-    """
-
-    cell: Cell
+    cells: tuple[Cell, ...]
+    phase: Phase = "answers"
     attempt: int = 1
     batch_size: int | None = None
-    beside: tuple[Cell, ...] = ()
-    part: Phase = "answers"
-    suspect: bool = False
-    moves: int = 0
+    closed: bool = False
+    preemptions: int = 0
 
     @property
-    def cells(self) -> tuple[Cell, ...]:
-        """All cells of the order."""
-        return (self.cell, *self.beside)
+    def samples_per_batch(self) -> int:
+        """The batch size that this attempt runs with."""
+        return self.batch_size or self.cells[0].batch_size
 
-    def singles(self) -> list[Order]:
-        """One order for each cell."""
-        return [replace(self, cell=cell, beside=()) for cell in self.cells]
+    def split(self) -> list[Assignment]:
+        """One assignment for each cell."""
+        return [replace(self, cells=(cell,)) for cell in self.cells]
+
+    def smaller_batch_size(self) -> int | None:
+        """The batch size after an attempt that ran out of memory; `None` if there is no smaller one to try."""
+        if self.batch_size is not None or self.samples_per_batch == 1 or self.phase == "cost":
+            return None
+        return max(1, self.samples_per_batch // SMALLER_BATCHES)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        cells = [cell.to_json() for cell in self.cells]
-        return {"cells": cells, "attempt": self.attempt, "batch_size": self.batch_size, "part": self.part}
+        return {**asdict(self), "cells": [cell.to_json() for cell in self.cells]}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Order:
-        """The inverse of `to_json`, for a worker."""
-        first, *beside = map(Cell.from_json, data["cells"])
-        return cls(first, data["attempt"], data["batch_size"], tuple(beside), data["part"])
-
-    def smaller(self) -> int | None:
-        """The batch size of an attempt after too little memory; `None` where it was smaller already, or cannot be."""
-        if self.batch_size is not None or self.cell.batch_size == 1 or self.part == "cost":
-            return None
-        return max(1, self.cell.batch_size // SMALLER)
+    def from_json(cls, data: Mapping[str, Any]) -> Assignment:
+        """The inverse of `to_json`."""
+        return cls(**{**data, "cells": tuple(map(Cell.from_json, data["cells"]))})
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """A new worker can be given orders."""
+class CellFinished(CellEvent):
+    """The result or the error of a cell is in the sweep directory."""
 
-    worker: str
-
-
-@dataclass(frozen=True, slots=True)
-class Took:
-    """A worker began the order that it was given."""
-
-    worker: str
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """A worker ended its order; what came out of each cell, by its id, is on disk."""
-
-    worker: str
-    outcomes: Mapping[str, Outcome | Literal["answered"]]
+class WorkerReady:
+    """A worker has loaded its plugins, or finished its assignment, and waits for the next one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Died:
-    """A worker is gone.
+class WorkerDied:
+    """A worker is gone; its pool says so.
 
     Args:
-        worker: Which.
-        cause: How, for people (`signal SIGKILL`).
+        cause: Why, for people (`signal SIGKILL`).
         log: The end of what it printed.
-        out_of_memory: True where it is known that there was too little memory.
-        blameless: True where it is known that it was taken away, whatever it did.
+        out_of_memory: There was too little memory, as far as is known.
+        preempted: The queue or its node took it away; its cells are not to blame.
     """
 
-    worker: str
     cause: str
     log: str = ""
     out_of_memory: bool = False
-    blameless: bool = False
+    preempted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class DiskFailed:
-    """A worker cannot write to the sweep directory."""
+class StorageFailed:
+    """A worker cannot write to the sweep directory: message and hint of its `StorageError`."""
 
-    worker: str
     message: str
     hint: str
 
 
-Message = Ready | Took | Progress | Finished | Died | DiskFailed
+ExecutorEvent = CellStarted | CellProgress | CellEvaluated | CellFinished
+"""What an executor yields."""
+
+WorkerMessage = ExecutorEvent | WorkerReady | StorageFailed
+"""What a worker sends to its scheduler."""
+
+_KINDS: Mapping[str, type] = {
+    kind.__name__: kind for kind in (CellStarted, CellProgress, CellEvaluated, CellFinished, WorkerReady, StorageFailed)
+}
 
 
-def message_of(worker: str, report: Mapping[str, Any]) -> Message:
-    """What a worker said of itself as JSON: `ready`, `began`, `progress`, `ended` with the outcomes, or `disk`."""
-    if report["report"] == "ready":
-        return Ready(worker)
-    if report["report"] == "began":
-        return Took(worker)
-    if report["report"] == "progress":
-        return Progress(worker=worker, **{key: value for key, value in report.items() if key != "report"})
-    if report["report"] == "ended":
-        return Finished(worker, report["outcomes"])
-    return DiskFailed(worker, report["message"], report["hint"])
+def message_to_json(message: WorkerMessage) -> dict[str, Any]:
+    """A worker's message as plain JSON types: the name of its class, and what differs from the defaults."""
+    values = [(each, getattr(message, each.name)) for each in fields(message)]
+    facts = {each.name: value for each, value in values if value != each.default}
+    if isinstance(message, CellEvent):
+        facts["cell"] = message.cell.id
+    return {"kind": type(message).__name__, **facts}
+
+
+def message_from_json(data: Mapping[str, Any], cells: Mapping[str, Cell]) -> WorkerMessage:
+    """The inverse of `message_to_json`.
+
+    Args:
+        data: The message.
+        cells: The cells that it may be about, by id.
+    """
+    facts = {name: cells[value] if name == "cell" else value for name, value in data.items() if name != "kind"}
+    message: WorkerMessage = _KINDS[data["kind"]](**facts)
+    return message

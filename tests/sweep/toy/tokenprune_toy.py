@@ -117,7 +117,8 @@ class Forking(OneCut):
 
 def _is_pipe(number: int) -> bool:
     try:
-        return stat.S_ISFIFO(os.fstat(number).st_mode)
+        mode = os.fstat(number).st_mode
+        return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
     except OSError:  # the one with which the folder was listed
         return False
 

@@ -1,37 +1,73 @@
-"""The executor `inline`: all cells in this process."""
+"""The executor `inline`: all cells in this process, one after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tokenprune.cell import Cell
 from tokenprune.evaluation.machine.devices import check_devices
 from tokenprune.evaluation.model_cache import ModelCache
+from tokenprune.events import CellProgress
 from tokenprune.plugins import Host
+from tokenprune.sweep.config.executor_options import ExecutorOptions
 from tokenprune.sweep.config.schema import SweepConfig
-from tokenprune.sweep.executors.scheduler import companies, next_part
-from tokenprune.sweep.messages import Began, Order, Report
+from tokenprune.sweep.executors.scheduler import Scheduler
+from tokenprune.sweep.executors.worker_pool import Worker, WorkerPool
+from tokenprune.sweep.messages import Assignment, WorkerMessage, WorkerReady
 from tokenprune.sweep.store.result_store import SweepStore
 from tokenprune.sweep.worker.cell_runner import CellRunner
+from tokenprune.sweep.worker.worker_main import run_assignment
 
 
-class Inline:
-    """Runs the cells on the first device of the sweep."""
+class InlineExecutor(Scheduler):
+    """One worker in this process, on the first device of the sweep; it reports whole cells only."""
 
-    def __init__(self, store: SweepStore, config: SweepConfig, host: Host) -> None:
+    Options = ExecutorOptions
+
+    def __init__(self, store: SweepStore, config: SweepConfig, host: Host, options: ExecutorOptions) -> None:
         check_devices(config.device[:1])
-        self._store = store
-        self._share = config.share
-        self._runner = CellRunner(store, ModelCache(host, config.device[0]), overlays=config.overlays)
+        runner = CellRunner(store, ModelCache(host, config.device[0]), overlays=config.overlays)
+        super().__init__(store, _InlinePool(runner), config.share)
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
-        """Run the cells, company by company (references come first in every plan)."""
-        parts = {cell.id: next_part(self._store, cell) for cell in cells}
-        for group in companies(cells, self._share):
-            asked = [cell for cell in group if parts[cell.id] == "answers"]
-            yield from (Began(cell.id, "inline") for cell in asked)
-            yield from self._runner.run_together([Order(cell) for cell in asked])
-            for cell in group:
-                if next_part(self._store, cell) == "cost":
-                    yield Began(cell.id, "inline", part="cost")
-                    yield self._runner.measure(cell)
+
+class _InlineWorker(Worker):
+    """Works up to its next message whenever the pool reads its messages."""
+
+    name = "inline"
+
+    def __init__(self, runner: CellRunner) -> None:
+        self._runner = runner
+        self._messages: Iterator[WorkerMessage] = iter([WorkerReady()])
+
+    def submit(self, assignment: Assignment) -> None:
+        messages = run_assignment(self._runner, assignment)
+        self._messages = (message for message in messages if not isinstance(message, CellProgress))
+
+    def messages(self) -> Sequence[WorkerMessage]:
+        return [next(self._messages)]
+
+    def death(self) -> None:
+        return None
+
+    def stop(self) -> None:
+        self._messages = iter(())
+
+    kill = stop
+
+
+class _InlinePool(WorkerPool):
+    """The one worker, which is stopped at once."""
+
+    grace_s = 0.0
+
+    def __init__(self, runner: CellRunner) -> None:
+        super().__init__()
+        self._runner = runner
+
+    def slots(self) -> Sequence[str]:
+        return ["inline"]
+
+    def device_of(self, slot: str) -> str:
+        return slot
+
+    def launch(self, slot: str) -> Worker:
+        return _InlineWorker(self._runner)

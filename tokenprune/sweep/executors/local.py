@@ -1,88 +1,71 @@
-"""The executor `local`: long-lived worker processes, one per GPU or as many as asked for, replaced where they die."""
+"""The executor `local`: long-lived worker processes, one per GPU or as many as asked for; dead ones are replaced."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from multiprocessing import Pipe
 from pathlib import Path
 
-from tokenprune.cell import Cell
-from tokenprune.errors import ConfigError, PrerequisiteError
+from pydantic import Field
+
+from tokenprune.errors import PrerequisiteError
 from tokenprune.evaluation.machine.devices import check_devices
 from tokenprune.plugins import Host
+from tokenprune.sweep.config.executor_options import ExecutorOptions
 from tokenprune.sweep.config.schema import SweepConfig
-from tokenprune.sweep.executors.scheduler import Dispatcher
-from tokenprune.sweep.messages import Died, Message, Order, Report, message_of
+from tokenprune.sweep.executors.scheduler import Scheduler
+from tokenprune.sweep.executors.worker_pool import LOG_TAIL, Worker, WorkerPool
+from tokenprune.sweep.messages import Assignment, WorkerDied, WorkerMessage
 from tokenprune.sweep.store.atomic_io import make_folder, open_log
 from tokenprune.sweep.store.result_store import SweepStore
-
-LOG_TAIL = 2000
-"""Characters of a dead worker's log that go into its cell's error."""
-
-LOOK_S = 1.0
-"""Seconds of silence after which it is looked whether all workers are still alive."""
-
-GRACE_S = 5.0
-"""Seconds that a worker gets to leave before it is killed."""
+from tokenprune.sweep.worker.worker_main import WorkerSettings
 
 _VMSTAT = Path("/proc/vmstat")
 _POSIX = os.name == "posix"
 
 
-class LocalPool:
-    """Worker processes on this machine.
-
-    A worker keeps its model between cells and runs one at a time: with one worker per device, measurements are alone on
-    it. Workers load plugins from the installed entry points, like any other process.
+class LocalOptions(ExecutorOptions):
+    """Options of `local`.
 
     Args:
-        store: The sweep directory.
-        config: The sweep; its devices, with all GPUs for `auto`, get a worker each.
-        host: Not used: workers load plugins themselves.
-        workers: How many, in place of one per device; they take the devices in turns.
-
-    Raises:
-        ConfigError: `workers` is not a number of workers, or a device of the sweep is not here.
-        PrerequisiteError: This is Windows, whose pipes cannot be waited for together.
+        workers: How many workers, in place of one per device; they take the devices in turns.
     """
 
-    def __init__(self, store: SweepStore, config: SweepConfig, host: Host, *, workers: int | str = "") -> None:
-        del host  # a worker makes its own: plugins do not travel between processes
+    workers: int | None = Field(None, ge=1)
+
+
+class LocalExecutor(Scheduler):
+    """Worker processes on this machine; with one per device, measurements are alone on it.
+
+    Raises:
+        ConfigError: A device of the sweep is not here.
+        PrerequisiteError: This is Windows, where no process inherits its pipe and the lock.
+    """
+
+    Options = LocalOptions
+
+    def __init__(self, store: SweepStore, config: SweepConfig, host: Host, options: LocalOptions) -> None:
         if not _POSIX:
             raise PrerequisiteError(
                 "the executor `local` runs on Linux and macOS only",
                 hint="`--executor inline` runs the cells in this process",
             )
-        if workers != "" and (not str(workers).isdigit() or int(workers) < 1):
-            raise ConfigError(
-                f"`workers` must be a whole number of at least 1, got `{workers}`",
-                hint="leave it out for one per device",
-            )
         check_devices(config.device)
-        self._store = store
-        self._config = config
-        self._workers = int(workers) if workers != "" else None
-
-    def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
-        """Run the cells; see `tokenprune.sweep.executors.executor.Executor`."""
-        devices = worker_devices(self._config.device, self._workers)
-        crew = ProcessCrew(self._store, devices, self._config.overlays)
-        return Dispatcher(self._store, crew, self._config.share).run(cells)
+        devices = worker_devices(config.device, options.workers)
+        super().__init__(store, _ProcessPool(store, devices, config.overlays), config.share)
 
 
 def worker_devices(listed: Sequence[str], workers: int | None = None) -> tuple[str, ...]:
     """The device of every worker.
 
     Args:
-        listed: Devices of the sweep; `auto` stands for all GPUs of this machine, or for its CPU where it has none.
+        listed: Devices of the sweep; `auto` stands for all GPUs of this machine, or for its CPU if it has none.
         workers: How many workers; without it one per device.
     """
     devices = [found for device in listed for found in (_all_gpus() or ["cpu"] if device == "auto" else [device])]
@@ -90,164 +73,113 @@ def worker_devices(listed: Sequence[str], workers: int | None = None) -> tuple[s
 
 
 def _all_gpus() -> list[str]:
-    import torch  # asked for its count it asks the driver, and makes no context on any GPU
+    import torch  # it asks the driver for the count, and makes no context on any GPU
 
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
-@dataclass
-class _Worker:
-    """One process, its log, and the part of a line that it has sent so far.
-
-    `killed_before` is how many processes the kernel had killed for want of memory when this one was started.
-    """
-
-    name: str
-    process: subprocess.Popen[bytes]
-    log: Path
-    log_start: int
-    killed_before: int
-    buffer: bytes = field(default=b"")
-
-
-class ProcessCrew:
-    """Processes that read orders on standard input and answer on standard output; those on the CPU share cores."""
+class _ProcessPool(WorkerPool):
+    """Worker processes; those on the CPU share its cores."""
 
     def __init__(self, store: SweepStore, devices: Sequence[str], overlays: int) -> None:
+        super().__init__()
         self._store = store
         self._devices = {f"{place}:{device}": device for place, device in enumerate(devices)}
         self._overlays = overlays
-        self._workers: dict[str, _Worker] = {}
-        self._selector = selectors.DefaultSelector()
 
     def slots(self) -> Sequence[str]:
         """One per listed device; a device that is listed twice has two."""
         return tuple(self._devices)
 
-    def place(self, slot: str) -> str:
-        """The device: workers on the CPU share it, and so do those that are given one GPU."""
+    def device_of(self, slot: str) -> str:
+        """The device: workers on the CPU share it, and so do those on one GPU."""
         return self._devices[slot]
 
-    def hire(self, slot: str) -> str:
-        """Start a process."""
-        device = self._devices[slot]
+    def launch(self, slot: str) -> Worker:
+        device, lock = self._devices[slot], self._store.lock_descriptor
+        settings = WorkerSettings(str(self._store.directory), device, self._overlays, self._store.token)
         log = self._store.directory / "logs" / f"worker-{slot.replace(':', '-')}.log"
         make_folder(log.parent)
-        lock = self._store.lock_descriptor
-        with open_log(log) as stream:
-            start = stream.tell()
-            process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "tokenprune.sweep.worker.worker_main"),
-                    *(self._store.directory, device, str(self._overlays), self._store.token),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stream,
-                env=self._environment(),
-                start_new_session=True,  # Ctrl-C in a terminal goes to the parent only, which then stops the workers
-                pass_fds=() if lock is None else (lock,),  # the directory stays locked until the last worker is gone
-            )
-        worker = _Worker(f"{device}#{process.pid}", process, log, start, oom_kills())
-        self._workers[worker.name] = worker
-        self._selector.register(_pipe(worker), selectors.EVENT_READ, worker)
-        return worker.name
-
-    def give(self, worker: str, order: Order) -> None:
-        """Write the order into the worker's input."""
-        stream = self._workers[worker].process.stdin
-        assert stream is not None  # noqa: S101 - it was opened as a pipe
-        with suppress(BrokenPipeError):  # it died just now; its closed output says so next
-            stream.write(json.dumps(order.to_json()).encode() + b"\n")
-            stream.flush()
-
-    def listen(self) -> Iterator[Message]:
-        """Wait for the next output of any worker."""
-        heard = self._selector.select(LOOK_S)
-        for key, _ in heard:
-            worker: _Worker = key.data
-            data = os.read(key.fd, 65536)
-            if data:
-                yield from _messages(worker, data)
-            else:
-                yield self._lose(worker)
-        if not heard:  # a process that a dead worker has started may hold its pipe open
-            for worker in [each for each in self._workers.values() if each.process.poll() is not None]:
-                yield self._lose(worker)
-
-    def _lose(self, worker: _Worker) -> Died:
-        self._selector.unregister(_pipe(worker))
-        del self._workers[worker.name]
-        _stop([worker])
-        return _death(worker)
-
-    def dismiss(self) -> None:
-        """Close the workers' inputs, which ends them."""
-        _stop(list(self._workers.values()))
-        self._workers.clear()
-        self._selector.close()
+        # the directory stays locked until the last worker is gone
+        return _Process(settings, log, self._environment(), () if lock is None else (lock,))
 
     def _environment(self) -> dict[str, str]:
         """The same modules as here, and a fair share of the cores for each worker that computes on them."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        sharing = sum(1 for device in self._devices.values() if device == "cpu")
+        sharing = sum(device == "cpu" for device in self._devices.values())
         if sharing > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // sharing)))
         return environment
 
 
+class _Process(Worker):
+    """A worker process and this end of its pipe."""
+
+    def __init__(
+        self, settings: WorkerSettings, log: Path, environment: dict[str, str], descriptors: tuple[int, ...]
+    ) -> None:
+        self._log = log
+        self._oom_kills = oom_kills()
+        self._connection, theirs = Pipe()
+        with theirs, open_log(log) as stream:
+            self._log_start = stream.tell()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tokenprune.sweep.worker.worker_main", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=environment,
+                start_new_session=True,  # Ctrl-C in a terminal goes to the parent only, which then stops the workers
+                pass_fds=(theirs.fileno(), *descriptors),
+            )
+        self.name = f"{settings.device}#{self._process.pid}"
+        self._send(settings)
+
+    def submit(self, assignment: Assignment) -> None:
+        self._send(assignment)
+
+    def _send(self, what: WorkerSettings | Assignment) -> None:
+        with suppress(OSError):  # it died just now
+            self._connection.send(what)
+
+    def messages(self) -> Sequence[WorkerMessage]:
+        """Whatever is in the pipe; a process that has closed its end is about to exit."""
+        found: list[WorkerMessage] = []
+        try:
+            while self._connection.poll():
+                found.append(self._connection.recv())
+        except (EOFError, OSError):
+            try:
+                self._process.wait(WorkerPool.grace_s)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        return found
+
+    def death(self) -> WorkerDied | None:
+        """Asks the process and not the pipe, which a child of the worker may hold open."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        log = ""
+        with suppress(FileNotFoundError), self._log.open("rb") as stream:  # a user may have removed it
+            stream.seek(self._log_start)
+            log = stream.read().decode(errors="replace")[-LOG_TAIL:]
+        if code == -signal.SIGKILL and oom_kills() > self._oom_kills:
+            return WorkerDied("the kernel's killer, out of memory", log, out_of_memory=True)
+        return WorkerDied(f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}", log)
+
+    def stop(self) -> None:
+        self._connection.close()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
 def oom_kills() -> int:
-    """Processes of this machine that the kernel has killed for want of memory; 0 where it does not tell."""
+    """Processes of this machine that the kernel has killed for want of memory; 0 if it does not tell."""
     try:
         lines = _VMSTAT.read_text(encoding="ascii").splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
-
-
-def _messages(worker: _Worker, data: bytes) -> Iterator[Message]:
-    """Whole lines of a worker's output; the rest waits for more."""
-    *lines, worker.buffer = (worker.buffer + data).split(b"\n")
-    for line in lines:
-        yield message_of(worker.name, json.loads(line))
-
-
-def _pipe(worker: _Worker) -> int:
-    stream = worker.process.stdout
-    assert stream is not None  # noqa: S101 - it was opened as a pipe
-    return stream.fileno()
-
-
-def _death(worker: _Worker) -> Died:
-    code, log = worker.process.returncode, _tail(worker.log, worker.log_start)
-    if code == -signal.SIGKILL and oom_kills() > worker.killed_before:
-        return Died(worker.name, "the kernel's killer, out of memory", log, out_of_memory=True)
-    return Died(worker.name, _cause(code), log)
-
-
-def _cause(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-
-
-def _tail(path: Path, start: int) -> str:
-    try:
-        with path.open("rb") as stream:
-            stream.seek(start)
-            return stream.read().decode(errors="replace")[-LOG_TAIL:]
-    except FileNotFoundError:  # somebody tidied up
-        return ""
-
-
-def _stop(workers: Sequence[_Worker]) -> None:
-    """Close the workers' inputs, which ends them, and do not wait for ever."""
-    for worker in workers:
-        for stream in (worker.process.stdin, worker.process.stdout):
-            if stream is not None:
-                with suppress(BrokenPipeError):
-                    stream.close()
-    for worker in workers:
-        try:
-            worker.process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
-            worker.process.wait()

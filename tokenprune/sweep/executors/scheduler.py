@@ -1,239 +1,277 @@
-"""What every executor with workers has in common: who gets which cell, and what happens when a worker dies.
+"""The rules of every executor: which worker gets which cells, and what happens when a worker dies.
 
-A *crew* hires workers and carries messages (`worker_pool.py`): processes of this machine, Ray actors, Slurm
-jobs. The rules are here:
+A worker pool (`worker_pool.py`) starts the workers: processes of this machine, Ray actors or Slurm jobs. The rules:
 
-- A free worker gets the next cell whose reference was answered, and with it others that can share its work.
-- A cell's questions are asked first. Where its cost is to be measured, that is an order of its own, and nothing else
-  runs at the same place meanwhile.
-- Where a worker dies with several cells, those that are not done are tried in two halves.
-- The cell of a dead worker goes to another one, `MAX_ATTEMPTS` times in all; then it is set aside as failed, because
-  it is likely to be what kills them; where measuring did it, its answers stay. Where the cause was too little memory,
-  the next attempt has smaller batches.
-- A worker that dies before it begins anything is no cell's fault. A slot where that keeps happening is given up.
-- Nor is it one where a queue takes a worker away, or a node is lost: its cells go on elsewhere, as they were.
+- A free worker gets the first cell whose reference is evaluated, with other cells of its batch group.
+- A cell is evaluated first. If its cost is to be measured, that is an assignment of its own, and nothing else runs on
+  the same device meanwhile.
+- If a worker dies with several cells, the unfinished ones are tried in two halves, and no attempt is counted.
+- If a worker dies with one cell, another worker tries it, `MAX_ATTEMPTS` times in all. Then the cell has failed, or, if
+  it was being measured, keeps its answers without a cost. After too little memory the next attempt has smaller batches.
+- Failures before a worker begins its first assignment count for the slot, not for a cell. A slot with too many of them
+  is given up.
+- If a queue preempts a worker or its node is lost, no attempt is counted; its cells are rescheduled unchanged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from tokenprune.cell import Cell, Outcome, Phase, canonical
 from tokenprune.errors import PrerequisiteError
-from tokenprune.sweep.executors.executor import ready
-from tokenprune.sweep.executors.worker_pool import Crew
+from tokenprune.events import CellEvaluated, CellProgress, CellStarted
+from tokenprune.sweep.executors.worker_pool import WorkerPool
 from tokenprune.sweep.messages import (
-    Answered,
-    Began,
-    Died,
-    DiskFailed,
-    Ended,
-    Finished,
-    Message,
-    Order,
-    Progress,
-    Ready,
-    Report,
-    Took,
+    Assignment,
+    CellFinished,
+    ExecutorEvent,
+    StorageFailed,
+    WorkerDied,
+    WorkerMessage,
+    WorkerReady,
 )
 from tokenprune.sweep.store.atomic_io import StorageError
 from tokenprune.sweep.store.result_store import SweepStore
 
 MAX_ATTEMPTS = 3
-"""Workers that a cell may take along before it is set aside."""
+"""Workers that may die with a cell before the cell has failed."""
 
-MAX_STILLBIRTHS = 5
-"""Workers in a row that may die in one slot before they begin anything."""
+MAX_FAILED_STARTS = 5
+"""Workers in a row that may die in one slot before they begin an assignment."""
 
-MAX_MOVES = 20
-"""Workers that a cell may lose without a try of its own: to a queue's time limit, to a more urgent job, to a node."""
+MAX_PREEMPTIONS = 20
+"""Workers that a queue or a lost node may take from a cell before their deaths count as attempts."""
 
 
 @dataclass
-class _Hand:
-    """One worker, as the dispatcher sees it."""
+class WorkerState:
+    """One worker, as the scheduler sees it.
+
+    Args:
+        slot: Where it runs.
+        ready: It waits for an assignment.
+        assignment: What it was given last and has not finished.
+        begun: It has begun its assignment.
+        proven: It has begun some assignment since it was started.
+        evaluated: Cells of the assignment that are evaluated and whose costs are to be measured.
+    """
 
     slot: str
     ready: bool = False
-    order: Order | None = None
-    began: bool = False
-    proved: bool = False
-    """It has begun an order since it was hired."""
+    assignment: Assignment | None = None
+    begun: bool = False
+    proven: bool = False
+    evaluated: list[Cell] = field(default_factory=list)
 
 
-class Dispatcher:
-    """Runs cells with a crew; see `tokenprune.sweep.executors.executor.Executor`.
+class Scheduler:
+    """Runs cells on a pool of workers; an executor is a scheduler with a pool of its own.
 
     Args:
         store: The sweep directory.
-        crew: The workers.
-        share: Cells that one worker may be given at once, to share work among them.
+        pool: The workers.
+        share: How many cells a worker may evaluate together.
     """
 
-    def __init__(self, store: SweepStore, crew: Crew, share: int = 1) -> None:
+    def __init__(self, store: SweepStore, pool: WorkerPool, share: int = 1) -> None:
         self._store = store
-        self._crew = crew
+        self._pool = pool
         self._share = share
-        self._hands: dict[str, _Hand] = {}
-        self._queue: list[Order] = []
-        self._waiting: dict[str, Cell] = {}
-        self._unanswered: set[str] = set()
-        self._stillbirths: dict[str, int] = {}
+        self._workers: dict[str, WorkerState] = {}
+        self._queue: list[Assignment] = []
+        self._unfinished: set[str] = set()
+        self._unevaluated: set[str] = set()
+        self._failed_starts: dict[str, int] = {}
+        """Workers in a row that failed to start, for every slot that is not given up."""
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[Report]:
-        """Run the cells; yields as they begin, advance and end. Closing the iterator stops all workers.
+    def run(self, cells: Sequence[Cell]) -> Iterator[ExecutorEvent]:
+        """Run the cells; yields what happens to them. Closing the iterator stops all workers.
 
         Raises:
             PrerequisiteError: No worker can be started.
             StorageError: A worker cannot write to the sweep directory.
         """
-        self._waiting = {cell.id: cell for cell in cells}
-        self._queue = [Order(cell, part=next_part(self._store, cell)) for cell in cells]
-        self._unanswered = {order.cell.id for order in self._queue if order.part == "answers"}
+        self._unfinished = {cell.id for cell in cells}
+        self._queue = [Assignment((cell,), next_phase(self._store, cell)) for cell in cells]
+        self._unevaluated = {each.cells[0].id for each in self._queue if each.phase == "answers"}
         try:
-            self._stillbirths = dict.fromkeys(self._crew.slots(), 0)
-            self._staff()
-            while self._waiting:
-                reports = [report for message in self._crew.listen() for report in self._take(message)]
-                self._staff(costs=False)  # before the reports go out: questions are asked while somebody reads them
-                yield from reports
-                self._staff()  # and costs are measured when they were read: what is done with them is work, too
+            self._failed_starts = dict.fromkeys(self._pool.slots(), 0)
+            self._assign_work()
+            while self._unfinished:
+                events = [event for name, message in self._pool.poll() for event in self._handle(name, message)]
+                # cells are evaluated while the caller handles the events; costs are measured when it has done so
+                self._assign_work(costs=False)
+                yield from events
+                self._assign_work()
         finally:
-            self._crew.dismiss()
+            self._pool.shutdown()
 
-    def _staff(self, *, costs: bool = True) -> None:
-        """Hand out what can begin, costs or only questions, and hire where there is a slot and work for it."""
-        for worker, hand in self._hands.items():
-            self._feed(worker, hand, costs)
-        busy = {hand.slot for hand in self._hands.values()}
-        for slot in self._stillbirths:
-            idle = sum(1 for hand in self._hands.values() if hand.order is None)
-            if slot not in busy and len(self._queue) > idle:
-                self._hands[self._crew.hire(slot)] = _Hand(slot)
+    # --- assignments --------------------------------------------------------------------------------------------------
 
-    def _feed(self, worker: str, hand: _Hand, costs: bool) -> None:
-        if hand.order is not None or not hand.ready:
-            return
-        for number, order in enumerate(self._queue):
-            if self._may_begin(order, hand.slot):
-                if order.part == "cost" and not costs:
-                    return
-                hand.order = self._joined(self._queue.pop(number))
-                self._crew.give(worker, hand.order)
-                return
+    def _assign_work(self, *, costs: bool = True) -> None:
+        """Give ready workers what can begin, and start workers in free slots if there is work for them."""
+        for name, worker in self._workers.items():
+            if worker.ready and (assignment := self._next_assignment(worker.slot, costs)) is not None:
+                worker.ready, worker.assignment, worker.begun = False, assignment, False
+                self._pool.submit(name, assignment)
+        occupied = {worker.slot for worker in self._workers.values()}
+        for slot in self._failed_starts:
+            idle = sum(worker.assignment is None for worker in self._workers.values())
+            if slot not in occupied and len(self._queue) > idle:
+                self._workers[self._pool.start(slot)] = WorkerState(slot)
 
-    def _may_begin(self, order: Order, slot: str) -> bool:
-        """Whether what an order needs is there; a measurement wants its place for itself, and gets it."""
-        place = self._crew.place(slot)
-        beside = [
-            hand.order
-            for hand in self._hands.values()
-            if hand.order is not None and self._crew.place(hand.slot) == place
+    def _next_assignment(self, slot: str, costs: bool) -> Assignment | None:
+        """Take the first assignment that can begin in a slot from the queue, with co-scheduled cells."""
+        for number, assignment in enumerate(self._queue):
+            if self._can_begin(assignment, slot):
+                if assignment.phase == "cost" and not costs:
+                    return None
+                return self._with_group(self._queue.pop(number))
+        return None
+
+    def _can_begin(self, assignment: Assignment, slot: str) -> bool:
+        """Whether the reference is evaluated and the device is free; a measurement wants the device for itself."""
+        device = self._pool.device_of(slot)
+        running = [
+            worker.assignment.phase
+            for worker in self._workers.values()
+            if worker.assignment is not None and self._pool.device_of(worker.slot) == device
         ]
-        if order.part == "cost":
-            return not beside
-        return ready(order.cell, self._unanswered) and all(each.part != "cost" for each in beside)
+        if assignment.phase == "cost":
+            return not running
+        return assignment.cells[0].reference not in self._unevaluated and "cost" not in running
 
-    def _joined(self, order: Order) -> Order:
-        """The order with further cells of its company, as many as leave some for the other workers."""
-        if order.suspect or order.beside or order.part == "cost":
-            return order
-        mates = [
-            other
-            for other in self._queue
-            if not other.suspect and other.part == order.part and company(other.cell) == company(order.cell)
+    def _with_group(self, assignment: Assignment) -> Assignment:
+        """The assignment with further cells of its batch group, but a fair share of them for every slot."""
+        if not _can_join(assignment):
+            return assignment
+        (cell,) = assignment.cells
+        group = [
+            other for other in self._queue if _can_join(other) and batch_group(other.cells[0]) == batch_group(cell)
         ]
-        size = min(self._share, -(-(len(mates) + 1) // max(1, len(self._stillbirths))))
-        beside = mates[: size - 1]
-        for mate in beside:
-            self._queue.remove(mate)
-        return replace(order, beside=tuple(mate.cell for mate in beside))
+        size = min(self._share, -(-(len(group) + 1) // max(1, len(self._failed_starts))))
+        joined = group[: size - 1]
+        for other in joined:
+            self._queue.remove(other)
+        return replace(assignment, cells=(cell, *(other.cells[0] for other in joined)))
 
-    def _take(self, message: Message) -> Iterator[Report]:
-        hand = self._hands[message.worker]
-        if isinstance(message, DiskFailed):
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    def _handle(self, name: str, message: WorkerMessage | WorkerDied) -> Iterator[ExecutorEvent]:
+        worker = self._workers[name]
+        if isinstance(message, StorageFailed):
             raise StorageError(message.message, hint=message.hint)
-        if isinstance(message, Died):
-            del self._hands[message.worker]
-            yield from self._bury(hand, message)
-        elif isinstance(message, Ready):
-            hand.ready = True
-        elif hand.order is not None and isinstance(message, Took):
-            hand.began = hand.proved = True
-            self._stillbirths[hand.slot] = 0
-            for cell in hand.order.cells:
-                yield Began(cell.id, message.worker, hand.order.attempt, hand.order.part)
-        elif isinstance(message, Progress) and message.cell_id in self._waiting:  # not of a cell that has ended since
-            yield message
-        elif hand.order is not None and isinstance(message, Finished):
-            order, hand.order, hand.began = hand.order, None, False
-            for cell in order.cells:
-                outcome = message.outcomes[cell.id]
-                if outcome != "answered":
-                    yield self._ended(cell, outcome)
-            yield from self._measure([cell for cell in order.cells if message.outcomes[cell.id] == "answered"])
-
-    def _ended(self, cell: Cell, outcome: Outcome) -> Ended:
-        del self._waiting[cell.id]
-        self._unanswered.discard(cell.id)
-        return Ended(cell.id, outcome)
-
-    def _measure(self, cells: Sequence[Cell]) -> Iterator[Report]:
-        """Cells were asked: their costs come next, before further questions where a worker has its place for itself."""
-        self._queue[:0] = [Order(cell, part="cost") for cell in cells]
-        for cell in cells:
-            self._unanswered.discard(cell.id)
-            yield Answered(cell.id)
-
-    def _bury(self, hand: _Hand, death: Died) -> Iterator[Report]:
-        """Decide what becomes of a dead worker's cells."""
-        order = hand.order
-        if order is not None and not hand.began:
-            self._queue[:0] = order.singles()
-        if not hand.proved:
-            self._note_stillbirth(hand.slot, death)
-        if order is None or not hand.began:
-            return
-        done = [cell for cell in order.cells if self._store.state(cell.id) == "done"]
-        for cell in done:  # it died between the last write and saying so
-            yield self._ended(cell, "done")
-        left = [each for each in order.singles() if each.cell not in done]
-        if order.part == "answers":
-            asked = [each.cell for each in left if next_part(self._store, each.cell) == "cost"]
-            yield from self._measure(asked)
-            left = [each for each in left if each.cell not in asked]
-        if left and death.blameless and order.moves < MAX_MOVES:
-            beside = tuple(each.cell for each in left[1:])
-            self._queue.insert(0, replace(left[0], beside=beside, moves=order.moves + 1))
-        elif len(left) > 1:
-            self._queue += _halves([each.cell for each in left], order)
-        elif left:
-            yield from self._once_more(left[0], death)
-
-    def _once_more(self, order: Order, death: Died) -> Iterator[Report]:
-        """Try a cell again, or set it aside."""
-        smaller = order.smaller() if death.out_of_memory else None
-        if order.attempt < MAX_ATTEMPTS and (smaller or not death.out_of_memory):
-            batch_size = smaller or order.batch_size
-            again = replace(order, attempt=order.attempt + 1, batch_size=batch_size, suspect=True)
-            # other cells wait for a reference; anything else may be what killed the worker, and comes last
-            self._queue.insert(0 if order.cell.reference is None else len(self._queue), again)
-        elif order.part == "cost" and (answers := self._store.answers(order.cell.id)) is not None:
-            self._store.write_result(order.cell, {**answers, "cost": _unmeasured(order, death)})
-            yield self._ended(order.cell, "done")
+        if isinstance(message, WorkerDied):
+            del self._workers[name]
+            yield from self._on_worker_death(worker, message)
+        elif isinstance(message, WorkerReady):
+            worker.ready, worker.assignment = True, None
+            self._queue_costs(worker)
+        elif isinstance(message, CellStarted):
+            worker.begun = worker.proven = True
+            self._failed_starts[worker.slot] = 0
+            yield replace(message, worker=name)
+        elif isinstance(message, CellProgress):
+            if message.cell.id in self._unfinished:
+                yield replace(message, worker=name)
+        elif isinstance(message, CellEvaluated):
+            yield self._evaluated(worker, message.cell)
         else:
-            self._store.write_error(order.cell, _set_aside(order, death))
-            yield self._ended(order.cell, "failed")
+            yield self._finished(message.cell, message.outcome)
 
-    def _note_stillbirth(self, slot: str, death: Died) -> None:
-        self._stillbirths[slot] += 1
-        if self._stillbirths[slot] < MAX_STILLBIRTHS:
+    def _evaluated(self, worker: WorkerState, cell: Cell) -> CellEvaluated:
+        worker.evaluated.append(cell)
+        return CellEvaluated(cell)
+
+    def _finished(self, cell: Cell, outcome: Outcome) -> CellFinished:
+        self._unfinished.discard(cell.id)
+        self._unevaluated.discard(cell.id)
+        return CellFinished(cell, outcome)
+
+    def _queue_costs(self, worker: WorkerState) -> None:
+        """Measure what a worker has evaluated, before anything else of its device begins."""
+        self._queue[:0] = [Assignment((cell,), "cost") for cell in worker.evaluated]
+        self._unevaluated -= {cell.id for cell in worker.evaluated}
+        worker.evaluated = []
+
+    # --- deaths -------------------------------------------------------------------------------------------------------
+
+    def _on_worker_death(self, worker: WorkerState, death: WorkerDied) -> Iterator[ExecutorEvent]:
+        """Decide how the cells of a dead worker go on."""
+        assignment = worker.assignment
+        if not worker.proven:
+            self._count_failed_start(worker.slot, death)
+        if assignment is None:
             return
-        del self._stillbirths[slot]
-        if not self._stillbirths:
+        if not worker.begun:
+            self._queue[:0] = assignment.split()
+            return
+        left = []
+        for cell in assignment.cells:
+            if cell.id not in self._unfinished or cell in worker.evaluated:
+                continue
+            if self._store.state(cell.id) == "done":  # it died between the last write and its message
+                yield self._finished(cell, "done")
+            elif assignment.phase == "answers" and next_phase(self._store, cell) == "cost":
+                yield self._evaluated(worker, cell)
+            else:
+                left.append(cell)
+        self._queue_costs(worker)
+        if left:
+            yield from self._reschedule(replace(assignment, cells=tuple(left)), death)
+
+    def _reschedule(self, assignment: Assignment, death: WorkerDied) -> Iterator[ExecutorEvent]:
+        """Queue what a dead worker has left, or set its only cell aside."""
+        cells, attempt = assignment.cells, assignment.attempt
+        if death.preempted and assignment.preemptions < MAX_PREEMPTIONS:
+            self._queue.insert(0, replace(assignment, preemptions=assignment.preemptions + 1))
+            return
+        if len(cells) > 1:  # so the cell that kills its workers is found, and no attempt is counted for the others
+            middle = len(cells) // 2
+            halves = (cells[:middle], cells[middle:])
+            self._queue += [replace(assignment, cells=half, closed=True, preemptions=0) for half in halves]
+            return
+        smaller = assignment.smaller_batch_size() if death.out_of_memory else None
+        if attempt < MAX_ATTEMPTS and (smaller is not None or not death.out_of_memory):
+            batch_size = smaller or assignment.batch_size
+            again = replace(assignment, attempt=attempt + 1, batch_size=batch_size, closed=True)
+            # other cells wait for a reference; anything else may kill its next worker, too, and comes last
+            self._queue.insert(0 if cells[0].reference is None else len(self._queue), again)
+        else:
+            yield self._set_aside(assignment, death)
+
+    def _set_aside(self, assignment: Assignment, death: WorkerDied) -> CellFinished:
+        """End a cell that keeps killing its workers: without a cost if it was being measured, and else as failed."""
+        (cell,) = assignment.cells
+        attempts = assignment.attempt
+        dead = f"{attempts} workers died in this cell, the last" if attempts > 1 else "the worker died"
+        message = f"{dead} with {death.cause}"
+        answers = self._store.answers(cell.id) if assignment.phase == "cost" else None
+        if answers is not None:
+            cost = {"error": message, "hint": "its answers are kept; the end of the worker's log is in `logs`"}
+            self._store.write_result(cell, {**answers, "cost": cost})
+            return self._finished(cell, "done")
+        error = {
+            "outcome": "failed",
+            "type": "WorkerDied",
+            "message": message,
+            "hint": "the cell is set aside; the end of the worker's log is below",
+            "traceback": death.log,
+            "attempts": attempts,
+            "batch_size": assignment.samples_per_batch,
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._store.write_error(cell, error)
+        return self._finished(cell, "failed")
+
+    def _count_failed_start(self, slot: str, death: WorkerDied) -> None:
+        self._failed_starts[slot] += 1
+        if self._failed_starts[slot] < MAX_FAILED_STARTS:
+            return
+        del self._failed_starts[slot]
+        if not self._failed_starts:
             last = death.log.strip().splitlines()[-1:]
             raise PrerequisiteError(
                 f"no worker can be started: the last one died with {death.cause}"
@@ -242,55 +280,18 @@ class Dispatcher:
             )
 
 
-def next_part(store: SweepStore, cell: Cell) -> Phase:
-    """What of a cell is to be run next: its questions, or its measurement where they were asked."""
+def next_phase(store: SweepStore, cell: Cell) -> Phase:
+    """The phase that a cell needs next: `cost` if it is evaluated and to be measured."""
     return "cost" if cell.efficiency and store.answers(cell.id) is not None else "answers"
 
 
-def company(cell: Cell) -> tuple[object, ...]:
-    """Cells of one company ask the same questions of the same model, and can share what is the same for all."""
+def _can_join(assignment: Assignment) -> bool:
+    """Whether a cell may be evaluated with others; the cells of a group that was given out stay as they are."""
+    return not assignment.closed and assignment.phase == "answers" and len(assignment.cells) == 1
+
+
+def batch_group(cell: Cell) -> tuple[object, ...]:
+    """What cells have in common that can be evaluated together: the model, the samples and their batches."""
     model = (cell.model, cell.model_digest, cell.dtype, cell.attention)
     task = (cell.task, cell.task_version, cell.task_digest, canonical(dict(cell.task_options)), cell.samples)
     return (*model, *task, cell.batch_size, cell.max_new_tokens, cell.reference)
-
-
-def companies(cells: Sequence[Cell], size: int) -> Iterator[tuple[Cell, ...]]:
-    """The cells by company, in the order of their first ones, at most `size` together."""
-    groups: dict[tuple[object, ...], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(company(cell), []).append(cell)
-    for group in groups.values():
-        for start in range(0, len(group), size):
-            yield tuple(group[start : start + size])
-
-
-def _halves(cells: Sequence[Cell], order: Order) -> list[Order]:
-    """Two orders in place of one whose worker died: so the cell that kills is found, and the others are not blamed."""
-    middle = len(cells) // 2
-    return [
-        Order(first, order.attempt, order.batch_size, tuple(beside), suspect=True)
-        for first, *beside in (cells[:middle], cells[middle:])
-    ]
-
-
-def _unmeasured(order: Order, death: Died) -> dict[str, Any]:
-    """In place of a cost."""
-    return {"error": _deaths(order, death), "hint": "its answers are kept; the end of the worker's log is in `logs`"}
-
-
-def _deaths(order: Order, death: Died) -> str:
-    count = f"{order.attempt} workers died in this cell, the last" if order.attempt > 1 else "the worker died"
-    return f"{count} with {death.cause}"
-
-
-def _set_aside(order: Order, death: Died) -> dict[str, Any]:
-    return {
-        "outcome": "failed",
-        "type": "WorkerDied",
-        "message": _deaths(order, death),
-        "hint": "the cell is set aside; the end of the worker's log is below",
-        "traceback": death.log,
-        "attempts": order.attempt,
-        "batch_size": order.batch_size or order.cell.batch_size,
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

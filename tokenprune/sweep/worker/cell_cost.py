@@ -1,4 +1,4 @@
-"""Measure the cost of a cell whose questions were asked: alone on its device, and at no risk to the answers."""
+"""Measures the cost of an evaluated cell, alone on its device; whatever happens, its answers stay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tokenprune.evaluation.batches import prepare
 from tokenprune.evaluation.cost.efficiency import measure_cost
 from tokenprune.evaluation.machine.devices import device_error, lost_device
 from tokenprune.evaluation.model_cache import ModelCache
-from tokenprune.sweep.messages import Ended
 from tokenprune.sweep.store.atomic_io import StorageError
 from tokenprune.sweep.store.lock import TakenOverError
 from tokenprune.sweep.store.result_store import SweepStore
@@ -24,15 +23,15 @@ from tokenprune.sweep.store.result_store import SweepStore
 _log = logging.getLogger(__name__)
 
 
-def measure_cell(store: SweepStore, cache: ModelCache, cell: Cell, attempt: int = 1) -> Ended:
-    """Measure the first sample of a cell that ran, and complete the cell.
+def measure_cell(store: SweepStore, cache: ModelCache, cell: Cell, attempt: int = 1) -> None:
+    """Measure the cost on the first sample that did not fail, and complete the cell.
 
-    A measurement that fails is a cost with an `error` and a `hint`; the answers stand.
+    If the measurement fails, the cost is an `error` with a `hint`; the answers stay.
 
     Args:
         store: The sweep directory.
         cache: Models, tasks and batches.
-        cell: A cell that was answered.
+        cell: An evaluated cell.
         attempt: Which attempt this is.
 
     Raises:
@@ -40,7 +39,7 @@ def measure_cell(store: SweepStore, cache: ModelCache, cell: Cell, attempt: int 
         StorageError: The disk takes no more.
         TakenOverError: Another invocation has taken the directory over.
     """
-    store.check_token()  # a measurement is long, and its device may be somebody else's by now
+    store.check_token()  # a measurement is long, and another invocation may use the device by now
     answers = store.awaited(cell.id, lambda: store.answers(cell.id))
     if answers is None:
         raise ConfigError(f"cell `{cell.name}` has no answers to add a cost to", hint="run the sweep again")
@@ -49,7 +48,6 @@ def measure_cell(store: SweepStore, cache: ModelCache, cell: Cell, attempt: int 
     seconds = answers["seconds"] + time.perf_counter() - clock
     attempts = max(attempt, answers.get("attempts", 1))
     store.write_result(cell, {**answers, "cost": cost, "seconds": seconds, "attempts": attempts})
-    return Ended(cell.id, "done")
 
 
 def _cost(store: SweepStore, cache: ModelCache, cell: Cell) -> Mapping[str, Any]:
@@ -58,7 +56,7 @@ def _cost(store: SweepStore, cache: ModelCache, cell: Cell) -> Mapping[str, Any]
         pruning = cache.pruning(cell)
         sample = prepare(pruning.loaded, cache.task(cell), [index]).inputs
         cost = measure_cost(pruning.loaded.model, sample, pruning.session, **cell.efficiency).to_json()
-        # of its own: answers stay where a cost is measured again, perhaps with another torch on another machine
+        # a block of its own: the cost may be measured later than the answers, with another torch or on another machine
         environment = replace(cache.environment(cell), threads=cost.get("threads", torch.get_num_threads()))
         return {**cost, "environment": environment.to_json()}
     except (StorageError, TakenOverError):

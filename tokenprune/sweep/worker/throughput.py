@@ -1,65 +1,61 @@
-"""A worker's side of the live display: how far its cell is, how fast, and how much memory it holds."""
+"""A worker's side of the live display: how far its cells are, how fast, and how much memory it holds."""
 
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
-from tokenprune.sweep.store.atomic_io import StorageError
+import psutil
+
+from tokenprune.cell import Cell
+from tokenprune.events import CellProgress
 
 INTERVAL_S = 1.0
-"""Seconds between two reports; a cell that is through its samples says so at once."""
+"""Seconds between two progress events; a cell whose samples are all evaluated gets one at once."""
 
-_STATM = Path("/proc/self/statm")
 _MIB = 1 << 20
 
 
-class Meter:
-    """Turns what running cells say after each batch into reports: call it with the samples done.
+class ThroughputMeter:
+    """Turns what a worker knows after each batch into progress events.
 
     Args:
         device: Torch device of the worker.
-        say: Takes a report as JSON (see `messages.message_of`); one that cannot be sent is lost.
     """
 
-    def __init__(self, device: str, say: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, device: str) -> None:
         self._device = device
-        self._say = say
         self._done: dict[str, int] = {}
         self._origin = (time.monotonic(), 0)
         self._warm = False
         self._last = -math.inf
 
-    def __call__(self, cell_id: str, done: int, total: int, kept: float | None = None, before: int = 0) -> None:
-        """Say that `done` of a cell's `total` samples are through, and that `kept` visual tokens stay on average.
+    def after_batch(self, cell: Cell, done: int, kept_tokens: float | None, resumed: int = 0) -> CellProgress | None:
+        """The progress of a cell, or `None` if the last event is less than a second ago.
 
-        `before` of them an earlier worker had asked: they say nothing about how fast this one is.
+        Args:
+            cell: The cell.
+            done: Its samples that are evaluated.
+            kept_tokens: Mean number of visual tokens that stay of a sample.
+            resumed: Samples that an earlier worker evaluated; they say nothing about the speed of this one.
         """
         now = time.monotonic()
-        self._done[cell_id] = done - before
+        self._done[cell.id] = done - resumed
         rate = self._rate(now, sum(self._done.values()))
-        if now - self._last < INTERVAL_S and done < total:
-            return
+        if now - self._last < INTERVAL_S and done < cell.samples:
+            return None
         self._last = now
-        report = {
-            "report": "progress",
-            "cell_id": cell_id,
-            "done": done,
-            "total": total,
-            "kept": kept,
-            "samples_per_s": rate,
-            "memory_mib": memory_mib(self._device),
-        }
-        with suppress(OSError, StorageError):  # whoever listened is gone, or the disk is full: the cell will notice
-            self._say(report)
+        return CellProgress(
+            cell,
+            samples_done=done,
+            samples=cell.samples,
+            kept_tokens=kept_tokens,
+            samples_per_s=rate,
+            memory_mib=memory_mib(self._device),
+        )
 
     def _rate(self, now: float, done: int) -> float | None:
-        """Samples of all cells per second, since the first batch, which loaded the model; at its end, since before."""
+        """Samples per second of all cells since the first batch, which loads the model; at first with that batch."""
         since, before = self._origin
         rate = (done - before) / (now - since) if done > before and now > since else None
         if not self._warm:
@@ -67,14 +63,10 @@ class Meter:
         return rate
 
 
-def memory_mib(device: str) -> float | None:
-    """MiB that this process has allocated on a GPU, else MiB of memory that it holds; `None` where no one tells."""
+def memory_mib(device: str) -> float:
+    """Memory in MiB that this process has allocated on a GPU, or else holds of the machine."""
     if device.startswith("cuda"):
         import torch
 
         return torch.cuda.memory_allocated(device) / _MIB
-    try:
-        pages = int(_STATM.read_text(encoding="ascii").split()[1])
-    except OSError:
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
+    return float(psutil.Process().memory_info().rss) / _MIB

@@ -1,99 +1,109 @@
-"""A worker process, orders in, reports out: `python -m tokenprune.sweep.worker.worker_main DIRECTORY DEVICE ...`.
+"""The main loop of every worker, and the worker process of the executor `local`.
 
-One order per line arrives on standard input as JSON; one report per line goes out on the descriptor that was standard
-output at the start. Whatever libraries print goes to standard error instead.
+`python -m tokenprune.sweep.worker.worker_main FD` is such a process: FD is its end of a pipe. Over it come the
+settings, then the assignments; messages go back. What libraries print goes to the worker's log.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 import logging
 import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
-from tokenprune.sweep.messages import Answered, Ended, Order
+from tokenprune.events import CellProgress, CellStarted
+from tokenprune.sweep.messages import Assignment, StorageFailed, WorkerMessage, WorkerReady
 from tokenprune.sweep.store.atomic_io import StorageError
-from tokenprune.sweep.worker.throughput import Meter
+
+if TYPE_CHECKING:
+    from tokenprune.sweep.worker.cell_runner import CellRunner
 
 
-class Worker:
-    """What every executor runs in its workers: one runner that keeps its model, told of orders one by one.
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker needs to start.
 
     Args:
-        directory: The sweep directory, as this machine sees it.
+        directory: The sweep directory, as the worker's machine sees it.
         device: Torch device, or `auto`.
         overlays: Samples per cell whose kept tokens are stored.
-        token: The token under which this worker may write.
+        token: The right to write to the directory, checked before every write.
     """
 
-    def __init__(self, directory: str | Path, device: str, overlays: int, token: str) -> None:
-        # imported here, so that the process that only counts workers needs no torch
+    directory: str
+    device: str
+    overlays: int
+    token: str
+
+    def make_runner(self) -> CellRunner:
+        """The runner of this worker, on a device that works."""
+        # imported here, so that a process that only starts workers needs no torch
         from tokenprune.evaluation.machine.devices import try_device
         from tokenprune.evaluation.model_cache import ModelCache
         from tokenprune.plugins import load_host
         from tokenprune.sweep.store.result_store import SweepStore
         from tokenprune.sweep.worker.cell_runner import CellRunner
 
-        self._cache = ModelCache(load_host(), device)
-        try_device(self._cache.device)
-        self._runner = CellRunner(SweepStore(directory, token=token), self._cache, overlays=overlays)
+        cache = ModelCache(load_host(), self.device)
+        try_device(cache.device)
+        return CellRunner(SweepStore(self.directory, token=self.token), cache, overlays=self.overlays)
 
-    def serve(self, order: Order, say: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
-        """Run the cells of an order to their ends and say how it went.
 
-        Args:
-            order: The cells.
-            say: Takes the reports `progress` while they run.
+def run_worker(
+    settings: WorkerSettings, receive: Callable[[], Assignment | None], send: Callable[[WorkerMessage], None]
+) -> None:
+    """Run assignments one after the other with one runner, which keeps its model.
 
-        Returns:
-            The report `ended` with the outcomes, or `disk` where it takes no more.
-        """
-        meter = Meter(self._cache.device, say)
-        try:
-            if order.part == "cost":
-                ended: list[Answered | Ended] = [self._runner.measure(order.cell, order.attempt)]
+    Args:
+        settings: What the worker works with.
+        receive: Waits for the next assignment; `None` ends the worker.
+        send: Takes a message to the scheduler.
+    """
+    runner = settings.make_runner()
+    send(WorkerReady())
+    while (assignment := receive()) is not None:
+        for message in run_assignment(runner, assignment):
+            if isinstance(message, CellProgress):
+                with suppress(OSError, StorageError):  # no cell fails for its progress
+                    send(message)
             else:
-                ended = list(self._runner.run_together(order.singles(), lambda cell, *how: meter(cell.id, *how)))
-        except StorageError as error:
-            return {"report": "disk", "message": error.message, "hint": error.hint}
-        outcomes = {each.cell_id: each.outcome if isinstance(each, Ended) else "answered" for each in ended}
-        return {"report": "ended", "outcomes": outcomes}
+                send(message)
 
 
-def main(arguments: list[str]) -> int:
-    """Serve orders until standard input closes."""
-    directory, device, overlays, token = arguments
-    reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+def run_assignment(runner: CellRunner, assignment: Assignment) -> Iterator[WorkerMessage]:
+    """Run an assignment to its end; yields what the scheduler needs to hear, `WorkerReady` last."""
+    for cell in assignment.cells:
+        yield CellStarted(cell, attempt=assignment.attempt, phase=assignment.phase)
+    try:
+        yield from runner.run(assignment)
+    except StorageError as error:
+        yield StorageFailed(error.message, error.hint)
+    yield WorkerReady()
+
+
+def main(descriptor: str) -> None:
+    """Work until the other end of the pipe is closed."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(sys.stdin, lines), daemon=True).start()
-    worker = Worker(directory, device, int(overlays), token)
-    say = functools.partial(_say, reports)
-    say({"report": "ready"})
-    while True:
-        order = Order.from_json(json.loads(lines.get()))
-        say({"report": "began"})
-        say(worker.serve(order, say))
+    connection = Connection(int(descriptor))
+    settings: WorkerSettings = connection.recv()
+    assignments: queue.SimpleQueue[Assignment] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, assignments), daemon=True).start()
+    run_worker(settings, assignments.get, connection.send)
 
 
-def _read(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
-    """Pass lines on; a closed input means that the parent stopped or died, also in the middle of a cell."""
-    for line in stream:
-        lines.put(line)
+def _receive(connection: Connection, assignments: queue.SimpleQueue[Assignment]) -> None:
+    """Pass assignments on; a closed pipe means that the scheduler stopped or died, also in the middle of a cell."""
+    with suppress(EOFError, OSError):
+        while True:
+            assignments.put(connection.recv())
     os._exit(0)
 
 
-def _say(stream: IO[str], report: Mapping[str, Any]) -> None:
-    stream.write(json.dumps(report) + "\n")
-    stream.flush()
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1])
