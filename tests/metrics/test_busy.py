@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -30,14 +31,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     tick = 1.0 / os.sysconf("SC_CLK_TCK")
     passed = {"used": 500, "idle": 1000, "ours": 2.0}
 
-    def add(used: int = 0, idle: int = 0, ours: int = 0, stolen: int = 0) -> Path:
+    def add(used: int = 0, idle: int = 0, ours: int = 0, stolen: int = 0) -> None:
         passed["used"] += used
         passed["idle"] += idle
         passed["ours"] += ours * tick
         user = passed["used"] - 100
         stat.write_text(f"cpu  {user} 40 60 {passed['idle']} 30 0 0 {stolen} 7 7\ncpu0 1 2 3 4\n", encoding="ascii")
-        return stat
 
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     monkeypatch.setattr(busy.time, "process_time", lambda: passed["ours"])
     monkeypatch.setattr(busy.time, "sleep", lambda seconds: None)
     add()
@@ -45,7 +46,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def watched(machine: Machine, monkeypatch: pytest.MonkeyPatch, quiet: dict[str, int], run: dict[str, int]) -> Busy:
-    watch = Watch(CPU, stat=machine())
+    watch = Watch(CPU)
     monkeypatch.setattr(busy.time, "sleep", lambda seconds: machine(**quiet))
     watch.before()
     machine(**run)
@@ -85,11 +86,14 @@ def test_it_is_said_in_words(machine: Machine, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("text", [None, "", "intr 1 2 3 4 5 6\n"])
-def test_where_the_kernel_does_not_tell_nothing_is_made_up(tmp_path: Path, text: str | None) -> None:
+def test_where_the_kernel_does_not_tell_nothing_is_made_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     stat = tmp_path / "stat"
     if text is not None:
         stat.write_text(text, encoding="ascii")
-    watch = Watch(CPU, stat=stat)
+    watch = Watch(CPU)
     watch.before()
     found = watch.after()
     assert (found.busy, found.before, found.during) == (None, {}, {})
@@ -159,7 +163,8 @@ def test_without_the_package_there_is_a_reason(machine: Machine, monkeypatch: py
     gpu, reason = gpu_of(CUDA)
     assert gpu is None
     assert reason == "the package `nvidia-ml-py` is not installed; pip install 'tokenprune-vlm[gpu]'"
-    watch = Watch(CUDA, gpu, reason, stat=machine(idle=10))
+    machine(idle=10)
+    watch = Watch(CUDA, gpu, reason)
     monkeypatch.setattr(busy.time, "sleep", lambda seconds: machine(idle=40))
     found = watch.before()
     assert (found.before, found.busy) == ({"cpu": 0.0}, None)  # idle CPUs say nothing about the GPU
@@ -200,7 +205,7 @@ def test_use_of_a_gpu_by_others(processes: Any, share: float) -> None:
 
 def test_a_busy_gpu_is_seen(machine: Machine) -> None:
     library = driver(gpu=60, processes=[(os.getpid(), 90), (7, 30)])
-    watch = Watch(CUDA, Gpu(library, "handle"), stat=machine())
+    watch = Watch(CUDA, Gpu(library, "handle"))
     machine(idle=10)
     watch.before()
     machine(idle=10)
@@ -210,7 +215,7 @@ def test_a_busy_gpu_is_seen(machine: Machine) -> None:
 
 def test_a_gpu_that_does_not_tell_is_unknown_and_not_idle(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     library = driver(processes=NVMLError("Not Supported"))
-    watch = Watch(CUDA, Gpu(library, "handle"), stat=machine())
+    watch = Watch(CUDA, Gpu(library, "handle"))
     monkeypatch.setattr(busy.time, "sleep", lambda seconds: machine(idle=40))
     watch.before()
     machine(idle=10)

@@ -21,7 +21,7 @@ from tokenprune.errors import IncompatibleError
 from tokenprune.evaluation.batches import prepare
 from tokenprune.evaluation.cost import efficiency
 from tokenprune.evaluation.cost.efficiency import Cost, Refusal, measure_cost
-from tokenprune.evaluation.cost.flops import Counted, count_flops
+from tokenprune.evaluation.cost.flops import Counted, count
 from tokenprune.evaluation.cost.runs import Subject, Times
 from tokenprune.evaluation.machine.busy import Busy
 from tokenprune.evaluation.machine.memory import MIB, cache_bytes, peak_memory
@@ -388,8 +388,8 @@ def test_sdpa_and_eager_count_the_same(workshop: Workshop, loaded: LoadedModel, 
     """The reason for the formula: as torch ships it, all attention on a CPU counts nothing."""
     eager = load_model(str(workshop.model), attention="eager", host=workshop.host)
     with torch.no_grad():
-        fused = count_flops(lambda: loaded.model(**inputs, use_cache=True))
-        plain = count_flops(lambda: eager.model(**inputs, use_cache=True))
+        fused = count(lambda: loaded.model(**inputs, use_cache=True)).flops
+        plain = count(lambda: eager.model(**inputs, use_cache=True)).flops
     assert fused == plain > 0
 
 

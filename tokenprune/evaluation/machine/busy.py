@@ -1,14 +1,13 @@
-"""Whether a device has other work: looked at before a measurement and during it."""
+"""Whether a device has other work, before a measurement and during it."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 
 from tokenprune.errors import PrerequisiteError
@@ -22,15 +21,13 @@ LIMIT = 0.1
 _QUIET = {"cpu": 0.2, "cuda": 1.0}
 """Seconds for which this process keeps still before a measurement, by device: a driver's sample period is up to 1 s."""
 
-_STAT = Path("/proc/stat")
-
 
 @dataclass(frozen=True, slots=True)
 class Busy:
     """Other work on the device and on the CPUs that feed it, as shares from 0 to 1.
 
     Args:
-        busy: Whether any share is above the limit; `None` where none is and that of the device itself is not known.
+        busy: Whether any share is above the limit; `None` if none is and that of the device itself is not known.
         before: Shares while this process kept still, by device (`cpu`, `gpu`).
         during: Shares of other processes during the measurement.
         limit: Share from which other work counts.
@@ -57,51 +54,41 @@ class Busy:
 
 
 class Watch:
-    """Looks for other work around one measurement: `before`, then the measurement, then `after`.
+    """Measures other work around one measurement: `before`, then the measurement, then `after`.
 
     Args:
         device: Where it runs.
-        gpu: The driver's view of it, where there is one.
+        gpu: The driver's view of it, if there is one.
         reason: Why there is none.
-        stat: The kernel's account of all CPUs.
         limit: Share from which other work counts as busy.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        gpu: Gpu | None = None,
-        reason: str = "",
-        *,
-        stat: Path = _STAT,
-        limit: float = LIMIT,
-    ) -> None:
-        self._device, self._gpu = device, gpu
-        self._stat, self._limit = stat, limit
+    def __init__(self, device: torch.device, gpu: Gpu | None = None, reason: str = "", *, limit: float = LIMIT) -> None:
+        self._device, self._gpu, self._limit = device, gpu, limit
         self._unknown: dict[str, str] = {}
         if device.type != "cpu" and gpu is None:
             self._unknown["gpu"] = reason
         self._before: dict[str, float] = {}
-        self._began: tuple[_Account | None, float] | None = None
+        self._began: tuple[_CpuTimes | None, float] | None = None
 
     def before(self) -> Busy:
-        """Keep still for a moment and see who works; the measurement begins when this returns."""
-        start = self._account()
+        """Keep still for a moment and measure who works; the measurement begins when this returns."""
+        start = _cpu_times()
         time.sleep(_QUIET.get(self._device.type, _QUIET["cpu"]))
-        self._before = self._shares(start, self._account())
+        self._before = self._cpu_share(start, _cpu_times())
         if self._gpu is not None:
-            self._ask("gpu", self._gpu.use, self._before)
-        self._began = self._account(), now()
+            self._add_gpu(self._gpu.use, self._before)
+        self._began = _cpu_times(), now()
         return self._verdict({})
 
     def after(self) -> Busy:
         """What was found before the measurement, and during it up to now."""
         assert self._began is not None  # noqa: S101 - `before` comes first
-        account, since = self._began
-        during = self._shares(account, self._account())
+        start, since = self._began
+        during = self._cpu_share(start, _cpu_times())
         gpu = self._gpu
         if gpu is not None:
-            self._ask("gpu", lambda: gpu.use_by_others(since), during)
+            self._add_gpu(lambda: gpu.use_by_others(since), during)
         return self._verdict(during)
 
     def _verdict(self, during: Mapping[str, float]) -> Busy:
@@ -110,36 +97,34 @@ class Watch:
         busy = True if any(share > self._limit for share in shares) else False if known else None
         return Busy(busy, dict(self._before), dict(during), self._limit, dict(self._unknown))
 
-    def _ask(self, name: str, question: Callable[[], float], answers: dict[str, float]) -> None:
+    def _add_gpu(self, read: Callable[[], float], shares: dict[str, float]) -> None:
         try:
-            answers[name] = question()
+            shares["gpu"] = read()
         except PrerequisiteError as error:
-            self._unknown[name] = error.message
+            self._unknown["gpu"] = error.message
 
-    def _shares(self, start: _Account | None, end: _Account | None) -> dict[str, float]:
+    def _cpu_share(self, start: _CpuTimes | None, end: _CpuTimes | None) -> dict[str, float]:
         if start is None or end is None or end.total <= start.total:
-            self._unknown.setdefault("cpu", f"`{self._stat}` does not tell what the CPUs do")
+            self._unknown.setdefault("cpu", "the system does not tell what the CPUs do")
             return {}
         others = (end.used - start.used) - (end.ours - start.ours)
         return {"cpu": min(1.0, max(0.0, others / (end.total - start.total)))}
 
-    def _account(self) -> _Account | None:
-        """Seconds of all CPUs so far; time stolen by other machines on the same hardware is used by others, too."""
-        try:
-            fields = self._stat.read_text(encoding="ascii").split("\n", 1)[0].split()
-        except OSError:
-            return None
-        if len(fields) < 5 or fields[0] != "cpu":
-            return None
-        tick = 1.0 / os.sysconf("SC_CLK_TCK")
-        times = [tick * int(value) for value in fields[1:9]]  # guests are counted under user and nice already
-        return _Account(sum(times), sum(times) - sum(times[3:5]), time.process_time())
-
 
 @dataclass(frozen=True, slots=True)
-class _Account:
+class _CpuTimes:
     """Seconds of all CPUs together: passed, used by anyone, used by this process."""
 
     total: float
     used: float
     ours: float
+
+
+def _cpu_times() -> _CpuTimes | None:
+    """Seconds so far; time stolen by other machines on the same hardware counts as used."""
+    try:
+        seconds = psutil.cpu_times()._asdict()
+    except Exception:  # noqa: BLE001 - on a system that does not tell, psutil raises nearly anything
+        return None
+    total = sum(value for name, value in seconds.items() if not name.startswith("guest"))  # in `user` and `nice`
+    return _CpuTimes(total, total - seconds["idle"] - seconds.get("iowait", 0.0), time.process_time())
