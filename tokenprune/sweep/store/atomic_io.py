@@ -1,4 +1,4 @@
-"""Files that are there either as a whole or not at all, and one error for a disk that does not take them."""
+"""Atomic files, JSON and JSON lines, and one error for a disk that does not take them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TEMPORARY = ".tmp"
 
 
 class OutsideError(ConfigError):
-    """A name that was read from a file leads out of the directory that it is about."""
+    """A name that was read from a file leads out of its directory."""
 
 
 class StorageError(TokenPruneError):
@@ -27,7 +27,7 @@ class StorageError(TokenPruneError):
 
 
 def storage_error(error: OSError, place: Path) -> StorageError:
-    """The error to raise where a write below `place` failed; what is complete on disk stays valid."""
+    """The error to raise if a write below `place` failed; what is complete on disk stays valid."""
     mend = "make its folder, or name another place" if error.errno in _NO_PLACE else "make room or make it writable"
     return StorageError(
         f"cannot write `{place}`: {error.strerror or error}",
@@ -36,7 +36,7 @@ def storage_error(error: OSError, place: Path) -> StorageError:
 
 
 def is_full(error: BaseException) -> bool:
-    """True where a disk takes no more, whoever wrote to it."""
+    """Whether an error says that a disk takes no more."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 
@@ -53,13 +53,13 @@ def make_folder(path: Path) -> None:
 
 
 def inside(directory: Path, *names: object) -> Path:
-    """A file below a directory by names that were read from a file, which somebody else may have written.
+    """A file below a directory, by names that were read from a file of somebody else.
 
     Raises:
         OutsideError: A name has folders in it, or a link on the way leads out of the directory.
     """
     path = directory.joinpath(*(_plain(directory, name) for name in names))
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory)):  # a loop of links is no crash
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory)):  # a loop of links raises nothing
         raise OutsideError(
             f"`{path}` is a link that leads out of the directory", hint="put the file itself there, or remove the link"
         )
@@ -67,11 +67,7 @@ def inside(directory: Path, *names: object) -> Path:
 
 
 def _plain(directory: Path, name: object) -> str:
-    """The name of a file or folder, and nothing else.
-
-    Raises:
-        OutsideError: It is no such name.
-    """
+    """The name, if it is the name of a file or folder and no path."""
     if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\:\0"):
         raise OutsideError(
             f"{name!r} is not the name of a file in `{directory}`",
@@ -81,7 +77,7 @@ def _plain(directory: Path, name: object) -> str:
 
 
 def open_end(path: Path, mode: Literal["ab", "a+b"] = "ab") -> IO[bytes]:
-    """Open a file at its end, but no other file that a link of its name leads to.
+    """Open a file at its end; a link is not followed.
 
     Raises:
         OSError: The disk does not take it, or it is a link.
@@ -91,7 +87,7 @@ def open_end(path: Path, mode: Literal["ab", "a+b"] = "ab") -> IO[bytes]:
 
 
 def open_log(path: Path) -> IO[bytes]:
-    """Open a file for what a process prints, at its end.
+    """Open the log file of a process at its end.
 
     Raises:
         StorageError: The disk does not take it.
@@ -103,7 +99,7 @@ def open_log(path: Path) -> IO[bytes]:
 
 
 Guard = Callable[[], None]
-"""Raises where a file must not be written any more; asked last, when there is nothing left to do but to rename it."""
+"""Raises if a file must not be written any more; called immediately before the rename."""
 
 
 def write_json(path: Path, data: Mapping[str, Any], guard: Guard | None = None) -> None:
@@ -117,7 +113,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]], guard: Guard | No
 
 
 def write_text(path: Path, text: str, guard: Guard | None = None) -> None:
-    """Write a file so that it is there either as a whole or not at all."""
+    """Write a text file atomically."""
     write_bytes(path, text.encode(), guard)
 
 
@@ -125,8 +121,8 @@ def write_bytes(path: Path, data: bytes, guard: Guard | None = None) -> None:
     """Write a file to a temporary name, sync, rename, and sync the folder.
 
     Raises:
-        StorageError: The disk does not take it; an older file of that name is as it was.
-        Exception: What the guard raises; an older file of that name is as it was.
+        StorageError: The disk does not take it. An older file of that name stays as it was.
+        Exception: What the guard raises. An older file of that name stays as it was.
     """
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}{_TEMPORARY}")
     try:
@@ -147,7 +143,7 @@ def write_bytes(path: Path, data: bytes, guard: Guard | None = None) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlive a power cut; Windows cannot open a folder, and keeps a journal of them.
+    """Make the names in a folder outlive a power cut (Windows cannot open a folder, and journals its names).
 
     Raises:
         OSError: The disk does not take it.
@@ -162,10 +158,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line; the torn end that a killed writer left is cut off first, so that no line in the middle is torn.
-
-    There must be one writer at a time.
-    """
+    """Append one line, after cutting off the torn end that a killed writer left; for one writer at a time."""
     with open_end(path, "a+b") as stream:
         if stream.tell() and _last_byte(stream) != b"\n":
             stream.seek(0)
@@ -174,14 +167,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed writers left in a folder; call it only where nobody writes there."""
+    """Remove what killed writers left in a folder, while nobody writes there."""
     for path in folder.glob(f".*{_TEMPORARY}"):
         with suppress(OSError):
             path.unlink()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or `None` where the file is missing or damaged."""
+    """A JSON object, or `None` if the file is missing or damaged."""
     try:
         return json_object(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
@@ -204,7 +197,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if len(found) < len(rows):
         raise ConfigError(
             f"`{path}` line {rows.index(None) + 1} is damaged",
-            hint="run the sweep again: what it holds of a cell is made anew; any other file of lines can be deleted",
+            hint="run the sweep again, which evaluates a damaged cell anew; any other file of lines can be deleted",
         )
     return found
 

@@ -1,15 +1,15 @@
-"""Who may write to a sweep directory: one invocation at a time, its workers included.
+"""Who may write to a sweep directory: one invocation at a time, with its workers.
 
-Guards, because a worker may outlive the process that started it:
+A worker may outlive the process that started it, so there are three guards:
 
-- A lock on the file `lock`, which dies with its last holder. Worker processes of the same machine inherit it, so that
-  the directory stays locked until the last of them is gone, also after `kill -9` of their parent. (On Windows nothing
+- A lock on the file `lock`, which dies with its last holder. Worker processes of the same machine inherit it, so the
+  directory stays locked until the last of them is gone, also after `kill -9` of their parent. (On Windows nothing
   inherits it; no executor there has worker processes.)
 - A lock on the file `owner.lock`, which only the invocation itself holds. If it is free and `lock` is not, only workers
-  are left, which notice within moments that nobody gives them orders. No process id is asked whether it lives: it may
-  belong to another process by now.
-- A token in the file `lease`, new in every invocation. A worker elsewhere (a cluster node that was cut off, say) looks
-  at it before it writes, and leaves where it is not its own any more.
+  are left; they end within moments, because nobody gives them work. Process ids are not used: another process may have
+  the same one by now.
+- A token in the file `lease`, new in every invocation. A worker on another machine (a cluster node that was cut off,
+  for example) checks it before it writes, and stops if the token is no longer its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ORPHANS_S = 30.0
 
 _POLL_S = 0.1
 _PROBES, _PROBE_S = 3, 0.02
-"""How often, and after how many seconds, a look at a lock is repeated: another look holds it for a moment, too."""
+"""How often, and after how many seconds, `owner` tries a lock again: another `owner` holds it for a moment, too."""
 
 
 class TakenOverError(TokenPruneError):
@@ -47,8 +47,8 @@ class WriteRight:
     """The right to write to a sweep directory.
 
     Args:
-        token: What the file `lease` holds as long as this is valid.
-        descriptor: The locked file; a child process that inherits it holds the lock too.
+        token: What the file `lease` holds as long as the right is valid.
+        descriptor: The locked file; a child process that inherits it holds the lock, too.
     """
 
     token: str
@@ -57,7 +57,7 @@ class WriteRight:
 
 @contextmanager
 def hold(directory: Path) -> Iterator[WriteRight]:
-    """Take a sweep directory; made where it is not there.
+    """Take a sweep directory, which is made if it is not there.
 
     Raises:
         ConfigError: Another process runs a sweep there, or workers of a killed one do.
@@ -85,17 +85,24 @@ def hold(directory: Path) -> Iterator[WriteRight]:
 
 
 def check(directory: Path, token: str) -> None:
-    """Make sure that a lease is still valid.
+    """Make sure that a token is still valid.
 
     Raises:
-        TakenOverError: Another invocation has taken the directory.
+        TakenOverError: Another invocation has taken the directory over.
+        StorageError: The file with the token is gone.
     """
+    path = directory / TOKEN_FILE
     try:
-        current = (directory / TOKEN_FILE).read_text(encoding="utf-8").strip()
+        current = path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
-        current = ""
+        raise StorageError(
+            f"`{path}` is gone, so nobody can tell who may write there",
+            hint="somebody removed it; run the same command again: every finished cell is kept",
+        ) from None
     if current != token:
-        raise TakenOverError(f"another process has taken over the sweep in `{directory}`")
+        raise TakenOverError(
+            f"another process has taken over the sweep in `{directory}`", hint="wait for it, or use another directory"
+        )
 
 
 def owner(directory: Path) -> str:
@@ -132,7 +139,7 @@ def _named(directory: Path) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """The descriptor of a file to lock, made where it is not there; closed, and so unlocked, at the end.
+    """The descriptor of a file to lock, made if it is not there; closed, and so unlocked, at the end.
 
     Raises:
         StorageError: It cannot be opened for writing.
@@ -148,7 +155,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _open(path: Path) -> int:
-    """The descriptor of a lock file to look at, which may be on a read-only disk."""
+    """The descriptor of a lock file, which may be on a read-only disk."""
     try:
         return os.open(path, os.O_RDWR)
     except PermissionError:

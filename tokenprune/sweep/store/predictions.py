@@ -1,13 +1,13 @@
-"""The answers of a cell that is being asked: a line per batch, so that a kill loses no more than the batch at hand.
+"""The file `partial.jsonl`: the samples of a cell during its evaluation, so that a kill loses one batch at most.
 
-The first line of the file says what the batches are asked with, and every further one what a batch gave. A line goes to
-the system as soon as its batch is answered; there it outlives the process. It is synced to the disk at most every
-`SYNC_S` seconds, so a power cut may cost the batches of the last seconds more. The file is removed as soon as the cell
-has its answers.
+The first line says under which conditions the batches are evaluated; every further line holds a batch. The system gets
+a line as soon as its batch is evaluated, and then the line outlives the process. It is synced to the disk at most every
+`SYNC_S` seconds, so a power cut may cost the batches of the last seconds, too. The file is removed when the cell has
+its result.
 
-Who continues takes over whole batches only, and only those that were asked with the very same: otherwise its answers
-would not be those of a cell that was never stopped. It writes the file anew. An earlier worker that is still alive has
-the old one open, so what it appends is not read by anybody.
+A worker that continues takes over whole batches of the very same conditions; otherwise its predictions would not be
+those of a cell that was never stopped. It writes the file anew. An earlier worker that is still alive has the old file
+open, and nobody reads what it appends there.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What the batches of a cell are asked with; those of a file count only under the very same.
+    """The conditions of a cell's evaluation; only batches of the very same conditions are taken over.
 
     Args:
         cell_id: The cell.
         environment: Versions, device and settings, as results hold them.
-        batch_size: Samples per batch: a batch of another size is padded otherwise, and rounds otherwise.
+        batch_size: Samples per batch; another size pads and rounds differently.
         keep: Samples whose kept tokens are stored.
         reference: Digest of the tokens whose probabilities are stored; empty for the unpruned cell, which chooses them.
     """
@@ -63,7 +63,7 @@ class Origin:
         return asdict(self)
 
     def differs_from(self, other: Mapping[str, Any]) -> str:
-        """Why batches of another origin cannot be taken over, in words; empty where they can."""
+        """Why batches of other conditions cannot be taken over, in words; empty if they can."""
         ours = self.to_json()
         if other == ours:
             return ""
@@ -78,13 +78,13 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What a file holds.
+    """The content of a file.
 
     Args:
-        origin: What its batches were asked with (`Origin`).
+        origin: The conditions (see `Origin`).
         started: When the cell was begun, ISO 8601.
         attempt: Which attempt it was.
-        batches: What each batch gave; `rows` are its questions in task order.
+        batches: The predictions of each batch, see `tokenprune.evaluation.predictions`.
     """
 
     origin: Mapping[str, Any]
@@ -94,7 +94,7 @@ class Begun:
 
     @property
     def questions(self) -> int:
-        """Questions that are answered."""
+        """Number of samples."""
         return sum(len(batch["rows"]) for batch in self.batches)
 
     def to_json(self) -> dict[str, Any]:
@@ -104,9 +104,9 @@ class Begun:
 
 
 def read_partial(path: Path) -> Begun | None:
-    """The whole batches of a file, up to the first line that is torn or damaged; `None` where there is nothing."""
+    """The whole batches of a file, up to the first line that is torn or damaged; `None` if there is nothing."""
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]  # what is behind the last end of line is torn
+        lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last end of line is torn
     except OSError:
         return None
     objects = (json_object(line) for line in lines)
@@ -125,12 +125,12 @@ def read_partial(path: Path) -> Begun | None:
 
 
 class Partial:
-    """The file of a cell that is being asked, open for the batches to come.
+    """The file of a cell during its evaluation, open for further batches.
 
     Args:
         path: The file.
         begun: What it holds from the start; nothing else is left in it.
-        guard: Raises where this process may not write any more.
+        guard: Raises if this process may not write any more.
 
     Raises:
         StorageError: The disk does not take it.
@@ -148,7 +148,7 @@ class Partial:
             raise storage_error(error, path) from error
 
     def append(self, batch: Mapping[str, Any]) -> None:
-        """Add what a batch gave.
+        """Add the predictions of a batch.
 
         Raises:
             StorageError: The disk does not take it.
@@ -165,13 +165,13 @@ class Partial:
             raise storage_error(error, self._path) from error
 
     def close(self) -> None:
-        """Let go of the file."""
-        with suppress(OSError):  # what could not be written was said when it was appended
+        """Close the file."""
+        with suppress(OSError):  # a write that failed was reported when it was appended
             self._stream.close()
 
 
 def _follows(batch: Mapping[str, Any], questions: int) -> bool:
-    """Whether a batch is whole and begins with the question after so many."""
+    """Whether a batch is whole and begins with the sample after so many."""
     rows, found = batch.get("rows"), batch.get("log_probs")
     if not isinstance(rows, list) or not isinstance(found, list) or not rows or len(found) != len(rows):
         return False

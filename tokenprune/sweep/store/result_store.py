@@ -1,16 +1,15 @@
 """The sweep directory: the truth about a sweep, written so that a kill at any time loses at most a running batch.
 
-    sweep.json      the resolved sweep file and the sweep's id      lock       held by the running processes
-    plan.jsonl      every cell, planned
+    sweep.json      the resolved sweep file and the sweep's id
+    plan.jsonl      every planned cell
     cells/<id>/     samples.jsonl, first_token.npz, overlays.json, and `result.json`, written last; or `error.json`;
-                    until its cost is measured, `answers.json` in place of the result; while it is asked,
-                    `partial.jsonl` with the answers so far
-    lease           the token of the invocation that may write
-    owner           who that is; `owner.lock` is held by it alone, and not by its workers
+                    until its cost is measured, `answers.json` in place of the result; during the evaluation,
+                    `partial.jsonl` with the samples so far
+    lock, owner.lock, owner, lease      who may write; see `tokenprune.sweep.store.lock`
     pictures/       the few pictures that overlays are drawn on
     logs/           what each worker printed
 
-`result.json` is written to a temporary name, synced and renamed: its presence *is* completion.
+`result.json` is written to a temporary name, synced and renamed: if it is there, the cell is complete.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -68,6 +67,10 @@ long that it was not there."""
 
 _LOOK_S = 0.25
 
+SWEEP_FILE, PLAN_FILE = "sweep.json", "plan.jsonl"
+RESULT_FILE, ANSWERS_FILE, ERROR_FILE = "result.json", "answers.json", "error.json"
+SAMPLES_FILE, FIRST_TOKEN_FILE, OVERLAYS_FILE = "samples.jsonl", "first_token.npz", "overlays.json"
+
 CellState = Literal["pending", "done", "failed", "refused"]
 _T = TypeVar("_T")
 _HEADER = {"sweep_id": str, "name": str, "created": str, "config": dict}
@@ -88,7 +91,7 @@ class SweepStore:
 
     Args:
         directory: The sweep directory; it need not exist.
-        token: Of a worker in another process: the lease that it writes under, looked at before every write.
+        token: For a worker in another process: the token under which it writes; every write checks it.
     """
 
     def __init__(self, directory: str | Path, *, token: str = "") -> None:
@@ -98,8 +101,8 @@ class SweepStore:
         """The locked file while this process holds the directory, for child processes to inherit."""
 
     def exists(self) -> bool:
-        """True where a sweep was begun here."""
-        return (self.directory / "sweep.json").is_file()
+        """True if a sweep was begun here."""
+        return (self.directory / SWEEP_FILE).is_file()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -125,24 +128,14 @@ class SweepStore:
         make_folder(self.directory)
         remove_temporaries(self.directory)
         header = self.header() if self.exists() else None
-        created = header.created if header else datetime.now(UTC).isoformat(timespec="seconds")
         fresh = Header(
             sweep_id=header.sweep_id if header else uuid.uuid4().hex,
             name=name or self.directory.name,
-            created=created,
-            config=config,
+            created=header.created if header else datetime.now(UTC).isoformat(timespec="seconds"),
+            config=dict(config),
         )
-        write_jsonl(self.directory / "plan.jsonl", (cell.to_json() for cell in cells))
-        write_json(
-            self.directory / "sweep.json",
-            {
-                "schema": SCHEMA,
-                "sweep_id": fresh.sweep_id,
-                "name": fresh.name,
-                "created": created,
-                "config": dict(config),
-            },
-        )
+        write_jsonl(self.directory / PLAN_FILE, (cell.to_json() for cell in cells))
+        write_json(self.directory / SWEEP_FILE, {"schema": SCHEMA, **asdict(fresh)})
         return fresh
 
     def header(self) -> Header:
@@ -151,7 +144,7 @@ class SweepStore:
         Raises:
             ConfigError: There is no sweep here, or its file is damaged or of another version.
         """
-        path = self.directory / "sweep.json"
+        path = self.directory / SWEEP_FILE
         if not path.is_file():
             raise ConfigError(f"`{self.directory}` is not a sweep directory", hint="it has no sweep.json")
         data = read_json(path) or {}
@@ -166,7 +159,7 @@ class SweepStore:
         Raises:
             ConfigError: There is no plan, or it is damaged.
         """
-        path = self.directory / "plan.jsonl"
+        path = self.directory / PLAN_FILE
         if not path.is_file():
             raise ConfigError(f"`{self.directory}` has no plan", hint="run the sweep again")
         try:
@@ -180,9 +173,9 @@ class SweepStore:
             raise ConfigError(f"`{path}` is damaged: {error}", hint="run the sweep again") from error
 
     def planned_rows(self) -> list[dict[str, Any]]:
-        """The planned cells as they are stored, whichever version wrote them; empty where there is no readable plan."""
+        """The planned cells as stored, whichever version wrote them; empty if there is no readable plan."""
         try:
-            return [row for row in read_jsonl(self.directory / "plan.jsonl") if isinstance(row, dict)]
+            return read_jsonl(self.directory / PLAN_FILE)
         except ConfigError:
             return []
 
@@ -193,6 +186,8 @@ class SweepStore:
             OutsideError: The id, which may come from a file, is not the name of a folder.
         """
         return inside(self.directory, "cells", cell_id)
+
+    # --- reading --------------------------------------------------------------------------------------------------
 
     def state(self, cell_id: str) -> CellState:
         """What is known about a cell; a damaged result counts as none."""
@@ -205,16 +200,23 @@ class SweepStore:
 
     def result(self, cell_id: str) -> dict[str, Any] | None:
         """The cell's result, or `None`."""
-        data = read_json(self.cell_directory(cell_id) / "result.json")
-        return data if _is_of(data, cell_id) else None
+        return self._read_result(cell_id, RESULT_FILE)
+
+    def answers(self, cell_id: str) -> dict[str, Any] | None:
+        """The result, still without its `cost`, of a cell whose cost is not measured yet, or `None`."""
+        return self._read_result(cell_id, ANSWERS_FILE)
+
+    def settled(self, cell_id: str) -> dict[str, Any] | None:
+        """The cell's result, with or without its cost, or `None`."""
+        return self.result(cell_id) or self.answers(cell_id)
 
     def error(self, cell_id: str) -> dict[str, Any] | None:
         """The cell's error, or `None`."""
-        return read_json(self.cell_directory(cell_id) / "error.json")
+        return read_json(self.cell_directory(cell_id) / ERROR_FILE)
 
     def samples(self, cell_id: str) -> list[dict[str, Any]]:
-        """The cell's samples in task order; empty where there are none."""
-        return read_jsonl(self.cell_directory(cell_id) / "samples.jsonl")
+        """The rows of the cell's samples in task order; empty if there are none."""
+        return read_jsonl(self.cell_directory(cell_id) / SAMPLES_FILE)
 
     def first_token(self, cell_id: str) -> FirstToken:
         """First-token distributions of an unpruned cell.
@@ -224,7 +226,7 @@ class SweepStore:
         """
         from tokenprune.metrics.distribution import FirstToken
 
-        path = self.cell_directory(cell_id) / "first_token.npz"
+        path = self.cell_directory(cell_id) / FIRST_TOKEN_FILE
         try:
             return FirstToken.from_bytes(path.read_bytes())
         except (OSError, ValueError) as error:
@@ -234,14 +236,18 @@ class SweepStore:
             ) from error
 
     def overlays(self, cell_id: str) -> list[dict[str, Any]]:
-        """What the cell kept of its first few samples; empty where that was not stored."""
-        data = read_json(self.cell_directory(cell_id) / "overlays.json") or {}
+        """The kept tokens of the cell's first few samples; empty if they were not stored."""
+        data = read_json(self.cell_directory(cell_id) / OVERLAYS_FILE) or {}
         return list(data.get("samples", ()))
 
-    def damaged(self, cell: Cell) -> bool:
-        """Whether a cell was answered and what others build on it cannot be read: a power cut can do that.
+    def partial(self, cell_id: str) -> Begun | None:
+        """The samples so far of a cell whose evaluation was begun, or `None`."""
+        return read_partial(self.cell_directory(cell_id) / PARTIAL_FILE)
 
-        It reads every line, so it is asked once, when a sweep is opened.
+    def damaged(self, cell: Cell) -> bool:
+        """Whether an evaluated cell has files that cannot be read, as after a power cut.
+
+        It reads every line, so it is called once, when a sweep is opened.
         """
         if self.settled(cell.id) is None:
             return False
@@ -252,15 +258,22 @@ class SweepStore:
             return True
         return stored != cell.samples or [row.get("index") for row in rows] != list(range(cell.samples))
 
+    def measured_otherwise(self, cell: Cell) -> bool:
+        """Whether the cost of a cell was measured with other settings than the plan has now."""
+        result = self.result(cell.id)
+        if result is None or not cell.efficiency:
+            return False
+        return bool(result["cell"].get("efficiency") != dict(cell.efficiency))
+
     def awaited(self, cell_id: str, look: Callable[[], _T | None]) -> _T | None:
-        """What a look finds of a cell that a worker says it has written, perhaps on another machine.
+        """Wait for what a worker, perhaps on another machine, says it has written.
 
         Args:
             cell_id: The cell.
-            look: Looks for it; asked again for `VISIBLE_S` where it finds nothing.
+            look: Reads it; called again for `VISIBLE_S` while it finds nothing.
 
         Returns:
-            What it found, or `None` where it is not there.
+            What it found, or `None`.
         """
         deadline = time.monotonic() + VISIBLE_S
         while (found := look()) is None and time.monotonic() < deadline:
@@ -269,8 +282,10 @@ class SweepStore:
                 list(self.cell_directory(cell_id).iterdir())
         return found
 
+    # --- writing --------------------------------------------------------------------------------------------------
+
     def begin_cell(self, cell: Cell) -> Path:
-        """Make the cell's folder and forget an earlier attempt; returns the folder.
+        """Make the cell's folder and remove what an earlier attempt left; returns the folder.
 
         Raises:
             TakenOverError: Another invocation has taken the directory over.
@@ -279,109 +294,76 @@ class SweepStore:
         self.check_token()
         folder = self.cell_directory(cell.id)
         make_folder(folder)
-        for name in ("result.json", "answers.json", "error.json"):
+        for name in (RESULT_FILE, ANSWERS_FILE, ERROR_FILE):
             _remove(folder / name)
         remove_temporaries(folder)
         return folder
 
-    def answers(self, cell_id: str) -> dict[str, Any] | None:
-        """What the questions of a cell gave whose cost is still to be measured, or `None`; a result without `cost`."""
-        data = read_json(self.cell_directory(cell_id) / "answers.json")
-        return data if _is_of(data, cell_id) else None
-
-    def settled(self, cell_id: str) -> dict[str, Any] | None:
-        """The cell's result, or its answers where its cost is still to be measured, or `None`."""
-        return self.result(cell_id) or self.answers(cell_id)
-
-    def write_answers(self, cell: Cell, answers: Mapping[str, Any]) -> None:
-        """Keep what the questions gave until the cost is measured."""
-        folder = self.cell_directory(cell.id)
-        write_json(folder / "answers.json", _stamped(cell, answers), self.check_token)
-        _remove(folder / PARTIAL_FILE)
-
-    def write_samples(self, cell: Cell, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep what every question gave; before the answers or the result, like all that these build on."""
-        write_jsonl(self.cell_directory(cell.id) / "samples.jsonl", rows, self.check_token)
-
-    def write_first_token(self, cell: Cell, first: FirstToken) -> None:
-        """Keep the first-token distributions of an unpruned cell."""
-        write_bytes(self.cell_directory(cell.id) / "first_token.npz", first.to_bytes(), self.check_token)
-
-    def write_overlays(self, cell: Cell, overlays: Mapping[str, Any]) -> None:
-        """Keep what stayed of the first few samples."""
-        write_json(self.cell_directory(cell.id) / "overlays.json", overlays, self.check_token)
-
-    def measured_otherwise(self, cell: Cell) -> bool:
-        """Whether a cell has a result whose cost was not measured as the plan says now."""
-        result = self.result(cell.id)
-        if result is None or not cell.efficiency:
-            return False
-        return bool(result["cell"].get("efficiency") != dict(cell.efficiency))
-
-    def forget_cost(self, cell: Cell) -> None:
-        """Make the result of a cell answers again, to be measured in another way."""
-        self.write_answers(cell, {**(self.result(cell.id) or {}), "cost": None})
-        _remove(self.cell_directory(cell.id) / "result.json")
-
-    def write_result(self, cell: Cell, result: Mapping[str, Any]) -> None:
-        """Complete a cell: this file is written last."""
-        folder = self.cell_directory(cell.id)
-        write_json(folder / "result.json", _stamped(cell, result), self.check_token)
-        _remove(folder / "answers.json")
-        _remove(folder / PARTIAL_FILE)
-
-    def write_error(self, cell: Cell, error: Mapping[str, Any]) -> None:
-        """Record why a cell has no result."""
-        self.check_token()
-        folder = self.cell_directory(cell.id)
-        make_folder(folder)
-        write_json(folder / "error.json", _stamped(cell, error), self.check_token)
-
-    def partial(self, cell_id: str) -> Begun | None:
-        """The answers that a cell has so far, or `None`."""
-        return read_partial(self.cell_directory(cell_id) / PARTIAL_FILE)
-
     def open_partial(self, cell: Cell, begun: Begun) -> Partial:
-        """A file for the answers of a cell that is asked; what it held before and is not in `begun` is forgotten."""
+        """A file for the samples of a cell during its evaluation, with nothing in it but `begun`."""
         return Partial(self.cell_directory(cell.id) / PARTIAL_FILE, begun, self.check_token)
 
     def forget_partial(self, cell: Cell) -> None:
-        """Remove the answers that a cell has so far."""
+        """Remove the samples that a cell has so far."""
         self.check_token()
         _remove(self.cell_directory(cell.id) / PARTIAL_FILE)
 
+    def write_samples(self, cell: Cell, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Store the rows of the samples; before the result, which builds on them."""
+        write_jsonl(self.cell_directory(cell.id) / SAMPLES_FILE, rows, self.check_token)
+
+    def write_first_token(self, cell: Cell, first: FirstToken) -> None:
+        """Store the first-token distributions of an unpruned cell; before the result, too."""
+        write_bytes(self.cell_directory(cell.id) / FIRST_TOKEN_FILE, first.to_bytes(), self.check_token)
+
+    def write_overlays(self, cell: Cell, overlays: Mapping[str, Any]) -> None:
+        """Store the kept tokens of the first few samples."""
+        write_json(self.cell_directory(cell.id) / OVERLAYS_FILE, overlays, self.check_token)
+
+    def write_answers(self, cell: Cell, answers: Mapping[str, Any]) -> None:
+        """Store a result whose cost is still to be measured."""
+        self._write(cell, ANSWERS_FILE, answers)
+        _remove(self.cell_directory(cell.id) / PARTIAL_FILE)
+
+    def write_result(self, cell: Cell, result: Mapping[str, Any]) -> None:
+        """Complete a cell: this file is written last."""
+        self._write(cell, RESULT_FILE, result)
+        for name in (ANSWERS_FILE, PARTIAL_FILE):
+            _remove(self.cell_directory(cell.id) / name)
+
+    def write_error(self, cell: Cell, error: Mapping[str, Any]) -> None:
+        """Store why a cell has no result."""
+        self.check_token()
+        make_folder(self.cell_directory(cell.id))
+        self._write(cell, ERROR_FILE, error)
+
+    def forget_cost(self, cell: Cell) -> None:
+        """Take the cost out of a result, to be measured anew."""
+        self.write_answers(cell, {**(self.result(cell.id) or {}), "cost": None})
+        _remove(self.cell_directory(cell.id) / RESULT_FILE)
+
     def check_token(self) -> None:
-        """Make sure that this process may still write here; every write does so last, before it shows.
+        """Make sure that this process may still write here; every write does so immediately before its rename.
 
         Raises:
             TakenOverError: Another invocation has taken the directory over.
-            StorageError: Nobody can tell, because the lease is gone.
+            StorageError: The file with the token is gone.
         """
-        if not self.token:
-            return
-        try:
+        if self.token:
             lock.check(self.directory, self.token)
-        except lock.TakenOverError as error:
-            path = self.directory / lock.TOKEN_FILE
-            if not path.is_file():
-                raise StorageError(
-                    f"`{path}` is gone, so nobody can tell who may write there",
-                    hint="somebody removed it; run the same command again: every finished cell is kept",
-                ) from error
-            raise lock.TakenOverError(error.message, hint="wait for it, or use another directory") from None
 
+    def _read_result(self, cell_id: str, name: str) -> dict[str, Any] | None:
+        """A result, if the file is whole, of this version, and of this cell."""
+        data = read_json(self.cell_directory(cell_id) / name)
+        if data is None or data.get("schema") != SCHEMA or data.get("id") != cell_id:
+            return None
+        return data if isinstance(data.get("cell"), dict) and isinstance(data.get("quality"), dict) else None
 
-def _stamped(cell: Cell, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts under the version, the id and the cell that they are of."""
-    stamp = {"schema": SCHEMA, "id": cell.id, "cell": cell.to_json()}
-    return {**stamp, **{name: value for name, value in facts.items() if name not in stamp}}
-
-
-def _is_of(data: Mapping[str, Any] | None, cell_id: str) -> bool:
-    """Whether a file is whole, of this version, and of this cell."""
-    if data is None or data.get("schema") != SCHEMA or data.get("id") != cell_id:
-        return False
-    return isinstance(data.get("cell"), dict) and isinstance(data.get("quality"), dict)
+    def _write(self, cell: Cell, name: str, facts: Mapping[str, Any]) -> None:
+        """Write facts together with the version, the id and the cell that they belong to."""
+        stamp = {"schema": SCHEMA, "id": cell.id, "cell": cell.to_json()}
+        data = {**stamp, **{name: value for name, value in facts.items() if name not in stamp}}
+        write_json(self.cell_directory(cell.id) / name, data, self.check_token)
 
 
 def _remove(path: Path) -> None:
