@@ -28,10 +28,16 @@ from tokenprune.site import SITE_KINDS
 from tokenprune.view import NEEDS
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))  # its neighbour is found also if a test loads this file
+
+from recorded import PICTURE, SHOWN, accuracies, digest, draw, drawn_from  # noqa: E402
+
 EXAMPLE = ROOT / "docs" / "examples" / "third-party-pruner"
 FAMILY_EXAMPLE = ROOT / "docs" / "examples" / "third-party-family"
-#: The leaderboard of the recorded sweep that README shows.
+#: The leaderboard of the recorded sweep that docs/results.md shows, and README in short.
 RECORDED = ROOT / "benchmarks" / "scenes" / "recorded" / "leaderboard.md"
+#: What README says of the cost of each pruner.
+COSTS = ("layer average", "x none")
 #: Only what this repository holds is documented, whatever else is installed.
 DISTRIBUTIONS = ("tokenprune-iwp", "tokenprune-zoo")
 
@@ -57,6 +63,10 @@ def main() -> int:
             stale.append(path)
             if not check:
                 path.write_text(after, encoding="utf-8")
+    if RECORDED.is_file() and drawn_from(PICTURE) != digest(RECORDED.read_text(encoding="utf-8")):
+        stale.append(PICTURE)
+        if not check:
+            draw(RECORDED.read_text(encoding="utf-8"), PICTURE)
     for path in stale:
         print(
             f"{path.relative_to(ROOT)}: {'out of date, run `make docs-tables`' if check else 'written'}",
@@ -115,6 +125,7 @@ def block_makers(host: Host) -> Mapping[str, Callable[[], str]]:
         "third-party-family-spec": lambda: _fenced("python", FAMILY_EXAMPLE / "tokenprune_deepseek_vl" / "__init__.py"),
         "third-party-family": lambda: _fenced("python", FAMILY_EXAMPLE / "tokenprune_deepseek_vl" / "description.py"),
         "recorded-leaderboard": recorded_leaderboard,
+        "recorded-summary": recorded_summary,
         "all-methods": all_methods,
     }
 
@@ -143,6 +154,39 @@ def recording(directory: Path) -> str:
         f"Recorded on {header.created[:10]}: {ends[0]['done']} cells in {ends[0]['seconds']:.0f} s. {ran}\n\n"
         f"{markdown_table(board)}"
     )
+
+
+def recorded_summary() -> str:
+    """The recorded accuracies of some pruners at every budget, with their intervals."""
+    if not RECORDED.is_file():
+        return "No sweep is recorded yet; `make sweep` prints this table."
+    text = RECORDED.read_text(encoding="utf-8")
+    found = accuracies(text)
+    budgets = list(found)
+    last = found[budgets[-1]]
+    rows = [
+        [
+            name,
+            *(_accuracy(found[budget][name]) for budget in budgets),
+            last[name]["layer average"],
+            last[name]["x none"],
+        ]
+        for name in ("none", *SHOWN)
+    ]
+    head = ["pruner", *budgets, *(f"{column} at {budgets[-1]}" for column in COSTS)]
+    questions = re.search(r"kept, (\d+) questions", text)
+    first = text.split(".", 1)[0]
+    return (
+        f"Accuracy in percent on {questions[1] if questions else '?'} questions, by visual tokens kept, with 95 % "
+        f"intervals. {first}.\n\n{markdown_grid(head, rows, head[1:])}\n\n"
+        "layer average: visual tokens of 256 with which a decoder layer runs on average; methods that cut at layer 2 "
+        "let two of the six layers see all. x none: prefill divided by the unpruned model's; \\~1: no difference is "
+        "known; ?: not known to within 5 %."
+    )
+
+
+def _accuracy(row: Mapping[str, str]) -> str:
+    return f"{row['accuracy %']} {row['interval']}"
 
 
 def all_methods() -> str:
