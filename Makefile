@@ -92,8 +92,8 @@ range: $(STAMP) ## Families' tests and matrix at both ends of the range of trans
 nightly: lint $(STAMP) ## All tests, the slow ones too
 	TOKENPRUNE_NIGHTLY=1 $(PYTEST) $(PYTEST_ARGS)
 
-golden: DIR = tests/golden
-golden: $(STAMP) ## Outputs of published implementations in a folder against ours (DIR=tests/golden)
+golden: DIR = plugins/tokenprune-zoo/tests/golden
+golden: $(STAMP) ## Outputs of published implementations in a folder (DIR=...) against ours
 	$(VENV)/bin/python -m tokenprune.testing.golden $(DIR)
 
 docs-tables: $(STAMP) ## Write the generated tables of README and docs again

@@ -210,6 +210,7 @@ def pruner(
     fidelity: str = "",
     baseline: bool = False,
     calibrates: Sequence[str] = (),
+    variants: Sequence[Mapping[str, Any]] = (),
 ) -> Callable[[AnyPruner], AnyPruner]:
     """Class decorator: attach the spec, with the dataclass fields as options and defaults.
 
@@ -258,6 +259,7 @@ def pruner(
             fidelity=fidelity,
             baseline=baseline,
             calibrates=tuple(calibrates),
+            variants=tuple(variants),
         )
         return cls
 

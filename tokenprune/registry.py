@@ -79,6 +79,7 @@ class PrunerSpec:
         fidelity: Where it departs from its source and why; one line per choice that the source leaves open.
         baseline: True for the controls that every comparison carries.
         calibrates: Options that `tokenprune calibrate` can find for a model and a budget.
+        variants: Options under which the pruner is tested, beside its defaults (`tokenprune.testing.conformance`).
     """
 
     name: str
@@ -93,6 +94,7 @@ class PrunerSpec:
     fidelity: str = ""
     baseline: bool = False
     calibrates: tuple[str, ...] = ()
+    variants: tuple[Mapping[str, Any], ...] = ()
 
     def load(self) -> Any:
         """Import the pruner's class."""

@@ -15,8 +15,8 @@ from tests.conformance.wrong import WRONG, Lawful
 from tokenprune.budget import Budget
 from tokenprune.pruner import Decision, Site, State, Stop, View
 from tokenprune.testing import conformance
-from tokenprune.testing.conformance import BUDGETS, ConformanceError, Subject
-from tokenprune.testing.conformance.staged import copied, pictures
+from tokenprune.testing.conformance import BUDGETS, ConformanceError, PrunerUnderTest
+from tokenprune.testing.conformance.plan_run import copied, pictures
 from tokenprune.testing.recorded_view import RecordedView
 
 LAWS = {check.name: check for check in conformance.checks()}
@@ -36,7 +36,7 @@ def test_every_law_has_a_pruner_that_breaks_it() -> None:
 
 @pytest.mark.parametrize("law", LAWS)
 def test_the_law_finds_the_pruner_that_breaks_it(law: str) -> None:
-    result = LAWS[law].look(Subject.of(WRONG[law]))
+    result = LAWS[law].evaluate(PrunerUnderTest.of(WRONG[law]))
     assert result.status == "failed", result.line()
     assert result.what
     assert result.expected
@@ -47,7 +47,7 @@ def test_the_law_finds_the_pruner_that_breaks_it(law: str) -> None:
 
 @pytest.mark.parametrize("law", LAWS)
 def test_a_lawful_pruner_passes(law: str) -> None:
-    result = LAWS[law].look(Subject.of(Lawful()))
+    result = LAWS[law].evaluate(PrunerUnderTest.of(Lawful()))
     assert result.status in ("ok", "skipped"), result.line()
     assert (result.status == "skipped") == (law == "floor"), result.line()
 
@@ -85,10 +85,10 @@ def test_rounding_may_decide_between_copies() -> None:
     kept = [_Ragged().decide(view, Stop(Site("input"), Budget(tokens=view.keep)), {}) for view in views]
     stayed = [set(unit.anchors.tolist()) for decision in kept for unit in decision.units]
     assert any(index >= 24 and index - 24 not in unit for unit in stayed for index in unit)
-    assert LAWS["ties"].look(Subject.of(_Ragged(), budgets=BUDGETS)).status == "ok"
+    assert LAWS["ties"].evaluate(PrunerUnderTest.of(_Ragged(), budgets=BUDGETS)).status == "ok"
 
 
 def test_a_higher_index_that_is_preferred_is_found_whatever_the_rounding() -> None:
-    result = LAWS["ties"].look(Subject.of(_Coarse(), budgets=BUDGETS))
+    result = LAWS["ties"].evaluate(PrunerUnderTest.of(_Coarse(), budgets=BUDGETS))
     assert result.status == "failed", result.line()
     assert re.fullmatch(r"token \d+ before its copy \d+", result.expected)

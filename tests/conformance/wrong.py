@@ -215,6 +215,20 @@ class OneFrame(Good):
         return super().score(view).view(view.units, rows, columns).flatten(1)
 
 
+@breaks("mass")
+@dataclass(frozen=True)
+class MovedByMass(Good):
+    """Keeps other rows when their mass is corrected."""
+
+    mass_correction: bool = False
+
+    def decide(self, view: View, stop: Stop, state: State) -> Decision:
+        if not self.mass_correction:
+            return super().decide(view, stop, state)
+        rows = torch.arange(view.keep).expand(view.units, -1)
+        return Decision.keep(rows, log_weights=torch.zeros(rows.shape))
+
+
 @breaks("needs", needs=("geometry",))
 @dataclass(frozen=True)
 class Undeclared(Good):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from tokenprune import dual
 from tokenprune.pruner import Decision, SiteKind, State, Stop, View, pruner
 from tokenprune.registry import Axes, Source
-from tokenprune_iwp.selection import ChunkedSelection, one_of
+from tokenprune_iwp.selection import MMR_VARIANTS, ChunkedSelection, one_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,13 @@ mass_correction: on; a kept token speaks for its dropped twins."""
     ),
     needs=("qkv", "attention"),
     fidelity=FIDELITY,
+    variants=(
+        *MMR_VARIANTS,
+        {"layer": 1},
+        {"rows": "last"},
+        {"covariance_rows": "text"},
+        {"covariance_rows": "visual"},
+    ),
 )
 @dataclass(frozen=True)
 class IwpExact(ChunkedSelection):

@@ -8,7 +8,7 @@ from typing import ClassVar
 from tokenprune import dual
 from tokenprune.pruner import Decision, SiteKind, State, Stop, View, pruner
 from tokenprune.registry import Axes, Source
-from tokenprune_iwp.selection import ChunkedSelection, one_of
+from tokenprune_iwp.selection import MMR_VARIANTS, ChunkedSelection, one_of
 
 SOURCE = Source(
     title="IWP (implicit weight pruning)",
@@ -50,6 +50,19 @@ mass_correction: off, it is not part of the method."""
     ),
     needs=("qkv",),
     fidelity=FIDELITY,
+    variants=(
+        *MMR_VARIANTS,
+        {"layer": 1},
+        {"rows": "last"},
+        {"rows": "visual"},
+        {"row_pooling": "mean"},
+        {"row_pooling": "max"},
+        {"head_pooling": "max"},
+        {"head_pooling": "logmeanexp"},
+        {"normalise": False},
+        {"rope_in_magnitude": True},
+        {"rope_in_duplication": False},
+    ),
 )
 @dataclass(frozen=True)
 class Iwp(ChunkedSelection):

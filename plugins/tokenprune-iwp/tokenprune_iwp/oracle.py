@@ -28,6 +28,12 @@ from tokenprune_iwp.selection import in_range, one_of
         "visual rows and the decoded tokens are not looked at, so it is no upper bound of the task score. "
         "The search (greedy, then swaps) finds a local optimum."
     ),
+    variants=(
+        {"layer": 1},
+        {"rows": "last"},
+        {"sweeps": 0},
+        {"sweeps": 2},
+    ),
 )
 @dataclass(frozen=True)
 class Oracle(OneCut):

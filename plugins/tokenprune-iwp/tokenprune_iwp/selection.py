@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenprune import dual
 from tokenprune.correction import mass_corrected
@@ -15,6 +15,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenprune.dual.duplication import Duplication
+
+#: Options of the selection under which the pruners that share it are tested.
+MMR_VARIANTS: tuple[Mapping[str, Any], ...] = (
+    {"trade_off": 0.0},
+    {"trade_off": 1.0},
+    {"magnitude_scale": "minmax"},
+    {"overlap": "mean"},
+    {"schedule": "exact"},
+    {"schedule": "fixed"},
+    {"schedule": "shrinking"},
+    {"suppression": 0.0},
+    {"suppression": 0.7},
+    {"first_chunk": 8},
+    {"growth": 1.0},
+    {"tau": 0.0},
+    {"tau": 3.0},
+    {"mass_correction": True},
+    {"mass_correction": True, "mass_cap": 2.0},
+)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
         "Residuals are clamped at 0 and a rank below K goes on by relevance (theirs gives NaN). Positions are "
         "compacted, as published."
     ),
+    variants=(
+        {"negate": False},
+        {"theta": 0.5},
+    ),
 )
 @dataclass(frozen=True)
 class CDPruner(OneCut):

@@ -39,6 +39,13 @@ if TYPE_CHECKING:
         "for which `image_start` says how many tokens come before the image. Pivots are taken from the text after the "
         "image; a prompt with fewer text tokens has fewer pivots."
     ),
+    variants=(
+        {"pivot_image": 1, "pivot_text": 0},
+        {"pivot_image": 20},
+        {"pivot_text": 50},
+        {"published": True},
+        {"layer": 1, "published": True, "image_start": 3},
+    ),
 )
 @dataclass(frozen=True)
 class Dart(OneCut):

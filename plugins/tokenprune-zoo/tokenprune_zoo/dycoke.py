@@ -59,6 +59,14 @@ _WHOLE = 2.0
         "are compacted, as published. `relative=true` scales the layer to the model's depth; `relative=false` "
         "refuses a shallower model."
     ),
+    variants=(
+        {"merging_ratio": 0.0},
+        {"merging_ratio": 1.0},
+        {"decode_rate": 0.0},
+        {"similarity": 2.0, "decode_rate": 0.9},
+        {"layer": 2, "relative": False},
+        {"published": True},
+    ),
 )
 @dataclass(frozen=True)
 class DyCoke(Pruner):

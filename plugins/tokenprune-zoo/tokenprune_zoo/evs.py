@@ -44,6 +44,7 @@ _FIRST = 255.0
         "cells of the first frame are taken evenly spread, as nothing tells them apart. Equal cells go in raster "
         "order and original positions are kept, as published."
     ),
+    variants=({"published": True},),
 )
 @dataclass(frozen=True)
 class EVS(OneCut):

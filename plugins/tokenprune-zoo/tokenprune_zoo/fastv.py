@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         "re-selects at every decoded token is not reproduced. Attention is recomputed for one row, over the whole "
         "causal row. The number kept follows the one rounding rule of tokenprune (theirs rounds halves to even)."
     ),
+    variants=({"layer": 1},),
 )
 @dataclass(frozen=True)
 class FastV(ScoredPruner):

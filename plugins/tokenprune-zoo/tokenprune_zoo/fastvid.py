@@ -58,6 +58,16 @@ _NEIGHBOURS = 4
         "lower index; theirs to random noise, which a caller may put into `state['density_noise']`. An image is a "
         "segment of one frame."
     ),
+    variants=(
+        {"segments": 1},
+        {"segments": 100},
+        {"threshold": -2.0},
+        {"context_share": 0.0},
+        {"context_share": 1.0},
+        {"anchor_step": 1},
+        {"anchor_weight": 0.0},
+        {"published": True},
+    ),
 )
 @dataclass(frozen=True)
 class FastVID(OneCut):

@@ -45,6 +45,13 @@ if TYPE_CHECKING:
         "by score. Original positions are kept, as published. `relative=true` scales the published layers to the "
         "model's depth; `relative=false` takes them as they are and refuses a shallower model."
     ),
+    variants=(
+        {"stride": 1},
+        {"stride": 50},
+        {"layers": (2, 3), "relative": False},
+        {"published": True},
+        {"published": True, "ratio": 0.9},
+    ),
 )
 @dataclass(frozen=True)
 class Feather(Pruner):
@@ -81,7 +88,7 @@ class Feather(Pruner):
         """Two stops with counts that belong to one share r."""
         sites = [Site("layer", layer) for layer in self._layers(facts)]
         if self.published:
-            return tuple(Stop(site, Budget(ratio=1.0)) for site in sites)
+            return tuple(Stop(site, Budget(ratio=1.0), auto=True) for site in sites)
         witnesses = tokens / self.stride**2
 
         def counts(ratio: float) -> list[float]:

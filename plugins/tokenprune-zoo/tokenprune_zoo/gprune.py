@@ -37,6 +37,11 @@ if TYPE_CHECKING:
         "are no visual tokens here and always stay. Original positions are kept, as published. A zero token, whose "
         "cosines are undefined, has an edge to itself only."
     ),
+    variants=(
+        {"threshold": 0.9},
+        {"temperature": 1.0},
+        {"steps": 0},
+    ),
 )
 @dataclass(frozen=True)
 class GPrune(ScoredPruner):

@@ -41,6 +41,13 @@ if TYPE_CHECKING:
         "the encoder. The budget holds for each image (theirs divides one budget by the crops). Positions are "
         "compacted, as published for LLaVA."
     ),
+    variants=(
+        {"alpha": 0.0},
+        {"alpha": 1.0},
+        {"alpha": 1.0, "published": True},
+        {"object_layer": 2, "relative": False},
+        {"deep_layer": 3},
+    ),
 )
 @dataclass(frozen=True)
 class HiPrune(ScoredPruner):

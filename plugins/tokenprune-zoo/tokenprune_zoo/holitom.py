@@ -94,6 +94,15 @@ class Windows:
         "`state['density_noise']`. The published code's default layer is 3, its documented one 18. `relative=true` "
         "scales the layer to the model's depth; `relative=false` refuses a shallower model."
     ),
+    variants=(
+        {"tau": -2.0},
+        {"tau": 1.0},
+        {"centre_weight": 1.0},
+        {"inner_rate": 0.0},
+        {"inner_rate": 0.9},
+        {"layer": 2, "relative": False},
+        {"published": True},
+    ),
 )
 @dataclass(frozen=True)
 class HoliTom(Pruner):

@@ -44,6 +44,13 @@ _GUARD = 1e-6
         "`published=true` reproduces the original but for its zero rows, which are left out, and emits chunk by chunk "
         "by falling attention. Positions are compacted, as published."
     ),
+    variants=(
+        {"num_chunks": 1},
+        {"num_chunks": 7},
+        {"num_chunks": 100},
+        {"alpha": 1.0},
+        {"published": True},
+    ),
 )
 @dataclass(frozen=True)
 class HoloV(OneCut):
@@ -68,6 +75,11 @@ class HoloV(OneCut):
                 f"`holov` needs num_chunks >= 1 and alpha >= 0, got {self.num_chunks} and {self.alpha}",
                 hint="the published values are 16 and 0.09",
             )
+
+    @property
+    def auto(self) -> bool:
+        """A published quota may be larger than its chunk, and what is over is lost."""
+        return self.published
 
     def decide(self, view: View, stop: Stop, state: State) -> Decision:
         """Quotas, then the best of each chunk."""

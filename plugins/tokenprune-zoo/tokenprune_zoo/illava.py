@@ -45,6 +45,12 @@ if TYPE_CHECKING:
         "as published. `relative=true` scales the layers to the model's depth (a shallow encoder has fewer cuts); "
         "`relative=false` refuses a shallower model."
     ),
+    variants=(
+        {"published": True},
+        {"layer": 1, "relative": False, "vision_layers": (0, 3)},
+        {"vision": False},
+        {"vision_layers": (2,)},
+    ),
 )
 @dataclass(frozen=True)
 class ILLaVA(Pruner):

@@ -62,6 +62,17 @@ _WINDOW = 3
         "`relative=true` scales the published decoder layers to the model's depth; `relative=false` refuses a "
         "shallower model."
     ),
+    variants=(
+        {"protected_share": 0.0},
+        {"protected_share": 1.0},
+        {"global_threshold": 0.5},
+        {"individual_threshold": 0.5},
+        {"layers": (1,), "relative": False},
+        {"vision": False},
+        {"window_threshold": -1.0},
+        {"published": True},
+        {"published": True, "global_threshold": 0.02},
+    ),
 )
 @dataclass(frozen=True)
 class MustDrop(Pruner):

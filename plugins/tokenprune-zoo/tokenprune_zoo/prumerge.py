@@ -45,6 +45,13 @@ SOURCE = Source(
         "batch). Rows come in falling attention, positions are compacted, both as published. The published accuracy "
         "is with fine-tuning."
     ),
+    variants=(
+        {"neighbours": 0},
+        {"neighbours": 1000},
+        {"layer": 2},
+        {"adaptive": True},
+        {"published": True},
+    ),
 )
 @dataclass(frozen=True)
 class PruMerge(OneCut):

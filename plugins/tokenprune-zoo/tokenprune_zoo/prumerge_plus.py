@@ -35,6 +35,12 @@ if TYPE_CHECKING:
         "over the other patches. `published=true` lets the grid end before the last patch and rounds counts as they "
         "do; a stride of 0 (an error in theirs, for more than N / 3 outliers) is 1. All else as `prumerge`."
     ),
+    variants=(
+        {"neighbours": 3},
+        {"layer": 2},
+        {"adaptive": True},
+        {"adaptive": True, "published": True},
+    ),
 )
 @dataclass(frozen=True)
 class PruMergePlus(PruMerge):

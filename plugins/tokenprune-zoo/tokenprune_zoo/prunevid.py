@@ -64,6 +64,16 @@ _SMALL = 14
         "index; theirs to random noise, which a caller may put into `state['density_noise']`. `relative=true` scales "
         "the layer to the model's depth; `relative=false` refuses a shallower model."
     ),
+    variants=(
+        {"tau": -1.0},
+        {"tau": 1.0},
+        {"segment_ratio": 1.0},
+        {"cluster_ratio": 0.25},
+        {"alpha": 1.0},
+        {"alpha": 0.1},
+        {"layer": 2, "relative": False},
+        {"published": True},
+    ),
 )
 @dataclass(frozen=True)
 class PruneVid(Pruner):

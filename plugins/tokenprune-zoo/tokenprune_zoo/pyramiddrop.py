@@ -37,6 +37,10 @@ from tokenprune_zoo.schedule import decoder_layers, geometric, solved_stops
         "compacted after every cut, as published, so later cuts see the new ones. `relative=true` scales the published "
         "layers to the model's depth; `relative=false` takes them as they are and refuses a shallower model."
     ),
+    variants=(
+        {"layers": (4,)},
+        {"layers": (2, 3), "relative": False},
+    ),
 )
 @dataclass(frozen=True)
 class PyramidDrop(Pruner):

@@ -34,6 +34,11 @@ from tokenprune.registry import Axes, Source
         "hold. `combine: add` is the published variant that adds weight and gain. Positions are compacted, as "
         "published."
     ),
+    variants=(
+        {"alpha": 0.0},
+        {"alpha": 2.0},
+        {"combine": "add"},
+    ),
 )
 @dataclass(frozen=True)
 class Scope(OneCut):

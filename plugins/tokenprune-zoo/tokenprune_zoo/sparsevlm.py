@@ -53,6 +53,16 @@ _NOISE = 1e-6
         "published. `relative=true` scales the published layers (after 2, 6, 15) and heads to the model; "
         "`relative=false` takes them as they are and refuses a shallower model."
     ),
+    variants=(
+        {"recycle_share": 0.0},
+        {"recycle_share": 1.0},
+        {"plus": True},
+        {"plus": True, "heads": 2, "layers": (2, 3), "relative": False},
+        {"layers": (2, 3), "relative": False},
+        {"kept": (20, 10, 5)},
+        {"rank_scale": 3.0},
+        {"rank_scale": 1.0, "rank_bias": 8.0},
+    ),
 )
 @dataclass(frozen=True)
 class SparseVLM(Pruner):
@@ -101,7 +111,7 @@ class SparseVLM(Pruner):
         layers = decoder_layers("sparsevlm", "layers", self.layers, facts, self.relative)
         sites = [Site("layer", layer) for layer in layers]
         if self.rank_scale > 0.0:
-            return tuple(Stop(site, Budget(ratio=1.0)) for site in sites)
+            return tuple(Stop(site, Budget(ratio=1.0), auto=True) for site in sites)
         if not self.kept:
             return solved_stops("sparsevlm", sites, geometric(tokens, len(sites)), facts, budget, tokens)
         stops, present = [], tokens

@@ -54,6 +54,10 @@ _CLOSE = 1e-6
         "the decoder numbers what it gets and the published order says nothing about the picture. Both accounts agree: "
         "every decoder layer runs with K tokens."
     ),
+    variants=(
+        {"schedule": "decreasing"},
+        {"proportional": False},
+    ),
 )
 @dataclass(frozen=True)
 class ToMe(Pruner):

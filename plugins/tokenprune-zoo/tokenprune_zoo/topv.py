@@ -43,6 +43,16 @@ if TYPE_CHECKING:
         "budget. Weights are those of third parties. Original positions are kept. `relative=true` scales the layer to "
         "the model's depth; `relative=false` refuses a shallower model."
     ),
+    variants=(
+        {"layer": 1, "relative": False},
+        {"space_weight": 0.0},
+        {"centre_weight": 1.0},
+        {"sigma": 1.0},
+        {"epsilon": 1.0},
+        {"iterations": 1},
+        {"recover_share": 0.0},
+        {"recover_share": 1.0},
+    ),
 )
 @dataclass(frozen=True)
 class TopV(Pruner):

@@ -40,6 +40,11 @@ if TYPE_CHECKING:
         "the model's precision (theirs: half). "
         "Positions are compacted, as published."
     ),
+    variants=(
+        {"negate": False},
+        {"adaptive": True},
+        {"adaptive": True, "published": True},
+    ),
 )
 @dataclass(frozen=True)
 class Trim(OneCut):

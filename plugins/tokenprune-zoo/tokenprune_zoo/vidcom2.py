@@ -51,6 +51,11 @@ _ALPHAS = (0.125, 0.25, 0.5, 1.0, 2.0)
         "are not visual tokens of a view and stay where they are (published: behind the frame). Original positions "
         "are kept."
     ),
+    variants=(
+        {"temperature": 1e-4},
+        {"temperature": 10.0},
+        {"published": True},
+    ),
 )
 @dataclass(frozen=True)
 class VidCom2(OneCut):

@@ -41,6 +41,11 @@ if TYPE_CHECKING:
         "row is target plus mean, weights summing to 2. Encoders without CLS: received attention, as "
         "published. Positions are compacted, as published. Default share of contextual rows: 10 of 64, as published."
     ),
+    variants=(
+        {"contextual_share": 0.0},
+        {"contextual_share": 0.9},
+        {"contextual": 3},
+    ),
 )
 @dataclass(frozen=True)
 class VisionZip(OneCut):

@@ -38,6 +38,12 @@ if TYPE_CHECKING:
         "the surviving even-placed tokens by falling similarity followed by the odd-placed ones. A pool of odd size, "
         "an error in the published code, has one even-placed token more. Positions are compacted, as published."
     ),
+    variants=(
+        {"important_ratio": 0.0},
+        {"important_ratio": 1.0},
+        {"drop_per_round": 1},
+        {"drop_per_round": 30},
+    ),
 )
 @dataclass(frozen=True)
 class VisPruner(OneCut):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from tokenprune import dual
@@ -50,6 +50,15 @@ if TYPE_CHECKING:
         "as published for LLaVA. `relative=true` scales the published layers (encoder index 5 of 24, decoder 16 of "
         "32) to the model's depth; `relative=false` takes them as they are and refuses a shallower model."
     ),
+    variants=(
+        {"window": 1},
+        {"window": 3},
+        {"window": 100},
+        {"local_share": 0.0},
+        {"local_share": 1.0},
+        {"shallow_layer": 2, "layer": 2, "relative": False},
+        {"published": True},
+    ),
 )
 @dataclass(frozen=True)
 class VScan(Pruner):
@@ -84,7 +93,14 @@ class VScan(Pruner):
         """Three times the final count at the input, the final count in the decoder."""
         layer = decoder_layers("vscan", "layer", (self.layer,), facts, self.relative)[0]
         sites = (Site("input"), Site("layer", layer))
-        return solved_stops("vscan", sites, lambda share: [3.0 * share * tokens, share * tokens], facts, budget, tokens)
+
+        def counts(share: float) -> list[float]:
+            return [3.0 * share * tokens, share * tokens]
+
+        stops = solved_stops("vscan", sites, counts, facts, budget, tokens)
+        if not self.published:
+            return stops
+        return tuple(replace(stop, auto=stop.site.kind == "input") for stop in stops)  # local picks are rounded down
 
     def decide(self, view: View, stop: Stop, state: State) -> Decision:
         """Scan and merge at the input, top-k in the decoder."""

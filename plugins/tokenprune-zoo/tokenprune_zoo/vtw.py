@@ -46,6 +46,11 @@ _FIRST = 5
         "on where the mean divergence KL(all tokens, withdrawal) of the next token over the samples is at most `eta` "
         "(published: 0.003 for 7B, 0.0005 for 13B). Original positions are kept, as published."
     ),
+    variants=(
+        {"layer": 15},
+        {"layer": 3, "relative": False},
+        {"eta": 0.1},
+    ),
 )
 @dataclass(frozen=True)
 class VTW(Pruner):

@@ -79,9 +79,9 @@ def _results(
     thorough: bool,
     groups: Sequence[Any],
 ) -> list[Result]:
-    from tokenprune.testing.conformance import Subject, checks
+    from tokenprune.testing.conformance import PrunerUnderTest, checks
 
-    subject = Subject.of(
+    tested = PrunerUnderTest.of(
         name,
         options=options,
         model=model,
@@ -89,4 +89,4 @@ def _results(
         thorough=thorough or bool(budgets),
         host=invocation.host,
     )
-    return [law.look(subject) for law in checks(*groups)]
+    return [law.evaluate(tested) for law in checks(*groups)]

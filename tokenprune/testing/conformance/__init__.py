@@ -6,18 +6,19 @@ A plugin's whole test file:
     from tokenprune.testing import conformance
 
     @pytest.mark.parametrize("check", conformance.checks(), ids=str)
-    def test_my_pruner(check):
-        check.run("my-pruner")
+    @pytest.mark.parametrize("options", conformance.variants("my-pruner"), ids=str)
+    def test_my_pruner(options, check):
+        check.run("my-pruner", options=options)
 
 `tokenprune check my-pruner` runs the same checks.
 """
 
 from __future__ import annotations
 
-from tokenprune.testing.conformance import choices, models, plans, specs
+from tokenprune.testing.conformance import choice_checks, model_checks, plan_checks, spec_checks
 from tokenprune.testing.conformance.check import Check, Group
-from tokenprune.testing.conformance.subject import BUDGETS, Subject
-from tokenprune.testing.conformance.verdict import ConformanceError, ConformanceWarning, Result
+from tokenprune.testing.conformance.result import ConformanceError, ConformanceWarning, Result
+from tokenprune.testing.conformance.under_test import BUDGETS, PrunerUnderTest, variants
 
 __all__ = [
     "BUDGETS",
@@ -25,9 +26,10 @@ __all__ = [
     "ConformanceError",
     "ConformanceWarning",
     "Group",
+    "PrunerUnderTest",
     "Result",
-    "Subject",
     "checks",
+    "variants",
 ]
 
 
@@ -40,5 +42,5 @@ def checks(*groups: Group) -> tuple[Check, ...]:
         >>> first.law, first.run("divprune").status
         ('every stop emits what its budget says, unless it says `auto`', 'ok')
     """
-    every = (*specs.CHECKS, *plans.CHECKS, *choices.CHECKS, *models.CHECKS)
+    every = (*spec_checks.CHECKS, *plan_checks.CHECKS, *choice_checks.CHECKS, *model_checks.CHECKS)
     return tuple(check for check in every if not groups or check.group in groups)

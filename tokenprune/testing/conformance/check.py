@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from tokenprune.errors import IncompatibleError, TokenPruneError
 from tokenprune.pruner import Pruner
-from tokenprune.testing.conformance.subject import Subject
-from tokenprune.testing.conformance.verdict import ConformanceError, ConformanceWarning, NotApplicable, Result
+from tokenprune.testing.conformance.result import ConformanceError, ConformanceWarning, NotApplicable, Result
+from tokenprune.testing.conformance.under_test import PrunerUnderTest
 
 Group = Literal["spec", "plan", "choice", "model"]
 
@@ -32,15 +32,15 @@ class Check:
     name: str
     group: Group
     law: str
-    function: Callable[[Subject], tuple[str, ...]]
+    function: Callable[[PrunerUnderTest], tuple[str, ...]]
 
     def __str__(self) -> str:
         return self.name
 
-    def look(self, subject: Subject) -> Result:
-        """Run the check and report; whatever a pruner raises becomes a failure."""
+    def evaluate(self, tested: PrunerUnderTest) -> Result:
+        """PlanRun the check and report; whatever a pruner raises becomes a failure."""
         try:
-            remarks = self.function(subject)
+            remarks = self.function(tested)
         except NotApplicable as reason:
             return Result(self.name, "skipped", str(reason))
         except IncompatibleError as error:
@@ -59,7 +59,7 @@ class Check:
         model: str = "scenes",
         thorough: bool = False,
     ) -> Result:
-        """Run the check as a test: a failure raises, a law that does not apply skips the test.
+        """PlanRun the check as a test: a failure raises, a law that does not apply skips the test.
 
         Args:
             pruner: Name of an installed pruner, or a pruner.
@@ -73,7 +73,7 @@ class Check:
             UnknownNameError: No pruner of that name is installed.
             ConfigError: An option is not valid.
         """
-        result = self.look(Subject.of(pruner, options=options, model=model, thorough=thorough))
+        result = self.evaluate(PrunerUnderTest.of(pruner, options=options, model=model, thorough=thorough))
         if result.status == "failed":
             raise ConformanceError(result.what, expected=result.expected, found=result.found)
         if result.status == "skipped":

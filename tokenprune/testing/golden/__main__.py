@@ -1,4 +1,4 @@
-"""`python -m tokenprune.testing.golden DIR`: one line per file; exit 0 if all agree, 1 if not, 2 for a wrong call."""
+"""`python -m tokenprune.testing.golden DIR`: one line per file; exit 0 if all agree, 4 if not, 2 for a wrong call."""
 
 from __future__ import annotations
 

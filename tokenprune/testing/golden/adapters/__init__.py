@@ -1,1 +1,0 @@
-"""One module per method's folder, each with `check(case) -> list[str]`."""
