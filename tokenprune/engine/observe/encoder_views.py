@@ -45,7 +45,7 @@ class EncoderViews:
         """Attention from each image's CLS row to the image's rows, (rows, H)."""
         if self._cls_row is None:
             raise IncompatibleError(
-                f"`{self._who}` needs a CLS token, which this vision encoder does not have",
+                f"`{self._pruner_name}` needs a CLS token, which this vision encoder does not have",
                 hint="choose a pruner that uses received attention (`tokenprune list --json` shows the needs)",
             )
         key = ("cls", layer)
@@ -99,7 +99,7 @@ class EncoderViews:
 
     def _not_run(self, what: str) -> IncompatibleError:
         return IncompatibleError(
-            f"`{self._who}` needs {what}, which did not run here",
+            f"`{self._pruner_name}` needs {what}, which did not run here",
             hint="pass `pixel_values`, not precomputed encoder outputs",
         )
 
