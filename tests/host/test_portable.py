@@ -80,7 +80,7 @@ def test_worker_processes_are_refused_where_pipes_cannot_be_waited_for(
 ) -> None:
     monkeypatch.setattr(pool, "_POSIX", False)
     with pytest.raises(PrerequisiteError, match="runs on Linux and macOS only") as caught:
-        pool.LocalPool(SweepStore(tmp_path), default_config(), default_host())
+        pool.LocalExecutor(SweepStore(tmp_path), default_config(), default_host(), pool.LocalOptions())
     assert "--executor inline" in caught.value.hint
 
 

@@ -129,9 +129,9 @@ def test_the_moments_of_a_run_are_in_order(model: Any, pruner: str | Pruner | No
 
 def test_the_floor_of_masks_that_the_model_builds_itself() -> None:
     """Rows and columns of a four-dimensional mask, and of one mask for each kind of layer."""
-    from tokenprune.engine.short_prompt import _Short
+    from tokenprune.engine.short_prompt import _ShortPrompt
 
-    short = _Short(4, torch.tensor([0, 2, 3]), torch.tensor([0]))
+    short = _ShortPrompt(4, torch.tensor([0, 2, 3]), torch.tensor([0]))
     mask = torch.arange(16).reshape(1, 1, 4, 4)
     given = {
         "inputs_embeds": torch.arange(8.0).reshape(1, 4, 2),

@@ -143,8 +143,8 @@ class GenerateCall:
         check_growing(cache_in(self.arguments))
         if self.fixed_cache is not None:
             raise IncompatibleError(
-                f'`cache_implementation="{self.fixed_cache}"` has a fixed size, but pruned layers hold fewer tokens than '
-                "others",
+                f'`cache_implementation="{self.fixed_cache}"` has a fixed size, but pruned layers hold fewer tokens '
+                "than others",
                 hint='use `cache_implementation="dynamic"`, which is the default',
             )
 
