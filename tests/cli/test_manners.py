@@ -13,8 +13,10 @@ import tokenprune
 from tests.cli.commands import Commands, environment, inside
 from tokenprune.cli import app as application
 from tokenprune.cli.app import build_app
+from tokenprune.cli.options import executor_options
 from tokenprune.errors import ExitCode, PrerequisiteError
 from tokenprune.plugins import Host, load_host
+from tokenprune.sweep.executors.slurm_executor import SlurmOptions
 
 COMMANDS = [
     "list",
@@ -166,3 +168,13 @@ def test_a_plugin_can_add_a_command(run: Commands, monkeypatch: pytest.MonkeyPat
     _with_command(monkeypatch, lambda: typer.echo("from a plugin"))
     assert run("extra").out == "from a plugin\n"
     assert "extra" in run("--help").out
+
+
+def test_options_of_executors_reach_their_schema_as_they_were_typed() -> None:
+    assert executor_options(["partition=007", "jobs=2", "mem-gb=16"]) == {
+        "partition": "007",
+        "jobs": "2",
+        "mem_gb": "16",
+    }
+    read = SlurmOptions(**executor_options(["partition=007", "jobs=2"]))
+    assert (read.partition, read.jobs) == ("007", 2)

@@ -90,13 +90,14 @@ def chosen_pruners(config: SweepConfig, text: str) -> list[dict[str, Any]]:
     return chosen
 
 
-def key_values(option: str, words: Sequence[str] | None, *, example: str) -> dict[str, Any]:
+def key_values(option: str, words: Sequence[str] | None, *, example: str, as_typed: bool = False) -> dict[str, Any]:
     """`NAME=VALUE` words as a mapping; values are read as in a sweep file (YAML).
 
     Args:
         option: The option that takes the words, for the message.
         words: What the user typed; `None` is nothing.
         example: A right word, for the hint.
+        as_typed: Leave the values as text, for options whose schema reads them: `007` may be a name.
 
     Raises:
         ConfigError: A word has another form.
@@ -110,7 +111,7 @@ def key_values(option: str, words: Sequence[str] | None, *, example: str) -> dic
     for word in words:
         name, equals, text = word.partition("=")
         try:
-            values[name.strip()] = YAML(typ="safe").load(text)
+            values[name.strip()] = text if as_typed else YAML(typ="safe").load(text)
         except YAMLError:
             equals = ""
         if not (equals and name.strip()):
@@ -124,7 +125,7 @@ def executor_options(words: Sequence[str] | None, workers: int | None = None) ->
     Raises:
         ConfigError: A word is not `NAME=VALUE`.
     """
-    options = key_values("--executor-option", words, example="address=auto")
+    options = key_values("--executor-option", words, example="address=auto", as_typed=True)
     named = {name.replace("-", "_"): value for name, value in options.items()}
     return named if workers is None else {"workers": workers, **named}
 
