@@ -22,6 +22,7 @@ from tokenprune.tracking import server
 LINUX = ("fcntl", "resource", "pwd", "grp", "termios")
 IMPORTS = """
 import importlib, json, pkgutil, sys, warnings
+import psutil  # it has a module of its own for each system; the one of Linux needs what is hidden here
 warnings.simplefilter("ignore")
 names = json.loads(sys.argv[1])
 sys.modules.update(dict.fromkeys(names))  # an import of a module that is None fails
