@@ -11,11 +11,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "img" / "accuracy-by-budget.png"
 #: The pruners that README shows; docs/results.md has all.
 SHOWN = ("iwp", "iwp-layer0", "dart", "divprune", "fastv", "visionzip", "random", "avgpool")
+#: The pruners that choose without looking, and the lines that they are drawn with.
+CONTROLS = {"random": "--", "avgpool": ":"}
 
 _TABLE = re.compile(r"^\*\*.*?: (?P<budget>[\d.]+%) of the visual tokens kept, .*?\*\*\n\n(?P<rows>(?:\|.*\n)+)", re.M)
 
 
-def accuracies(text: str) -> dict[str, dict[str, Mapping[str, str]]]:
+def rows_by_budget(text: str) -> dict[str, dict[str, Mapping[str, str]]]:
     """The rows of a leaderboard in Markdown, by budget (as it is written there) and pruner."""
     found: dict[str, dict[str, Mapping[str, str]]] = {}
     for table in _TABLE.finditer(text):
@@ -47,7 +49,7 @@ def draw(text: str, picture: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    found = accuracies(text)
+    found = rows_by_budget(text)
     budgets = list(found)[::-1]
     figure = Figure(figsize=(8.6, 4.4), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
@@ -60,9 +62,7 @@ def draw(text: str, picture: Path) -> None:
             [high - mean for mean, (_, high) in zip(means, ends, strict=True)],
         ]
         shift = (place - (len(SHOWN) - 1) / 2) * 0.035  # beside each other, so that intervals can be told apart
-        style = {"linestyle": "--", "color": "0.45"} if name in ("random", "avgpool") else {}
-        if name == "avgpool":
-            style["linestyle"] = ":"
+        style = {"linestyle": CONTROLS[name], "color": "0.45"} if name in CONTROLS else {}
         axes.errorbar(
             [number + shift for number in range(len(budgets))],
             means,

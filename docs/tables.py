@@ -30,7 +30,7 @@ from tokenprune.view import NEEDS
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))  # its neighbour is found also if a test loads this file
 
-from recorded import PICTURE, SHOWN, accuracies, digest, draw, drawn_from  # noqa: E402
+from recorded import PICTURE, SHOWN, digest, draw, drawn_from, rows_by_budget  # noqa: E402
 
 EXAMPLE = ROOT / "docs" / "examples" / "third-party-pruner"
 FAMILY_EXAMPLE = ROOT / "docs" / "examples" / "third-party-family"
@@ -161,15 +161,14 @@ def recorded_summary() -> str:
     if not RECORDED.is_file():
         return "No sweep is recorded yet; `make sweep` prints this table."
     text = RECORDED.read_text(encoding="utf-8")
-    found = accuracies(text)
+    found = rows_by_budget(text)
     budgets = list(found)
     last = found[budgets[-1]]
     rows = [
         [
             name,
             *(_accuracy(found[budget][name]) for budget in budgets),
-            last[name]["layer average"],
-            last[name]["x none"],
+            *(last[name][column] for column in COSTS),
         ]
         for name in ("none", *SHOWN)
     ]
@@ -191,17 +190,11 @@ def _accuracy(row: Mapping[str, str]) -> str:
 
 def all_methods() -> str:
     """The ranking of all image methods at the smallest budget of the recorded sweep, with the columns that fit."""
-    recorded = (ROOT / "benchmarks" / "scenes" / "results" / "all-methods.md").read_text(encoding="utf-8")
-    section = recorded.split("5.6% of the visual tokens kept", 1)[1]
-    rows = [
-        [cell.strip() for cell in line.strip().strip("|").split("|")]
-        for line in section.split("\n\n")[1].splitlines()
-        if line.startswith("|")
-    ]
-    wanted = ("#", "pruner", "accuracy %", "interval", "vs random", "same answer %", "layer average")
-    places = [rows[0].index(name) for name in wanted]
-    head, rule, *found = [[row[place] for place in places] for row in rows]
-    return markdown_grid(head, found, [name for name, mark in zip(head, rule, strict=True) if mark.endswith(":")])
+    recorded = ROOT / "benchmarks" / "scenes" / "results" / "all-methods.md"
+    rows = rows_by_budget(recorded.read_text(encoding="utf-8"))["5.6 %"].values()
+    head = ("#", "pruner", "accuracy %", "interval", "vs random", "same answer %", "layer average")
+    numbers = [column for column in head if column != "pruner"]
+    return markdown_grid(head, [[row[column] for column in head] for row in rows], numbers)
 
 
 def recorded_leaderboard() -> str:

@@ -10,3 +10,6 @@ STAND_INS = ("tokenprune-toy", "tokenprune-bad", "tokenprune-deepseek-vl")
 """Distributions that tests put on the path for a while."""
 
 ALLOWED = ",".join((*OWN, *STAND_INS))
+
+CORE = ("tokenprune.baselines", "tokenprune.families", "tokenprune.checkpoints", "tokenprune.sweep.executors.executor")
+"""What a host must load for a sweep without trackers, reports and tasks."""

@@ -87,6 +87,16 @@ class Cell:
         seed = f" seed {self.seed}" if self.seed else ""
         return f"{self.label}/{self.task}@{self.budget_label}{seed}"
 
+    @property
+    def model_key(self) -> tuple[str, ...]:
+        """What cells of the same loaded model have in common."""
+        return self.model, self.model_digest, self.dtype, self.attention
+
+    @property
+    def task_key(self) -> tuple[str, ...]:
+        """What cells of the same task, under the same options, have in common."""
+        return self.task, self.task_version, self.task_digest, canonical(dict(self.task_options))
+
     def to_json(self) -> dict[str, Any]:
         """The cell as plain JSON types."""
         return {"id": self.id, **asdict(self)}

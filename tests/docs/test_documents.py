@@ -85,6 +85,11 @@ def test_generated_blocks_are_up_to_date(path: Path, tables: ModuleType) -> None
     assert tables.filled(text, tables.block_makers(tables.own_host())) == text, "run `make docs-tables`"
 
 
+def test_the_picture_is_drawn_from_the_recorded_sweep(tables: ModuleType) -> None:
+    recorded = tables.RECORDED.read_text(encoding="utf-8")
+    assert tables.drawn_from(tables.PICTURE) == tables.digest(recorded), "run `make docs-tables`"
+
+
 def test_a_stale_block_is_found(tables: ModuleType) -> None:
     text = "a\n<!-- generated:one -->\nold\n<!-- end -->\nb <!-- generated:two -->\n<!-- end -->\n"
     made = tables.filled(text, {"one": lambda: "new", "two": lambda: "newer"})

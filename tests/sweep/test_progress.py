@@ -25,8 +25,6 @@ from tokenprune.sweep.store.atomic_io import StorageError
 from tokenprune.sweep.worker.throughput import ThroughputMeter
 from tokenprune.sweep.worker.worker_main import WorkerSettings, run_worker
 
-PLAIN = ("tokenprune.baselines", "tokenprune.families", "tokenprune.checkpoints", "tokenprune.sweep.executors.executor")
-
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:

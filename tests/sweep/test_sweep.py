@@ -16,8 +16,6 @@ from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
 
 Run = Callable[..., SweepOutcome]
 
-PLAIN = ("tokenprune.baselines", "tokenprune.families", "tokenprune.checkpoints", "tokenprune.sweep.executors.executor")
-
 
 def results(directory: Path) -> dict[str, dict[str, Any]]:
     store = SweepStore(directory)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from tests.plugins import CORE
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tests.tracking.places import place_of
 from tokenprune import hookimpl
@@ -20,8 +21,6 @@ from tokenprune.sweep.worker import cell_cost as measuring
 from tokenprune.tracking import mlflow_tracker
 from tokenprune.tracking.mlflow_runs import RunWriter
 from tokenprune.tracking.mlflow_store import open_store
-
-PLAIN = ("tokenprune.baselines", "tokenprune.families", "tokenprune.checkpoints", "tokenprune.sweep.executors.executor")
 
 
 def test_a_slow_tracker_holds_up_no_cell(workshop: Workshop, tmp_path: Path) -> None:
@@ -47,7 +46,7 @@ def test_a_slow_tracker_holds_up_no_cell(workshop: Workshop, tmp_path: Path) -> 
             ended.append(event.cell.name)
             assert event.cell.name not in [name for name, _ in told]
 
-    host = load_host(defaults=PLAIN)
+    host = load_host(defaults=CORE)
     host.add(Slow(), "slow")
     config = workshop.config(pruners=["first", "grid"], budgets=[4], efficiency=False, lens=False)
     began = time.monotonic()
@@ -75,7 +74,7 @@ def test_workers_start_while_a_tracker_opens_its_store(workshop: Workshop, tmp_p
             order.append(event.cell.name)
             begun.set()
 
-    host = load_host(defaults=PLAIN)
+    host = load_host(defaults=CORE)
     host.add(Opening(), "opening")
     config = workshop.config(pruners=["first"], budgets=[4], efficiency=False, lens=False)
     run_sweep(config, directory=tmp_path / "run", host=host, display=display)
@@ -111,7 +110,7 @@ def test_no_tracker_works_while_a_cost_is_measured(
             tracked.append((began, time.monotonic()))
 
     monkeypatch.setattr(measuring, "measure_cost", noted)
-    host = load_host(defaults=PLAIN)
+    host = load_host(defaults=CORE)
     host.add(Slow(), "slow")
     config = workshop.config(pruners=["first", "grid"], budgets=[4], lens=False)
     outcome = run_sweep(config, directory=tmp_path / "run", host=host)
@@ -148,7 +147,7 @@ def test_reports_are_there_before_trackers_hear_of_the_end(
 
 
 def test_the_report_needs_no_tracker(workshop: Workshop, tmp_path: Path) -> None:
-    host = load_host(defaults=(*PLAIN, "tokenprune.report.listener"))
+    host = load_host(defaults=(*CORE, "tokenprune.report.listener"))
     config = workshop.config(pruners=["first"], budgets=[4], efficiency=False)
     outcome = run_sweep(config, directory=tmp_path / "run", host=host)
     assert outcome.problems == ()

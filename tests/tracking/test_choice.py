@@ -34,8 +34,6 @@ from tokenprune.tracking.server import find_dashboard
 
 SMALL = {"pruners": ["first"], "budgets": [4], "efficiency": False, "lens": False, "overlays": 0}
 
-PLAIN = ("tokenprune.baselines", "tokenprune.families", "tokenprune.checkpoints", "tokenprune.sweep.executors.executor")
-
 
 class Notes:
     """Notes what it hears.

@@ -109,8 +109,12 @@ class LoadedModel:
         inputs = self.prepare(images, question)
         generated = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
         new = generated[:, inputs["input_ids"].shape[1] :]
-        texts = [str(text).strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+        texts = self.decode(new)
         return texts[0] if isinstance(question, str) else texts
+
+    def decode(self, tokens: Tensor) -> list[str]:
+        """The texts of answers (B, S) in token ids, without special tokens and white space at their ends."""
+        return [str(text).strip() for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
 
     def encode(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """The input tensors of a task's samples; see `tokenprune.checkpoints.prompts.encode`."""

@@ -249,7 +249,7 @@ class Evaluation:
         """Generate, decode and score; no prediction is added before all of the batch worked."""
         torch.manual_seed(self._seed)
         made = self.pruning.generate(batch.inputs, self._max_new_tokens, memo)
-        texts = self.pruning.loaded.processor.batch_decode(made.tokens, skip_special_tokens=True)
+        texts = self.pruning.loaded.decode(made.tokens)
         if self.reference is None:
             classes = top_classes(made.first_logits)
         else:
@@ -257,8 +257,7 @@ class Evaluation:
         log_probs = log_probs_at(made.first_logits, classes).cpu().numpy()
         ids = classes.cpu().numpy().astype(np.int32)
         new = []
-        for place, (index, sample, text) in enumerate(zip(batch.indices, batch.samples, texts, strict=True)):
-            prediction = str(text).strip()
+        for place, (index, sample, prediction) in enumerate(zip(batch.indices, batch.samples, texts, strict=True)):
             row = {
                 **_sample_facts(index, sample, picture_digest(sample)),
                 "prediction": prediction,

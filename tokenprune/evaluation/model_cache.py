@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from tokenprune.cell import Cell, canonical
+from tokenprune.cell import Cell
 from tokenprune.checkpoints import LoadedModel, load_model
 from tokenprune.engine import capture_prefill
 from tokenprune.evaluation.batches import Batches, prepare
@@ -48,7 +48,7 @@ class ModelCache:
         Raises:
             PlanChangedError: Its files are not those of the plan.
         """
-        key = _model_key(cell)
+        key = cell.model_key
         if key in self._changed:  # it is not loaded once more for every cell that is left
             raise PlanChangedError(self._changed[key].message, hint=self._changed[key].hint)
         if key not in self._models:
@@ -76,7 +76,7 @@ class ModelCache:
         Raises:
             PlanChangedError: It is not that of the plan.
         """
-        key = _task_key(cell)
+        key = cell.task_key
         if key not in self._tasks:
             task = cast(Task, self.host.tasks.get(cell.task).build(cell.task_options))
             check_task(cell, task)
@@ -109,7 +109,7 @@ class ModelCache:
         """
         loaded, task = self.model(cell), self.task(cell)
         size = batch_size or cell.batch_size
-        key = (cell.model_digest, cell.dtype, _task_key(cell), cell.samples, size)
+        key = (cell.model_digest, cell.dtype, cell.task_key, cell.samples, size)
         if key not in self._batches:
             self._batches.clear()
             self._captures.clear()
@@ -120,7 +120,7 @@ class ModelCache:
         """Unpruned queries, keys and values of all layers for the samples of the lens, captured once."""
         loaded, task = self.model(cell), self.task(cell)
         count = min(int(cell.lens["samples"]), cell.samples)
-        key = (cell.model_digest, cell.dtype, _task_key(cell), count)
+        key = (cell.model_digest, cell.dtype, cell.task_key, count)
         if key not in self._captures:
             inputs = prepare(loaded, task, range(count)).inputs
             self._captures.clear()
@@ -129,7 +129,7 @@ class ModelCache:
 
     def environment(self, cell: Cell) -> Environment:
         """What a cell is run with here; without the family's plugin as long as the model is not loaded."""
-        loaded = self._models.get(_model_key(cell))
+        loaded = self._models.get(cell.model_key)
         attention = cell.attention if loaded is None else str(loaded.model.config._attn_implementation)
         owners = [self.host.pruners.owner(cell.pruner)]  # a task's version and data are in the cell's id
         if loaded is not None and loaded.family in self.host.families:
@@ -143,11 +143,3 @@ class ModelCache:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _model_key(cell: Cell) -> Key:
-    return cell.model, cell.model_digest, cell.dtype, cell.attention
-
-
-def _task_key(cell: Cell) -> Key:
-    return cell.task, cell.task_version, cell.task_digest, canonical(cell.task_options)

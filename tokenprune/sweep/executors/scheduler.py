@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from tokenprune.cell import Cell, Outcome, Phase, canonical
+from tokenprune.cell import Cell, Outcome, Phase
 from tokenprune.errors import PrerequisiteError
 from tokenprune.events import CellEvaluated, CellProgress, CellStarted
 from tokenprune.sweep.executors.worker_pool import WorkerPool
@@ -292,6 +292,4 @@ def _can_join(assignment: Assignment) -> bool:
 
 def batch_group(cell: Cell) -> tuple[object, ...]:
     """What cells have in common that can be evaluated together: the model, the samples and their batches."""
-    model = (cell.model, cell.model_digest, cell.dtype, cell.attention)
-    task = (cell.task, cell.task_version, cell.task_digest, canonical(dict(cell.task_options)), cell.samples)
-    return (*model, *task, cell.batch_size, cell.max_new_tokens, cell.reference)
+    return (*cell.model_key, *cell.task_key, cell.samples, cell.batch_size, cell.max_new_tokens, cell.reference)
