@@ -49,7 +49,7 @@ coverage: $(STAMP) ## The fast tests with line and branch coverage; COVERAGE_ARG
 	$(PYTEST) -m "not slow and not thorough" --cov --cov-report=term:skip-covered $(COVERAGE_ARGS) $(PYTEST_ARGS)
 
 cluster: $(STAMP) ## PostgreSQL, an MLflow server and two Ray nodes under kills (3 minutes; needs Debian's postgresql)
-	TOKENPRUNE_NIGHTLY=1 $(PYTEST) tests/tracking/test_cluster.py
+	TOKENPRUNE_NIGHTLY=1 $(PYTEST) tests/tracking/server/test_cluster.py
 
 lint: $(STAMP) ## ruff, mypy, import-linter, generated tables
 	$(VENV)/bin/ruff check .

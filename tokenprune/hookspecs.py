@@ -14,7 +14,7 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
-    from tokenprune.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
+    from tokenprune.cells.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
     from tokenprune.registry import ExecutorSpec, FamilySpec, ModelSpec, PrunerSpec, TaskSpec
 
 PROJECT = "tokenprune"

@@ -94,16 +94,9 @@ class Host:
         distribution = distribution or name
 
         def report(outcome: Outcome, reason: str = "", details: str = "") -> PluginReport:
-            entry = PluginReport(
-                name=name,
-                distribution=distribution,
-                version=version,
-                outcome=outcome,
-                seconds=time.perf_counter() - started,
-                hooks=_hooks_of(plugin),
-                reason=reason,
-                details=details,
-            )
+            seconds = time.perf_counter() - started
+            hooks = _hooks_of(plugin)
+            entry = PluginReport(name, distribution, version, outcome, seconds, hooks, reason, details)
             self.reports.append(entry)
             return entry
 

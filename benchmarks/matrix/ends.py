@@ -30,7 +30,7 @@ from tokenprune.families.supported import TESTED
 
 ENVIRONMENTS = ROOT / ".venv-range"
 
-RECORDED = "tests/families/test_matrix.py::test_nothing_failed_at_the_recorded_ends"
+RECORDED = "tests/families/descriptions/test_matrix.py::test_nothing_failed_at_the_recorded_ends"
 """Looks at what is only being recorded here."""
 
 

@@ -13,13 +13,9 @@ import pytest
 from rich.console import Console, ConsoleDimensions
 
 from tests.cli.commands import Commands
-from tests.sweep.test_identity import CELL
-from tokenprune.cell import Cell
-from tokenprune.cli.display import JsonLines, Lines, LiveDisplay, sweep_display
-from tokenprune.cli.options import ProgressForm
-from tokenprune.cli.output import Output
-from tokenprune.cli.sweep_progress import EVALUATION_SHARE, SweepProgress
-from tokenprune.events import (
+from tests.sweep.plan.test_identity import CELL
+from tokenprune.cells.cell import Cell
+from tokenprune.cells.events import (
     CellEnded,
     CellEvaluated,
     CellFailed,
@@ -29,6 +25,10 @@ from tokenprune.events import (
     SweepEnded,
     SweepStarted,
 )
+from tokenprune.cli.display import JsonLines, Lines, LiveDisplay, sweep_display
+from tokenprune.cli.options import ProgressForm
+from tokenprune.cli.output import Output
+from tokenprune.cli.sweep_progress import EVALUATION_SHARE, SweepProgress
 
 PLACE = (Path("run"), "id")
 

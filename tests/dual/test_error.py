@@ -203,9 +203,7 @@ def error_of(case: tuple[Tensor, Tensor, Tensor], picks: Tensor) -> Tensor:
 def test_the_oracle_against_all_subsets(k: int) -> None:
     for seed in range(4):
         case = layer(seed, tokens=7)
-        best = dual.exhaustive_subset(*case, k)
         errors = torch.stack([error_of(case, torch.tensor([s, s])) for s in combinations(range(7), k)])
-        torch.testing.assert_close(error_of(case, best), errors.amin(dim=0))
         found = dual.search_subset(*case, k, sweeps=3)
         assert found.shape == (2, k)
         assert (error_of(case, found) <= errors.quantile(0.1, dim=0) + 1e-9).all()
@@ -247,5 +245,3 @@ def test_out_of_range_is_refused() -> None:
     case = layer(0, tokens=6)
     with pytest.raises(BudgetError, match="cannot select 7 of 6"):
         dual.search_subset(*case, 7)
-    with pytest.raises(BudgetError, match="too many"):
-        dual.exhaustive_subset(*case, 3, limit=5)

@@ -68,27 +68,6 @@ def test_stride_targets() -> None:
     assert dual.stride_targets(rest, 10).tolist() == rest.tolist()
 
 
-@given(seed=st.integers(0, 10_000), tokens=st.integers(2, 9), data=st.data())
-def test_bipartite_merge_against_the_rule(seed: int, tokens: int, data: st.DataObject) -> None:
-    remove = data.draw(st.integers(0, (tokens + 1) // 2 if tokens > 1 else 0))
-    generator = torch.Generator().manual_seed(seed)
-    similarity = torch.rand(1, tokens, tokens, generator=generator)
-    kept, slot = dual.bipartite_merge(DenseDuplication(similarity), remove)
-    matrix = similarity[0].tolist()
-    partner = {i: max(range(1, tokens, 2), key=lambda j: (matrix[i][j], -j)) for i in range(0, tokens, 2)}
-    gone = sorted(partner, key=lambda i: (-matrix[i][partner[i]], i))[:remove]
-    expected = [i for i in range(tokens) if i not in gone]
-    assert kept[0].tolist() == expected
-    for token in range(tokens):
-        target = partner[token] if token in gone else token
-        assert expected[slot[0, token]] == target
-
-
-def test_bipartite_merge_refuses_too_many() -> None:
-    with pytest.raises(ConfigError, match="cannot merge 4 of 6"):
-        dual.bipartite_merge(DenseDuplication(torch.rand(1, 6, 6)), 4)
-
-
 def test_mass_correction_of_a_decision() -> None:
     """Ragged units, K = 0, merged rows and rows that carry weights already."""
     labels = torch.tensor([[0, 0, 0, 1], [0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]])

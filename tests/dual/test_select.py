@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenprune import dual
 from tokenprune.dual.duplication import DenseDuplication
-from tokenprune.dual.select import Schedule
+from tokenprune.dual.selection.select import Schedule
 from tokenprune.errors import BudgetError, ConfigError
 
 SCHEDULES: tuple[Schedule, ...] = ("exact", "fixed", "growing", "shrinking")

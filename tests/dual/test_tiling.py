@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenprune import dual
-from tokenprune.dual import cover, greedy, peaks, tiling, transport
+from tokenprune.dual import tiling, transport
+from tokenprune.dual.selection import cover, greedy, peaks
 
 UNITS, TOKENS = 2, 37
 
@@ -33,7 +34,6 @@ KEPT = torch.tensor([[1, 5, 30], [0, 2, 36]])
 RESULTS: dict[str, Callable[[], Any]] = {
     "assign": lambda: dual.assign(COSINE, KEPT),
     "best_match": lambda: dual.best_match(COSINE, KEPT, torch.arange(TOKENS).expand(UNITS, -1)),
-    "bipartite_merge": lambda: dual.bipartite_merge(COSINE, 11),
     "chunked_mmr": lambda: dual.chunked_mmr(WEIGHT, COSINE, 20, growth=1.0),
     "mean_overlap": lambda: dual.chunked_mmr(WEIGHT, COSINE, 20, growth=1.0, overlap="mean"),
     "coverage": lambda: dual.coverage(WEIGHT, COSINE, 9),

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.engine.models import IMAGE, TOKENS, batch, prompt, random_llava
-from tokenprune.baselines import GridPruning, RandomPruning, coarser_grid
+from tokenprune.baselines import GridPruning, RandomPruning
+from tokenprune.baselines.coarser_grid import coarser_grid
 from tokenprune.engine import pruned
 
 SAMPLES = [prompt(1), prompt(2, images=2), prompt(3, text=11)]

@@ -27,7 +27,7 @@ SITES = [
     ("tower:0.mid", "tower:1.mid", "layer:2"),
     ("tower:1.mid", "encoder", "input", "layer:0.mid"),
 ]
-KERNELS = ["sdpa", "eager"]
+KERNELS = ["sdpa", pytest.param("eager", marks=pytest.mark.thorough)]
 POLICIES = ["keep", "compact"]
 #: Samples of unequal length and unequal numbers of images; the last has none.
 SAMPLES = [prompt(1), prompt(2, images=2), prompt(3, text=11), prompt(4, images=0, text=5)]
@@ -111,7 +111,6 @@ def test_pruned_equals_masked_in_prefill_and_twenty_decoded_tokens(
         torch.testing.assert_close(out.logits[step], reference[:, length - 1 + step], **near)
 
 
-@pytest.mark.parametrize("model", ["sdpa", pytest.param("eager", marks=pytest.mark.thorough)], indirect=True)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("sites", SITES, ids="+".join)
 @pytest.mark.parametrize("kind", [ByContent, Ragged])

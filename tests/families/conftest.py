@@ -11,18 +11,28 @@ from typing import Any
 import pytest
 import torch
 
+from tests.families.proving import REPRESENTATIVES
 from tests.families.zoo import FAMILIES, Built, Sample
+
+HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one family run in one process, so that its models are built once."""
+    """Tests of one family run in one process, so that its models are built once.
+
+    The fast tests hold the description and the proofs of every family. All else they ask of `REPRESENTATIVES`; the
+    other families are asked by the thorough tests.
+    """
     for item in items:
         callspec = getattr(item, "callspec", None)
-        if callspec is not None and item.path.is_relative_to(Path(__file__).parent):
+        if callspec is not None and item.path.is_relative_to(HERE):
             family = callspec.params.get("family", callspec.params.get("name"))
             name = getattr(family, "name", family)
             if name in FAMILIES:
                 item.add_marker(pytest.mark.xdist_group(f"family {name}"))
+                of_all = item.path.name == "test_proofs.py" or item.path.parent == HERE / "descriptions"
+                if not of_all and name not in REPRESENTATIVES:
+                    item.add_marker(pytest.mark.thorough)
 
 
 def transformers_version() -> str:

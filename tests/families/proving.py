@@ -24,9 +24,10 @@ Zoo = Callable[..., Built]
 #: Families whose decoder cannot lose tokens, with the words of the refusal.
 REFUSED = {"mllama": "cross", "qwen3_5": "linear attention", "lfm2_vl": "conv"}
 PRUNED = [name for name in FAMILIES if name not in REFUSED]
-#: One of each kind, for proofs that vary what all families share: a plain one, one with tiles and videos, one with
-#: rotary positions of three axes, one with frames as pictures, one whose mask sees both ways inside a picture.
-REPRESENTATIVES = ("llava", "llava_onevision", "qwen2_5_vl", "smolvlm", "gemma3")
+#: One of each kind, for the fast tests of what all families share: a plain one, one with tiles and videos, one with
+#: rotary positions of three axes, one with features of the encoder in several layers, one with frames as pictures, one
+#: whose mask sees both ways inside a picture.
+REPRESENTATIVES = ("llava", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3")
 SITES = [("input",), ("layer:2",), ("layer:1", "layer:3")]
 #: Two cuts of every pass, for proofs that vary something else.
 BOTH = ("input", "layer:2")

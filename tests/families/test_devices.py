@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.places import FIRST, placed, put
+from tests.engine.machine.places import FIRST, placed, put
 from tests.engine.pruners import Averaging
 from tests.families.proving import BOTH, PRUNED, Zoo, chosen, samples
 from tokenprune.engine import pruned

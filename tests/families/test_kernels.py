@@ -17,7 +17,6 @@ from tests.families.proving import (
     close,
     everyone,
     everywhere,
-    one_of_each_kind,
     samples,
 )
 from tests.families.zoo import FAMILIES, Sample
@@ -32,14 +31,14 @@ NO_FLEX = ("glm4v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 NO_FLASH = ("llama4",)
 FLEXIBLE = [name for name in PRUNED if name not in NO_FLEX]
 flexible = pytest.mark.parametrize("name", FLEXIBLE)
-flexible_ones = one_of_each_kind(FLEXIBLE)
+flexible_ones = pytest.mark.parametrize("name", FLEXIBLE)
 in_dense_form = pytest.mark.usefixtures("dense_flex")
 #: Means of runs of neighbours with their log sizes, where all visual planes have been added.
 MERGES = Averaging(("layer:3",), weighted=True, reverse=False, ratios=(0.25,))
 kernels = pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 
 
-@one_of_each_kind()
+@everyone
 def test_pruned_equals_masked_under_eager(zoo: Zoo, name: str) -> None:
     built = zoo(name, "eager")
     assert_equal_to_masked(built, built.inputs(*samples(built)), chosen(BOTH))

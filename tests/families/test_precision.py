@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.engine.pruners import ByContent
-from tests.families.proving import BOTH, Zoo, everyone, everywhere, fixed, one_of_each_kind, said, samples
+from tests.families.proving import BOTH, Zoo, everyone, everywhere, fixed, said, samples
 from tokenprune.engine import pruned
 from tokenprune.families.lookup import parts_of
 from tokenprune.testing.conformance.masking import gone_by_layer, masked
@@ -19,7 +19,7 @@ def rounded(inputs: Any) -> dict[str, Any]:
     return {name: each.to(torch.bfloat16) if each.is_floating_point() else each for name, each in inputs.items()}
 
 
-@one_of_each_kind()
+@everyone
 def test_keep_all_is_bit_identical_in_bfloat16(zoo: Zoo, name: str) -> None:
     built = zoo(name, dtype=torch.bfloat16)
     inputs = rounded(built.inputs(*samples(built)))
@@ -58,7 +58,7 @@ def assert_as_precise_as_masking(zoo: Zoo, name: str, kernel: str, sites: tuple[
     assert (first - expected).abs().mean() <= 2 * error + 1e-3 * size
 
 
-@one_of_each_kind()
+@everyone
 def test_bfloat16_costs_no_more_than_masking(zoo: Zoo, name: str) -> None:
     assert_as_precise_as_masking(zoo, name, "sdpa", BOTH)
 

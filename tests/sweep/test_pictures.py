@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.families.zoo import FAMILIES
 from tests.sweep.fixtures import Workshop
-from tokenprune.cell import Cell
+from tokenprune.cells.cell import Cell
 from tokenprune.checkpoints import load_model
 from tokenprune.evaluation.batches import Batch, picture_digest, prepare, token_grids
 from tokenprune.evaluation.model_cache import ModelCache

@@ -10,7 +10,7 @@ import pytest
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tests.sweep.tiny import TOKENS
 from tokenprune import hookimpl
-from tokenprune.events import CellEnded, CellEvaluated, CellFailed, CellStarted, SweepEnded, SweepStarted
+from tokenprune.cells.events import CellEnded, CellEvaluated, CellFailed, CellStarted, SweepEnded, SweepStarted
 from tokenprune.plugins import load_host
 from tokenprune.sweep import SweepOutcome, SweepStore, run_sweep
 

@@ -14,7 +14,7 @@ from tests.plugins import CORE
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tests.tracking.places import place_of
 from tokenprune import hookimpl
-from tokenprune.events import CellEnded, CellStarted, SweepEnded, SweepStarted
+from tokenprune.cells.events import CellEnded, CellStarted, SweepEnded, SweepStarted
 from tokenprune.plugins import load_host
 from tokenprune.sweep import SweepStore, run_sweep
 from tokenprune.sweep.worker import cell_cost as measuring

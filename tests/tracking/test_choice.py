@@ -13,9 +13,9 @@ from mlflow.tracking import MlflowClient
 from tests.cli.commands import Commands
 from tests.sweep.fixtures import FinishedSweep, Workshop
 from tokenprune import hookimpl
+from tokenprune.cells.events import CellEnded, SweepEnded, SweepStarted
 from tokenprune.cli import app as application
 from tokenprune.errors import ConfigError, UnknownNameError
-from tokenprune.events import CellEnded, SweepEnded, SweepStarted
 from tokenprune.plugins import load_host
 from tokenprune.sweep import SweepStore, plan_cells, run_sweep
 from tokenprune.sweep.config.schema import parse_config

@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.sweep.test_identity import CELL
-from tokenprune.cell import Cell
+from tests.sweep.plan.test_identity import CELL
+from tokenprune.cells.cell import Cell
 from tokenprune.tracking.run_data import RunStyle
 from tokenprune.tracking.subsets import ANSWER_RUNS, CHART_RUNS, RunSubset, subject_of, subsets_of
 

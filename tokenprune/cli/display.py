@@ -16,10 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from tokenprune.cli.options import ProgressForm
-from tokenprune.cli.output import Output, error_line
-from tokenprune.cli.sweep_progress import SweepProgress
-from tokenprune.events import (
+from tokenprune.cells.events import (
     CellEnded,
     CellEvaluated,
     CellFailed,
@@ -29,9 +26,12 @@ from tokenprune.events import (
     SweepEnded,
     SweepStarted,
 )
+from tokenprune.cli.options import ProgressForm
+from tokenprune.cli.output import Output, error_line
+from tokenprune.cli.sweep_progress import SweepProgress
 
 if TYPE_CHECKING:
-    from tokenprune.cell import Cell
+    from tokenprune.cells.cell import Cell
     from tokenprune.sweep.runner import Display
 
 HEARTBEAT_S = 30.0

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tokenprune.cli.output import error_line
-from tokenprune.events import (
+from tokenprune.cells.events import (
     CellEnded,
     CellEvaluated,
     CellFailed,
@@ -19,9 +18,10 @@ from tokenprune.events import (
     Event,
     SweepStarted,
 )
+from tokenprune.cli.output import error_line
 
 if TYPE_CHECKING:
-    from tokenprune.cell import Cell
+    from tokenprune.cells.cell import Cell
 
 EVALUATION_SHARE = 0.8
 """Share of a cell's time that its samples take, by assumption; its cost is measured in the rest."""

@@ -50,7 +50,7 @@ def _layer(options: Options) -> int | None:
 
 def _cosine(features: Tensor, options: Options) -> KernelDuplication:
     """Mean over heads of the cosine of features (B, G, N, d)."""
-    return dual.KernelDuplication(values=dual.unit(dual.centre(features) if options.centred else features))
+    return dual.KernelDuplication(values=dual.l2_normalize(dual.centre(features) if options.centred else features))
 
 
 def _value_gauss(view: View, options: Options) -> KernelDuplication:
@@ -85,7 +85,7 @@ def _gram(view: View, options: Options) -> KernelDuplication:
     log_size = keys.square().sum(dim=-1) / (2.0 * keys.shape[-1] ** 0.5) + dual.log_norm(values)
     size = (log_size - log_size.amax(dim=-1, keepdim=True)).exp()
     scaled = dual.bandwidth_scaled(keys, 1.0, keys.shape[-1] ** 0.5)
-    return dual.KernelDuplication(values=dual.unit(values) * size.unsqueeze(-1), keys=scaled)
+    return dual.KernelDuplication(values=dual.l2_normalize(values) * size.unsqueeze(-1), keys=scaled)
 
 
 def _values(view: View, options: Options) -> KernelDuplication:

@@ -102,7 +102,7 @@ def _received(view: View, options: Options) -> Tensor:
 
 
 def _relevance(view: View, options: Options) -> Tensor:
-    cosine = (dual.unit(view.joint_image()) @ dual.unit(view.joint_text()).unsqueeze(-1)).squeeze(-1)
+    cosine = (dual.l2_normalize(view.joint_image()) @ dual.l2_normalize(view.joint_text()).unsqueeze(-1)).squeeze(-1)
     return -cosine if options.negate else cosine
 
 

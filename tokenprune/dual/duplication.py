@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenprune.dual.magnitude import squared_distance
 from tokenprune.dual.tiling import tiles
-from tokenprune.dual.view import centre, group_queries, unit
+from tokenprune.dual.view import centre, group_queries, l2_normalize
 from tokenprune.errors import ConfigError
 
 
@@ -164,7 +164,7 @@ def value_key_duplication(
 
     Source: Lee et al., "IWP", arXiv 2604.00757, eq. 11-12 (the Gaussian form follows from the definition of a norm).
     """
-    directions = unit(centre(values) if centred_values else values)
+    directions = l2_normalize(centre(values) if centred_values else values)
     if keys is None:
         return KernelDuplication(values=directions)
     return KernelDuplication(values=directions, keys=bandwidth_scaled(centre(keys), tau, math.sqrt(keys.shape[-1])))
@@ -195,12 +195,12 @@ def metric_duplication(
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
     root = eigenvectors * eigenvalues.clamp_min(0.0).sqrt().unsqueeze(-2)
     keys = bandwidth_scaled(centre(keys) @ root, tau, float(keys.shape[-1]))
-    return KernelDuplication(values=unit(centre(values)), keys=keys)
+    return KernelDuplication(values=l2_normalize(centre(values)), keys=keys)
 
 
 def cosine_duplication(features: Tensor, *, centred: bool = False, signed: bool = False) -> KernelDuplication:
     """Cosine of plain features (B, N, D), negative values clamped at 0 unless `signed`."""
-    return KernelDuplication(values=unit(centre(features) if centred else features).unsqueeze(1), signed=signed)
+    return KernelDuplication(values=l2_normalize(centre(features) if centred else features).unsqueeze(1), signed=signed)
 
 
 def bandwidth_scaled(keys: Tensor, tau: float, published: float) -> Tensor:

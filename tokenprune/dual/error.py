@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.dual.tiling import tiles
-from tokenprune.dual.view import centre, log_norm, unit
+from tokenprune.dual.view import centre, l2_normalize, log_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def dual_error(
     error = torch.zeros(units, groups, dtype=torch.float64, device=keys.device)
     size = torch.zeros_like(error)
     for group in range(groups):
-        key, direction = scaled[:, group], unit(values[:, group])
+        key, direction = scaled[:, group], l2_normalize(values[:, group])
         half = 0.5 * key.square().sum(dim=-1)
         log_size = half.double() + log_norm(values[:, group]).double()
         update = (log_size - log_size.amax(dim=-1, keepdim=True)).exp()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.dual.tiling import tiles
-from tokenprune.dual.view import LOG_ZERO, centre, group_queries, log_norm, masked_log_mean_exp
+from tokenprune.dual.view import LOG_ZERO, group_queries, log_norm, masked_log_mean_exp
 from tokenprune.errors import ConfigError
 
 RowPooling = Literal["logmeanexp", "mean", "max"]
@@ -97,21 +97,6 @@ def leave_one_out(attention: Tensor, values: Tensor, output: Tensor, mask: Tenso
         odds = probability / (1.0 - probability).clamp_min(torch.finfo(torch.float32).eps)
         total += (odds.square() * squared * weight.unsqueeze(-1)).sum(dim=1) / heads
     return total.sqrt()
-
-
-def query_free_magnitude(keys: Tensor, values: Tensor, *, centred: bool = True) -> Tensor:
-    """Log of the Hilbert-Schmidt norm of the update, ||k_i||^2 / (2 sqrt(d)) + log ||v_i||, mean over heads, (B, N).
-
-    It ranks by key norm alone and is here as the query-free reading of the dual form, not as a recommendation.
-
-    Args:
-        keys: (B, G, N, d).
-        values: (B, G, N, d).
-        centred: Subtract the mean key first: attention is the same, the size of the updates is not.
-    """
-    keys = centre(keys) if centred else keys.float()
-    logs = keys.square().sum(dim=-1) / (2.0 * math.sqrt(keys.shape[-1])) + log_norm(values)
-    return logs.mean(dim=1)
 
 
 def squared_distance(rows: Tensor, columns: Tensor) -> Tensor:

@@ -104,36 +104,3 @@ def stride_targets(rest: Tensor, count: int) -> Tensor:
     """
     step = max(1, rest.shape[-1] // count)
     return rest[:, : step * count : step]
-
-
-def bipartite_merge(similarity: Duplication, remove: int) -> tuple[Tensor, Tensor]:
-    """One round of bipartite soft matching: the even tokens' `remove` best matches among the odd ones.
-
-    Args:
-        similarity: Any similarity of the N tokens.
-        remove: Tokens that go, 0 <= remove <= ceil(N / 2) and < N.
-
-    Returns:
-        Kept indices (B, N - remove), ascending, and the slot of every token among them, (B, N).
-
-    Raises:
-        ConfigError: `remove` is out of range.
-
-    Source: Bolya et al., "Token Merging", ICLR 2023, section 3.
-    """
-    tokens, units = similarity.tokens, similarity.units
-    even = torch.arange(0, tokens, 2, device=similarity.device)
-    odd = torch.arange(1, tokens, 2, device=similarity.device)
-    if not 0 <= remove <= (even.numel() if odd.numel() else 0):
-        raise ConfigError(f"cannot merge {remove} of {tokens} tokens in one round", hint="merge at most half of them")
-    everything = torch.arange(tokens, device=similarity.device).expand(units, -1)
-    if remove == 0:
-        return everything, everything
-    best, partner = best_match(similarity, even.expand(units, -1), odd.expand(units, -1))
-    gone = best.sort(dim=-1, descending=True, stable=True).indices[:, :remove]
-    dropped = torch.zeros(units, tokens, dtype=torch.bool, device=odd.device).scatter(-1, even[gone], True)
-    kept = dropped.sort(dim=-1, stable=True).indices[:, : tokens - remove]
-    slot = torch.zeros(units, tokens, dtype=torch.long, device=odd.device)
-    slot = slot.scatter(-1, kept, torch.arange(tokens - remove, device=odd.device).expand(units, -1))
-    target = odd[partner.gather(-1, gone)]
-    return kept, slot.scatter(-1, even[gone], slot.gather(-1, target))

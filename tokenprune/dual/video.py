@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokenprune.dual.groups import rank_in_group
-from tokenprune.dual.view import unit
+from tokenprune.dual.selection.groups import rank_in_group
+from tokenprune.dual.view import l2_normalize
 from tokenprune.errors import IncompatibleError
 
 Span = tuple[int, int]
@@ -40,7 +40,7 @@ def cell_cosine(cells: Tensor, reference: Sequence[int]) -> Tensor:
         cells: (B, F, P, D).
         reference: The frame that each frame is compared with; a frame's own number gives 1.
     """
-    directions = unit(cells)
+    directions = l2_normalize(cells)
     others = directions[:, torch.as_tensor(reference, device=cells.device)]
     cosine = (directions * others).sum(dim=-1)
     own = torch.tensor([frame == other for frame, other in enumerate(reference)], device=cells.device)
@@ -49,7 +49,7 @@ def cell_cosine(cells: Tensor, reference: Sequence[int]) -> Tensor:
 
 def neighbour_cosine(frames: Tensor) -> Tensor:
     """Cosine of each frame's feature with the next one's, (B, F, G) to (B, F - 1)."""
-    directions = unit(frames)
+    directions = l2_normalize(frames)
     return (directions[:, :-1] * directions[:, 1:]).sum(dim=-1)
 
 
@@ -148,7 +148,7 @@ def mean_pairwise_cosine(cells: Tensor) -> Tensor:
     The sum over all pairs is the squared length of the sum of the unit vectors.
     """
     frames = cells.shape[0]
-    directions = unit(cells)
+    directions = l2_normalize(cells)
     own = directions.square().sum(dim=(0, 2))
     pairs = directions.sum(dim=0).square().sum(dim=-1) - own
     return pairs / max(1, frames * (frames - 1))

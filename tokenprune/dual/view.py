@@ -32,12 +32,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Undo `rotate`, also where the tables carry an attention scale (cos^2 + sin^2 != 1), (B, H, N, d)."""
-    scale = cos.float().square() + sin.float().square()
-    return rotate(x, cos, -sin) / scale.unsqueeze(1)
-
-
 def expand_groups(x: Tensor, heads: int) -> Tensor:
     """Repeat key-value heads for their query heads: (B, G, N, d) -> (B, H, N, d).
 
@@ -84,7 +78,7 @@ def centre(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return x - mean
 
 
-def unit(x: Tensor) -> Tensor:
+def l2_normalize(x: Tensor) -> Tensor:
     """Vectors of length one in float32; a zero vector stays zero (it duplicates nothing), never NaN."""
     x = x.float()
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)

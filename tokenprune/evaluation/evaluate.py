@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tokenprune.budget import Budget, BudgetLike
-from tokenprune.cell import REFERENCE
+from tokenprune.cells.cell import REFERENCE
 from tokenprune.checkpoints import LoadedModel
 from tokenprune.engine import PrefillMemo
 from tokenprune.engine.pruning import resolve_budget, resolve_pruner

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from tokenprune.cell import Cell
+from tokenprune.cells.cell import Cell
 from tokenprune.checkpoints import LoadedModel, load_model
 from tokenprune.engine import capture_prefill
 from tokenprune.evaluation.batches import Batches, prepare

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenprune.cell import Cell
+from tokenprune.cells.cell import Cell
 from tokenprune.checkpoints.digest import files_digest, snapshot
 from tokenprune.checkpoints.loading import model_path
 from tokenprune.errors import TokenPruneError

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenprune.dual.duplication import KernelDuplication, value_key_duplication
 from tokenprune.dual.error import masked_softmax, subset_error
 from tokenprune.dual.index import member_mask
-from tokenprune.dual.oracle import search_subset
+from tokenprune.dual.selection.oracle import search_subset
 from tokenprune.dual.view import expand_groups
 from tokenprune.engine import CapturedLayer
 from tokenprune.metrics.lens import KeptTokens, kept_mask

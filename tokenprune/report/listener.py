@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tokenprune.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from tokenprune.events import SweepEnded, SweepStarted
+    from tokenprune.cells.events import SweepEnded, SweepStarted
 
 TOKENPRUNE_TRACKER = ""
 """Empty: the report is written whichever trackers were chosen."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tokenprune.cell import Outcome
+from tokenprune.cells.cell import Outcome
 from tokenprune.report.stats.intervals import rounded
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenprune.cell import Cell
+from tokenprune.cells.cell import Cell
 from tokenprune.errors import ConfigError, PrerequisiteError, TokenPruneError
 from tokenprune.evaluation.model_cache import ModelCache
 from tokenprune.plugins import Host

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from tokenprune.budget import Budget
-from tokenprune.cell import REFERENCE, Outcome
+from tokenprune.cells.cell import REFERENCE, Outcome
 from tokenprune.checkpoints import LoadedModel
 from tokenprune.engine import capture_prefill
 from tokenprune.errors import BudgetError, IncompatibleError, TokenPruneError

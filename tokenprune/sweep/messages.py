@@ -1,4 +1,4 @@
-"""Messages between the scheduler and its workers. Those that plugins get, too, are in `tokenprune.events`."""
+"""Messages between the scheduler and its workers. Those that plugins get, too, are in `tokenprune.cells.events`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from tokenprune.cell import Cell, Outcome, Phase
-from tokenprune.events import CellEvaluated, CellEvent, CellProgress, CellStarted
+from tokenprune.cells.cell import Cell, Outcome, Phase
+from tokenprune.cells.events import CellEvaluated, CellEvent, CellProgress, CellStarted
 
 SMALLER_BATCHES = 4
 """By how much the batches of a cell shrink after an attempt that ran out of memory."""

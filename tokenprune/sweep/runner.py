@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from tokenprune.cell import Cell, Outcome
-from tokenprune.errors import PrerequisiteError
-from tokenprune.events import (
+from tokenprune.cells.cell import Cell, Outcome
+from tokenprune.cells.events import (
     CellEnded,
     CellFailed,
     CellProgress,
@@ -25,6 +24,7 @@ from tokenprune.events import (
     SweepStatus,
     Tracked,
 )
+from tokenprune.errors import PrerequisiteError
 from tokenprune.plugins import Host, default_host
 from tokenprune.registry import load_target
 from tokenprune.sweep.config.executor_options import parse_options

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from queue import SimpleQueue
 
-from tokenprune.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted, Tracked
+from tokenprune.cells.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted, Tracked
 from tokenprune.plugins import Host
 
 _HOOKS: Mapping[type, str] = {

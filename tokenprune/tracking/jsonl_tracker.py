@@ -14,7 +14,7 @@ from tokenprune.hookspecs import hookimpl
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tokenprune.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
+    from tokenprune.cells.events import CellEnded, CellFailed, CellStarted, SweepEnded, SweepStarted
 
 TOKENPRUNE_TRACKER = "jsonl"
 EVENTS_FILE = "events.jsonl"

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tokenprune.cell import REFERENCE
+from tokenprune.cells.cell import REFERENCE
 from tokenprune.report import leaderboard, markdown_table
 from tokenprune.report.render.page import FOLDER, PAGE
 from tokenprune.report.render.plots import sweep_colours

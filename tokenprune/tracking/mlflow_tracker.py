@@ -29,7 +29,7 @@ from tokenprune.errors import PrerequisiteError, TokenPruneError
 from tokenprune.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from tokenprune.events import CellEnded, CellFailed, SweepEnded, SweepStarted
+    from tokenprune.cells.events import CellEnded, CellFailed, SweepEnded, SweepStarted
     from tokenprune.sweep.store.sweep_data import CellRecord
     from tokenprune.tracking.mlflow_note import Place
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenprune.cell import REFERENCE, Cell
+from tokenprune.cells.cell import REFERENCE, Cell
 from tokenprune.evaluation.environment import facts_of
 from tokenprune.report.data.costs import MEASURED, Quartiles
 from tokenprune.tracking.subsets import RunSubset, short_model

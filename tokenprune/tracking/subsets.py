@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenprune.cell import REFERENCE, Cell
+from tokenprune.cells.cell import REFERENCE, Cell
 
 CHART_RUNS = 100
 """Runs that the page loads into its table and charts."""

@@ -25,7 +25,7 @@ SPECS = {method.spec.name: method.spec for method in tokenprune_zoo.METHODS}
 VIDEO = [name for name, spec in SPECS.items() if any(word in spec.axes.groups for word in ("frame", "video"))]
 RECORDED = conformance.checks("spec", "plan", "choice")
 #: The laws that the fast tests hold every variant to; at the defaults they run all.
-QUICK = ("count", "indices", "identity", "batch", "degenerate")
+QUICK = ("count", "identity")
 #: Options that have no variant, and what tests them.
 ELSEWHERE = {
     "cdpruner": {"published"},  # goes by the whole batch, as published: the golden vectors
@@ -44,7 +44,7 @@ def cases() -> Iterator[Any]:
             for check in RECORDED:
                 if options.get("published") and (name, check.name) in PUBLISHED_BREAKS:
                     continue
-                quick = not options or check.name in QUICK or (check.name == "video" and name in VIDEO)
+                quick = not options or check.name in QUICK
                 said = ",".join(f"{key}={value}" for key, value in options.items())
                 marks = () if quick else pytest.mark.thorough
                 yield pytest.param(name, options, check, id=f"{name}-{said}-{check}", marks=marks)

@@ -72,7 +72,9 @@ class CDPruner(OneCut):
 
     def relevance(self, view: View) -> Tensor:
         """Scaled relevance of each token to the question, about 0 to 1, (B, N)."""
-        cosine = (dual.unit(view.joint_image()) @ dual.unit(view.joint_text()).unsqueeze(-1)).squeeze(-1)
+        cosine = (dual.l2_normalize(view.joint_image()) @ dual.l2_normalize(view.joint_text()).unsqueeze(-1)).squeeze(
+            -1
+        )
         wanted = -cosine if self.negate else cosine
         low, high = wanted.amin(dim=-1, keepdim=True), wanted.amax(dim=-1, keepdim=True)
         if self.published:

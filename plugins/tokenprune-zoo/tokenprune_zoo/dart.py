@@ -97,7 +97,7 @@ class Dart(OneCut):
         said = dual.top_k(text_norms.unsqueeze(0), words)[0] if words else own[:0]
         order = _set_order(self.image_start + own, self.image_start + tokens + said) if self.published else None
         pivots = torch.cat((visual[own], text[said]))
-        similarity = dual.unit(pivots) @ dual.unit(visual).T
+        similarity = dual.l2_normalize(pivots) @ dual.l2_normalize(visual).T
         if order is not None:
             similarity = similarity[order]
         left, count = keep - own.shape[0], similarity.shape[0]

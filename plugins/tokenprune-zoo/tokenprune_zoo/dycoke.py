@@ -195,7 +195,7 @@ class DyCoke(Pruner):
         last: dict[int, Tensor] = state.setdefault("attention", {})
         before = torch.stack([last.get(unit, torch.zeros_like(row)) for unit, row in zip(ids, score, strict=True)])
         last.update(zip(ids, score, strict=True))
-        return (dual.unit(before) * dual.unit(score)).sum(dim=-1)
+        return (dual.l2_normalize(before) * dual.l2_normalize(score)).sum(dim=-1)
 
 
 def _reference(frame: int) -> int:

@@ -184,7 +184,7 @@ class MustDrop(Pruner):
         frame, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
         window = (frame * math.ceil(rows / _WINDOW) + row // _WINDOW) * across + column // _WINDOW
         members = (window == torch.arange(int(window[-1]) + 1, device=cell.device).unsqueeze(-1)).float()
-        features = dual.unit(view.hidden())
+        features = dual.l2_normalize(view.hidden())
         together = (members @ features).square().sum(dim=-1) - features.square().sum(dim=-1) @ members.T
         pairs = members.sum(dim=-1) * (members.sum(dim=-1) - 1.0)
         return torch.where(pairs > 0, together / pairs.clamp_min(1.0), -2.0), members

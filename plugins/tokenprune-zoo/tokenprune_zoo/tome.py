@@ -123,7 +123,7 @@ class ToMe(Pruner):
         """Sources by falling similarity to their partner (B, M), their partners (B, M), all targets (N - M,)."""
         import torch
 
-        metric = dual.unit(view.encoder_keys(None).mean(dim=1))
+        metric = dual.l2_normalize(view.encoder_keys(None).mean(dim=1))
         places = torch.arange(view.tokens, device=metric.device)
         first = int(view.facts.has_cls)  # patch j stands at position j + 1 behind a class token
         sources, targets = places[first::2], places[1 - first :: 2]

@@ -107,7 +107,7 @@ class TopV(Pruner):
         import torch
 
         entered, places = view.layer_input(), view.coordinates()
-        before, after = dual.unit(entered), dual.unit(view.mlp_input())
+        before, after = dual.l2_normalize(entered), dual.l2_normalize(view.mlp_input())
         middle = (torch.tensor(view.grid(), device=places.device) - 1) / 2
         outside = self.centre_weight * torch.linalg.vector_norm(places - middle, dim=-1, keepdim=True)
 

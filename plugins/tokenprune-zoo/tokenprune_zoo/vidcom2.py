@@ -106,7 +106,7 @@ class VidCom2(OneCut):
         variance = features.var(dim=1, correction=0)
         calm = dual.top_k(-variance, max(1, features.shape[-1] // 2))
         calm = calm.unsqueeze(1).expand(-1, features.shape[1], -1)
-        cells = dual.by_frame(dual.unit(features.gather(-1, calm)), view.frames())
+        cells = dual.by_frame(dual.l2_normalize(features.gather(-1, calm)), view.frames())
         means = cells.mean(dim=(1, 2), keepdim=True), cells.mean(dim=2, keepdim=True)
         to_video, to_frame = (_kernels((cells - mean).square().sum(dim=-1)) for mean in means)
         return to_video, to_frame

@@ -50,7 +50,7 @@ def budget(
     spec = invocation.host.pruners.get(name)  # a wrong name is an error before anything is loaded
     options = spec.validate(key_values("--option", option, example="layer=2"))
     invocation.host.tasks.get(task)
-    from tokenprune.cell import REFERENCE
+    from tokenprune.cells.cell import REFERENCE
     from tokenprune.report.text import counted
     from tokenprune.studies.bisection import bisect
     from tokenprune.studies.budget_trials import open_trials

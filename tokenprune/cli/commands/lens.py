@@ -102,7 +102,7 @@ def _studies(
     invocation: Invocation, config: SweepConfig, measured: int, layer: int, progress: Callable[[str], None] | None
 ) -> list[LensStudy]:
     """One study per model and task of a sweep file; its seeds and trackers play no part."""
-    from tokenprune.cell import REFERENCE
+    from tokenprune.cells.cell import REFERENCE
     from tokenprune.checkpoints import load_model
     from tokenprune.evaluation.machine.devices import device_of
     from tokenprune.studies.lens_study import LensSettings, study_lens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tokenprune.cell import REFERENCE, Cell
+from tokenprune.cells.cell import REFERENCE, Cell
 from tokenprune.report.stats.comparisons import CONTROL
 from tokenprune.report.stats.scores import DOWNSAMPLE, Scores, read_scores
 from tokenprune.report.text import counted

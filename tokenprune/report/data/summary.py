@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tokenprune.cell import REFERENCE
+from tokenprune.cells.cell import REFERENCE
 from tokenprune.report.data.costs import timing_notes
 from tokenprune.report.data.rows import BudgetTable, PrunerRow
 from tokenprune.report.stats.tradeoff import TARGETS, Point, TokenShare, hypervolume, pareto_front, tokens_for_retention

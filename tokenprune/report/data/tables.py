@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokenprune.cell import REFERENCE
+from tokenprune.cells.cell import REFERENCE
 from tokenprune.report.data.environments import Shared, environment_notes, environments_of
 from tokenprune.report.data.groups import BudgetGroup, subjects_of
 from tokenprune.report.data.rows import BudgetTable, Contrasts, PrunerRow, row_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from tokenprune.cell import REFERENCE
+from tokenprune.cells.cell import REFERENCE
 from tokenprune.report.data.rows import BudgetTable, PrunerRow
 from tokenprune.report.data.tables import Leaderboard
 from tokenprune.report.render.escaping import one_line

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from tokenprune.budget import Account, Budget
-from tokenprune.cell import canonical
+from tokenprune.cells.cell import canonical
 from tokenprune.errors import BudgetError, ConfigError, TokenPruneError, UnknownNameError
 from tokenprune.plugins import NO_TRACKER, Host
 from tokenprune.registry import load_target

@@ -9,7 +9,7 @@ from tokenprune.hookspecs import hookimpl
 from tokenprune.registry import ExecutorSpec
 
 if TYPE_CHECKING:
-    from tokenprune.cell import Cell
+    from tokenprune.cells.cell import Cell
     from tokenprune.sweep.messages import ExecutorEvent
 
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tokenprune.cell import Cell
+from tokenprune.cells.cell import Cell
 from tokenprune.sweep.executors.worker_pool import Worker, WorkerPool
 from tokenprune.sweep.messages import Assignment, WorkerMessage, message_from_json, message_to_json
 from tokenprune.sweep.store.atomic_io import append_line, make_folder, storage_error, write_text

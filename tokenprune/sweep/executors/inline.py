@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tokenprune.cells.events import CellProgress
 from tokenprune.evaluation.machine.devices import check_devices
 from tokenprune.evaluation.model_cache import ModelCache
-from tokenprune.events import CellProgress
 from tokenprune.plugins import Host
 from tokenprune.sweep.config.executor_options import ExecutorOptions
 from tokenprune.sweep.config.schema import SweepConfig

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from tokenprune.cell import Cell, Outcome, Phase
+from tokenprune.cells.cell import Cell, Outcome, Phase
+from tokenprune.cells.events import CellEvaluated, CellProgress, CellStarted
 from tokenprune.errors import PrerequisiteError
-from tokenprune.events import CellEvaluated, CellProgress, CellStarted
 from tokenprune.sweep.executors.worker_pool import WorkerPool
 from tokenprune.sweep.messages import (
     Assignment,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenprune.budget import Budget
-from tokenprune.cell import REFERENCE, Cell
+from tokenprune.cells.cell import REFERENCE, Cell
 from tokenprune.errors import ConfigError, TokenPruneError
 from tokenprune.evaluation.environment import version_of
 from tokenprune.plugins import Host

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenprune.cell import Cell
+from tokenprune.cells.cell import Cell
 from tokenprune.evaluation.environment import Installed, versions_here, versions_in
 from tokenprune.sweep.store.result_store import CellState, SweepStore
 

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from tokenprune.cell import Cell
+from tokenprune.cells.cell import Cell
 from tokenprune.errors import ConfigError
 from tokenprune.sweep.store import lock
 from tokenprune.sweep.store.atomic_io import (

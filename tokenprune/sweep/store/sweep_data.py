@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenprune.cell import Cell
+from tokenprune.cells.cell import Cell
 from tokenprune.sweep.store.result_store import CellState, Header, SweepStore
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tokenprune.cell import Cell
+from tokenprune.cells.cell import Cell
 from tokenprune.errors import ConfigError, TokenPruneError
 from tokenprune.evaluation.batches import prepare
 from tokenprune.evaluation.cost.efficiency import measure_cost

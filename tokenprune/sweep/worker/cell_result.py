@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenprune.cell import Cell
+from tokenprune.cells.cell import Cell
 from tokenprune.evaluation.batches import prepare, token_grids
 from tokenprune.evaluation.evaluate import Evaluation
 from tokenprune.evaluation.model_cache import ModelCache

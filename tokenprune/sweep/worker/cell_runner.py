@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from tokenprune.cell import Cell, Outcome
+from tokenprune.cells.cell import Cell, Outcome
+from tokenprune.cells.events import CellEvaluated, CellProgress
 from tokenprune.errors import BudgetError, IncompatibleError, TokenPruneError
 from tokenprune.evaluation.environment import Environment
 from tokenprune.evaluation.evaluate import Evaluation, batch_by_batch
 from tokenprune.evaluation.machine.devices import device_error, lost_device, ran_out_of_memory
 from tokenprune.evaluation.model_cache import ModelCache
 from tokenprune.evaluation.predictions import Predictions
-from tokenprune.events import CellEvaluated, CellProgress
 from tokenprune.metrics.distribution import FirstToken
 from tokenprune.sweep.messages import Assignment, CellFinished
 from tokenprune.sweep.store.atomic_io import StorageError, is_full, storage_error

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from tokenprune.cell import Cell
+from tokenprune.cells.cell import Cell
 from tokenprune.metrics.lens import Cut, KeptTokens
 from tokenprune.sweep.store.result_store import write_bytes
 from tokenprune.tasks.base import Sample

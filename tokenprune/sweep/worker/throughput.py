@@ -7,8 +7,8 @@ import time
 
 import psutil
 
-from tokenprune.cell import Cell
-from tokenprune.events import CellProgress
+from tokenprune.cells.cell import Cell
+from tokenprune.cells.events import CellProgress
 
 INTERVAL_S = 1.0
 """Seconds between two progress events; a cell whose samples are all evaluated gets one at once."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from tokenprune.events import CellProgress, CellStarted
+from tokenprune.cells.events import CellProgress, CellStarted
 from tokenprune.sweep.messages import Assignment, StorageFailed, WorkerMessage, WorkerReady
 from tokenprune.sweep.store.atomic_io import StorageError
 
