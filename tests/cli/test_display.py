@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console, ConsoleDimensions
 
 from tests.cli.commands import Commands
-from tests.sweep.plan.test_identity import CELL
+from tests.sweep.a_cell import CELL
 from tokenprune.cells.cell import Cell
 from tokenprune.cells.events import (
     CellEnded,

@@ -11,15 +11,10 @@ from transformers import masking_utils
 
 import tokenprune
 from tests.cli.commands import Commands
+from tests.cli.findings import findings
 from tokenprune.engine.patch.internals import INTERNALS
 from tokenprune.errors import ExitCode
 from tokenprune.families.supported import TESTED, is_tested
-
-
-def findings(run: Commands) -> tuple[int, dict[str, dict[str, str]]]:
-    ran = run("doctor", "--json")
-    assert ran.out, ran.err
-    return ran.code, {entry["subject"]: entry for entry in ran.json()["findings"]}
 
 
 def test_versions_devices_models_plugins_and_store_are_examined(run: Commands) -> None:

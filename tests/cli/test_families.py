@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import Commands, environment
-from tests.cli.test_doctor import findings
+from tests.cli.findings import findings
 from tokenprune.errors import ExitCode
 from tokenprune.families.catalogue import FAMILIES
 from tokenprune.site import SITE_KINDS

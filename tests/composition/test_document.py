@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.composition.test_composed import POINTS, build
+from tests.composition.points import POINTS, build
 from tokenprune import load_host
 from tokenprune.sweep import load_config
 from tokenprune.sweep.config.yaml_source import read_yaml

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.composition.test_composed import HOST, IDS, POINTS, build
+from tests.composition.points import HOST, IDS, POINTS, build
 from tokenprune.checkpoints import LoadedModel, load_model
 from tokenprune.engine import pruned
 from tokenprune.evaluation.batches import prepare

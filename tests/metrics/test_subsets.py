@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from tests.metrics.test_lens import VISUAL, B, D, G, H, captured, cut, output_by_hand
+from tests.metrics.by_hand import VISUAL, B, D, G, H, captured, cut, output_by_hand
 from tokenprune.metrics.lens import Cut, KeptTokens
 from tokenprune.metrics.subsets import SubsetLens
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tasks.test_questions import solve
+from tests.tasks.solving import solve
 from tokenprune.tasks.base import Task
 from tokenprune.tasks.scenes.generator import SIZE, SceneObject
 from tokenprune.tasks.scenes.task import ScenesTask, describe

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.engine.models import batch, prompt, random_llava
-from tests.engine.views.test_view import ask
+from tests.engine.views.asking import ask
 from tokenprune.dual import tiling
 from tokenprune.pruner import View
 from tokenprune.testing import RecordedView, random_recording

@@ -13,7 +13,7 @@ import torch
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 from tests.engine.pruners import Alternating, ByContent, Reaching
-from tests.families.prompts.test_shorter_prompt import PLAIN, EvenlySpaced
+from tests.families.evenly import PLAIN, EvenlySpaced
 from tests.families.proving import BOTH, Zoo, chosen, close, everyone, said, samples
 from tests.families.zoo import Sample
 from tokenprune.budget import Budget

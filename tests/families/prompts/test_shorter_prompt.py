@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
+from tests.families.evenly import PLAIN, EvenlySpaced
 from tests.families.zoo import FAMILIES, Built
 from tokenprune.budget import Budget
 from tokenprune.engine import pruned
 from tokenprune.engine.short_prompt import shorter_prompt
 from tokenprune.engine.timestamps import timestamps_of
 from tokenprune.families.lookup import parts_of
-from tokenprune.pruner import Decision, OneCut, State, Stop, View, pruner
-from tokenprune.registry import Axes, Source
 
 REFUSED = ("qwen3_5", "lfm2_vl", "mllama")
-#: Positions in one dimension, layers that see everything, pictures whose units have one size.
-PLAIN = ("fast_vlm", "idefics3", "internvl", "llava", "mistral3", "ovis2", "paligemma", "perception_lm", "vipllava")
 NEW = 3
 
 Zoo = Callable[[str], Built]
-
-
-@pruner("evenly-spaced", summary="the same choice", source=Source("test"), axes=Axes(site="input"))
-@dataclass(frozen=True)
-class EvenlySpaced(OneCut):
-    def decide(self, view: View, stop: Stop, state: State) -> Decision:
-        kept = torch.arange(view.keep) * view.tokens // view.keep
-        return Decision.keep(kept.expand(view.units, -1))
 
 
 def generate(model: Any, inputs: Any) -> Any:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.sweep.a_cell import CELL
 from tests.sweep.fixtures import Workshop
-from tests.sweep.plan.test_identity import CELL
 from tokenprune import hookimpl
 from tokenprune.cells.cell import Cell
 from tokenprune.cells.events import CellEnded, CellProgress, CellStarted

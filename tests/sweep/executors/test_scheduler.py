@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweep.plan.test_identity import CELL
+from tests.sweep.a_cell import CELL
 from tokenprune.cells.cell import Cell, Outcome, Phase
 from tokenprune.cells.events import CellEvaluated, CellProgress, CellStarted
 from tokenprune.errors import PrerequisiteError

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.sweep.a_cell import CELL
 from tests.sweep.fixtures import TOY, Workshop
-from tests.sweep.plan.test_identity import CELL
 from tokenprune.cells.events import SweepStarted
 from tokenprune.errors import ConfigError
 from tokenprune.sweep import SweepOutcome, run_sweep

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
@@ -23,8 +22,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.sweep.a_cell import CELL
 from tests.sweep.fixtures import Workshop
-from tests.sweep.plan.test_identity import CELL
+from tests.sweep.privileges import without_privileges
 from tokenprune.cells.events import CellEnded, CellStarted
 from tokenprune.errors import ConfigError
 from tokenprune.metrics.distribution import FirstToken
@@ -75,7 +75,7 @@ def test_a_result_that_is_torn_at_any_byte_counts_as_none(store: SweepStore) -> 
 
 WRITER = """
 import sys
-from tests.sweep.plan.test_identity import CELL
+from tests.sweep.a_cell import CELL
 from tokenprune.sweep.store.result_store import SweepStore
 store = SweepStore(sys.argv[1])
 number = 0
@@ -215,13 +215,6 @@ try:
 except TokenPruneError as error:
     print(type(error).__name__, error.message)
 """
-
-
-def without_privileges() -> None:
-    """Take from a superuser's process, before it starts, the right to write where it may not."""
-    if os.geteuid() == 0:
-        drop_from_bounding_set, override_permissions = 24, 1
-        assert ctypes.CDLL(None).prctl(drop_from_bounding_set, override_permissions, 0, 0, 0) == 0
 
 
 def test_a_read_only_folder_can_be_read_and_is_refused(store: SweepStore) -> None:

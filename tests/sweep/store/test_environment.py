@@ -15,6 +15,7 @@ import torch
 import tokenprune
 from tests.cli.commands import Commands
 from tests.sweep.fixtures import FinishedSweep, Workshop
+from tests.sweep.versions import upgrade
 from tokenprune.cells.events import CellStarted
 from tokenprune.evaluation.environment import PACKAGES, Installed, facts_of, version_of
 from tokenprune.report import html_page, leaderboard, markdown_report
@@ -29,15 +30,6 @@ SMALL: dict[str, Any] = {"pruners": ["first"], "budgets": [4], "efficiency": Fal
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Commands:
     monkeypatch.setenv("COLUMNS", "300")
     return Commands(capsys)
-
-
-def upgrade(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
-    """From now on, other versions are installed."""
-
-    def version(name: str) -> str:
-        return versions.get(name) or version_of(name)
-
-    monkeypatch.setattr("tokenprune.evaluation.environment.version_of", version)
 
 
 def results(directory: Path) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.sweep.fixtures import Workshop
-from tests.sweep.store.test_environment import upgrade
+from tests.sweep.versions import upgrade
 from tokenprune.checkpoints import LoadedModel
 from tokenprune.errors import ConfigError, IncompatibleError
 from tokenprune.evaluation.environment import Installed

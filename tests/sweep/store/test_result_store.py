@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweep.plan.test_identity import CELL
+from tests.sweep.a_cell import CELL
 from tokenprune.errors import ConfigError
 from tokenprune.sweep.store.result_store import SweepStore, read_jsonl, write_json, write_jsonl
 

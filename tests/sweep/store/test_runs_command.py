@@ -16,7 +16,7 @@ import pytest
 
 from tests.cli.commands import Commands, Ran, environment
 from tests.sweep.fixtures import FinishedSweep, Workshop
-from tests.sweep.store.test_crash import without_privileges
+from tests.sweep.privileges import without_privileges
 from tokenprune.sweep import SweepStore, run_sweep
 
 

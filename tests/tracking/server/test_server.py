@@ -166,7 +166,7 @@ def test_the_note_fits_however_many_views_there_are() -> None:
 
 
 def test_view_tags_fit_and_are_those_of_the_sweep(finished: FinishedSweep) -> None:
-    from tests.tracking.test_subsets import plan
+    from tests.tracking.plans import plan
 
     subsets = subsets_of(plan(40, 4, 2, 1, 1))
     families = [f"family {place}" for place in range(60)]
