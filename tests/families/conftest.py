@@ -15,6 +15,8 @@ from tests.families.proving import REPRESENTATIVES
 from tests.families.zoo import FAMILIES, Built, Sample
 
 HERE = Path(__file__).parent
+OF_ALL = ("test_proofs.py", "test_encoder_views.py")
+"""Files whose tests are fast tests for every family; those in `descriptions/` are, too."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             name = getattr(family, "name", family)
             if name in FAMILIES:
                 item.add_marker(pytest.mark.xdist_group(f"family {name}"))
-                of_all = item.path.name == "test_proofs.py" or item.path.parent == HERE / "descriptions"
+                of_all = item.path.name in OF_ALL or item.path.parent == HERE / "descriptions"
                 if not of_all and name not in REPRESENTATIVES:
                     item.add_marker(pytest.mark.thorough)
 

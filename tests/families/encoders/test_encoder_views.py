@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.families.described import REFUSED, Zoo, description, parts
+from tests.families.proving import one_of_each_kind
 from tests.families.zoo import FAMILIES, Built, Sample
 from tokenprune import dual
 from tokenprune.engine import pruned
@@ -264,7 +265,7 @@ def test_keys_and_features_are_those_of_the_stock_encoder(zoo: Zoo, name: str) -
         assert unit.keys.isfinite().all()
 
 
-@looked
+@one_of_each_kind(LOOKED)
 def test_a_batch_shows_what_its_samples_show(zoo: Zoo, name: str) -> None:
     built = zoo(name)
     for batch in batches(built):
@@ -278,7 +279,7 @@ def test_a_batch_shows_what_its_samples_show(zoo: Zoo, name: str) -> None:
             torch.testing.assert_close(one.features, other.features, atol=1e-4, rtol=1e-3)
 
 
-@looked
+@one_of_each_kind(LOOKED)
 def test_an_image_changes_its_own_units_only(zoo: Zoo, name: str) -> None:
     built = zoo(name)
     inputs = built.inputs(Sample(images=2))
@@ -299,7 +300,7 @@ def test_an_image_changes_its_own_units_only(zoo: Zoo, name: str) -> None:
     assert moved == own
 
 
-@looked
+@one_of_each_kind(LOOKED)
 def test_generate_sees_the_same(zoo: Zoo, name: str) -> None:
     built = zoo(name)
     inputs = built.inputs(*samples(built))

@@ -61,6 +61,29 @@ class ToyTask:
         return f"toy-{self._size}-{self._side}-{self._bad}"
 
 
+#: Height and width of the pictures of each sample of `odd`.
+ODD = (
+    ((40, 56),),
+    ((64, 32), (48, 48)),
+    ((30, 90),),
+    ((33, 65), (90, 30), (40, 56)),
+    ((120, 37),),
+    ((48, 48), (64, 32)),
+)
+
+
+class OddTask(ToyTask):
+    """Questions about one picture or several, of sizes that no two share."""
+
+    name = "odd"
+
+    def __getitem__(self, index: int) -> Sample:
+        random = np.random.default_rng(index)
+        shapes = ODD[index % len(ODD)]
+        pixels = [random.integers(0, 255, (*shape, 3), dtype=np.uint8) for shape in shapes]
+        return Sample(f"odd/{index}", tuple(map(Image.fromarray, pixels)), "what is red", "a", FAMILIES[index % 2])
+
+
 @pruner("exploding", summary="raises", source=SOURCE, axes=Axes(site="input"))
 @dataclass(frozen=True)
 class Exploding(OneCut):
@@ -157,6 +180,15 @@ def register_tasks(register):
             version="1",
             families=FAMILIES,
             defaults={"size": 20, "side": 32, "bad": -1},
+        )
+    )
+    register(
+        TaskSpec(
+            name="odd",
+            target="tokenprune_toy:OddTask",
+            summary="several pictures of odd sizes",
+            version="1",
+            families=FAMILIES,
         )
     )
 

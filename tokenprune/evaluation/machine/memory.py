@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 MIB = 1024.0 * 1024.0
+QUIET_PROFILER = ("KINETO_LOG_LEVEL", "6")
+"""The profiler writes its stages, and that there is no GPU, past Python to stderr, in the middle of a live display."""
 
 
 def peak_memory(device: torch.device, run: Callable[[], Any]) -> tuple[int, Any]:
@@ -25,6 +28,7 @@ def peak_memory(device: torch.device, run: Callable[[], Any]) -> tuple[int, Any]
         return torch.cuda.max_memory_allocated(device) - held, made
     from torch.profiler import ProfilerActivity, profile
 
+    os.environ.setdefault(*QUIET_PROFILER)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         made = run()
     events = [

@@ -277,7 +277,10 @@ class CellRunner:
         if reference is None:
             return None
         found = self._store.awaited(reference, lambda: self._store.settled(reference) or self._store.error(reference))
-        if not (found or {}).get("quality"):
+        found = found or {}
+        if found.get("outcome") == "refused":  # what this model cannot do unpruned, it cannot do pruned
+            raise IncompatibleError(str(found.get("message")), hint=str(found.get("hint")))
+        if not found.get("quality"):
             raise TokenPruneError(
                 f"the unpruned cell `{reference}` has no result, so there is nothing to compare with",
                 hint="mend what made it fail, then continue with failed cells retried",
