@@ -31,7 +31,10 @@ NO_FLEX = ("glm4v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 NO_FLASH = ("llama4",)
 FLEXIBLE = [name for name in PRUNED if name not in NO_FLEX]
 flexible = pytest.mark.parametrize("name", FLEXIBLE)
-flexible_ones = pytest.mark.parametrize("name", FLEXIBLE)
+#: Each compiles for seconds.
+flexible_ones = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "llava" else pytest.mark.thorough) for name in FLEXIBLE]
+)
 in_dense_form = pytest.mark.usefixtures("dense_flex")
 #: Means of runs of neighbours with their log sizes, where all visual planes have been added.
 MERGES = Averaging(("layer:3",), weighted=True, reverse=False, ratios=(0.25,))

@@ -36,7 +36,7 @@ NO_BEAMS = ("llama4",)
 ONE_LENGTH = ("internvl", "llava_next_video", "llava_onevision", "perception_lm", "video_llava")
 
 
-@everyone
+@one_of_each_kind()
 @everywhere_in_turn
 def test_keep_all_is_bit_identical(zoo: Zoo, name: str, sites: tuple[str, ...]) -> None:
     built = zoo(name)
@@ -70,7 +70,7 @@ def test_pruned_equals_masked(zoo: Zoo, name: str, sites: tuple[str, ...], kind:
     assert_equal_to_masked(built, built.inputs(*samples(built)), chosen(sites, kind), count=DECODED)
 
 
-@everyone
+@one_of_each_kind()
 @at_every_site
 def test_pruned_equals_masked_with_compact_positions(zoo: Zoo, name: str, sites: tuple[str, ...]) -> None:
     built = zoo(name)
@@ -125,7 +125,7 @@ def test_the_stock_model_fails_with_beams(zoo: Zoo, name: str) -> None:
             said(built, built.inputs(*many), 4, num_beams=3)
 
 
-@everyone
+@one_of_each_kind()
 def test_batch_equals_singles(zoo: Zoo, name: str) -> None:
     built = zoo(name)
     many = samples(built)

@@ -99,7 +99,7 @@ def test_the_references_of_a_calibration_are_the_masses_of_the_unpruned_model(ca
     ("account", "tokens"),
     [
         ("average", 6),
-        ("kept", 3),
+        pytest.param("kept", 3, marks=pytest.mark.thorough),
         pytest.param("average", 10, marks=pytest.mark.thorough),
         pytest.param("kept", 8, marks=pytest.mark.thorough),
     ],

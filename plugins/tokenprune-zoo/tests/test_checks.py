@@ -44,7 +44,7 @@ def cases() -> Iterator[Any]:
             for check in RECORDED:
                 if options.get("published") and (name, check.name) in PUBLISHED_BREAKS:
                     continue
-                quick = not options or check.name in QUICK
+                quick = check.name in QUICK if options or (check.name == "video" and name not in VIDEO) else True
                 said = ",".join(f"{key}={value}" for key, value in options.items())
                 marks = () if quick else pytest.mark.thorough
                 yield pytest.param(name, options, check, id=f"{name}-{said}-{check}", marks=marks)
@@ -85,6 +85,7 @@ def test_counts_and_batches_at_many_numbers_of_tokens(name: str, check: Check) -
     assert result.status in ("ok", "skipped"), result.line()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", VIDEO)
 def test_videos_at_many_numbers_of_tokens(name: str) -> None:
     (check,) = (check for check in RECORDED if check.name == "video")

@@ -76,6 +76,7 @@ def test_any_order_of_pruners_answers_alike(model: Any, names: list[str]) -> Non
         equal(said(model, name, memo), said(model, name, None))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", sorted(PRUNERS))
 def test_each_pruner_after_all_others(model: Any, name: str) -> None:
     memo = PrefillMemo()

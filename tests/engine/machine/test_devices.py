@@ -116,7 +116,15 @@ def within_the_tower(model: Any) -> Sequence[nn.Module]:
 
 
 @pickers
-@pytest.mark.parametrize("second", [layers_and_tower, first_layers, whole_text, within_the_tower])
+@pytest.mark.parametrize(
+    "second",
+    [
+        layers_and_tower,
+        pytest.param(first_layers, marks=pytest.mark.thorough),
+        pytest.param(whole_text, marks=pytest.mark.thorough),
+        within_the_tower,
+    ],
+)
 @pytest.mark.parametrize("positions", ["keep", pytest.param("compact", marks=pytest.mark.slow)])
 def test_devices_never_mix(picker: Any, second: Callable[[Any], Sequence[nn.Module]], positions: str) -> None:
     model = stock("eager")

@@ -48,7 +48,11 @@ def inline(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Swee
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("executor", "options"),
-    [pytest.param("local", {"workers": "2"}, id="local"), *ON_THIS_MACHINE],
+    [
+        pytest.param("local", {"workers": "2"}, id="local"),
+        pytest.param("ray", {"actors": "1"}, id="one-actor"),
+        *ON_THIS_MACHINE,
+    ],
 )
 def test_the_same_as_here(
     workshop: Workshop, inline: SweepOutcome, tmp_path: Path, executor: str, options: dict[str, str]

@@ -59,9 +59,9 @@ def _read(path: Path) -> Any:
 def test_together_is_as_alone(run: Callable[..., SweepOutcome], task: dict[str, Any]) -> None:
     many = [*PRUNERS, "iwp", "fastv", "visionzip", "divprune"]
     tasks = [{"name": "toy", "options": task}]
-    alone, together = (outcomes(run(share, pruners=many, tasks=tasks, seeds=[0, 1]).directory) for share in (1, 12))
+    alone, together = (outcomes(run(share, pruners=many, tasks=tasks).directory) for share in (1, 12))
     assert any(each["error"] for each in alone.values())
-    assert sum(1 for each in alone.values() if each["result"]) > 12
+    assert sum(1 for each in alone.values() if each["result"]) > 6
     assert together == alone
 
 
