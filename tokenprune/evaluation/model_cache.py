@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 
 from tokenprune.cells.cell import Cell
 from tokenprune.checkpoints import LoadedModel, load_model
-from tokenprune.engine import capture_prefill
-from tokenprune.evaluation.batches import Batches, prepare
+from tokenprune.engine import CapturedLayer, capture_prefill
+from tokenprune.evaluation.batches import Batch, Batches, prepare
 from tokenprune.evaluation.environment import Environment, Installed, environment_of
 from tokenprune.evaluation.generation import Pruning
-from tokenprune.evaluation.machine.devices import device_of
+from tokenprune.evaluation.machine.devices import device_of, lost_device, ran_out_of_memory
 from tokenprune.evaluation.planned import PlanChangedError, check_model, check_pruner, check_task, planned_model
 from tokenprune.plugins import Host
 from tokenprune.pruner import PositionPolicy, Pruner
 from tokenprune.tasks.base import Task
 
 Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Captures:
+    """Captured projections of some samples.
+
+    Args:
+        indices: The samples.
+        layers: All decoder layers; their batch holds these samples.
+    """
+
+    indices: tuple[int, ...]
+    layers: Sequence[CapturedLayer]
 
 
 class ModelCache:
@@ -39,7 +54,7 @@ class ModelCache:
         self._changed: dict[Key, PlanChangedError] = {}
         self._tasks: dict[Key, Task] = {}
         self._batches: dict[Key, Batches] = {}
-        self._captures: dict[Key, list[Any]] = {}
+        self._captures: dict[Key, Captures] = {}
         self._installed = Installed()
 
     def model(self, cell: Cell) -> LoadedModel:
@@ -116,16 +131,37 @@ class ModelCache:
             self._batches[key] = Batches(loaded, task, count=cell.samples, size=size)
         return self._batches[key]
 
-    def captures(self, cell: Cell) -> list[Any]:
-        """Unpruned queries, keys and values of all layers for the samples of the lens, captured once."""
-        loaded, task = self.model(cell), self.task(cell)
+    def captures(self, cell: Cell) -> Captures:
+        """Unpruned queries, keys and values of all layers for the samples of the lens, captured once.
+
+        These are the first samples that the processor takes in one batch; most processors take all.
+        """
+        loaded = self.model(cell)
         count = min(int(cell.lens["samples"]), cell.samples)
         key = (cell.model_digest, cell.dtype, cell.task_key, count)
         if key not in self._captures:
-            inputs = prepare(loaded, task, range(count)).inputs
             self._captures.clear()
-            self._captures[key] = capture_prefill(loaded.model, inputs, range(loaded.facts.num_layers))
+            batch = self._batch_of(cell, range(count))
+            layers = capture_prefill(loaded.model, batch.inputs, range(loaded.facts.num_layers)) if batch else []
+            self._captures[key] = Captures(batch.indices if batch else (), layers)
         return self._captures[key]
+
+    def _batch_of(self, cell: Cell, indices: Sequence[int]) -> Batch | None:
+        """The samples in one batch, without those that cannot be prepared beside the ones before them."""
+        batch = self._prepared(cell, indices)
+        if batch is None:
+            for index in indices:
+                before = batch.indices if batch else ()
+                batch = self._prepared(cell, (*before, index)) or batch
+        return batch
+
+    def _prepared(self, cell: Cell, indices: Sequence[int]) -> Batch | None:
+        try:
+            return prepare(self.model(cell), self.task(cell), indices)
+        except Exception as error:
+            if ran_out_of_memory(error) or lost_device(error):
+                raise
+            return None  # its samples count as wrong, and say why
 
     def environment(self, cell: Cell) -> Environment:
         """What a cell is run with here; without the family's plugin as long as the model is not loaded."""

@@ -17,6 +17,8 @@ from tokenprune.sweep import SweepStore
 
 #: Nested pictures, tiles, and pictures of any aspect. The others are thorough.
 FAST = ("gemma3", "llava_onevision", "qwen2_5_vl")
+#: Samples of `odd` that the stock processor takes, where it does not take all: pictures with unequal numbers of tiles.
+TAKES = {"perception_lm": 3}
 SIZES = ((40, 56), (120, 37), (30, 90))
 PRUNERS = ("none", "random", "iwp", "fastv", "divprune")
 
@@ -90,8 +92,8 @@ def test_a_saved_model_is_swept_and_explained(
     outcomes = {cell.pruner: store.error(cell.id) for cell in store.plan()}
     assert (code, outcomes) == (0, dict.fromkeys(PRUNERS))
     for cell in store.plan():
-        rows = store.samples(cell.id)
-        assert [row["error"] for row in rows] == [None] * 6
+        rows = [row for row in store.samples(cell.id) if not row["error"]]
+        assert len(rows) == TAKES.get(name, 6)
         kept = [(row["original_tokens"], row["final_tokens"]) for row in rows]
         assert all(final == original if cell.pruner == "none" else final < original for original, final in kept)
     for picture in pictures:

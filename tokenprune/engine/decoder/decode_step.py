@@ -6,7 +6,7 @@ later step may choose them. So these stops save no memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -108,12 +108,12 @@ def visible_columns(
     layer: int,
     layer_input: DecoderInput,
     columns: KeyColumns,
-    embeddings: Any,
+    call: Mapping[str, Any],
 ) -> KeyColumns:
     """The key columns that the new token attends to in a layer."""
     for stop in state.decode:
         if layer == stop.site.layer - 1:
-            decoder_pass.attention_inputs[layer] = (layer_input.hidden, embeddings)
+            decoder_pass.attention_inputs[layer] = (layer_input.hidden, call)
         elif layer == stop.site.layer:
             decoder_pass.hidden_tokens = _hidden(session, decoder_pass, state, stop)
     if decoder_pass.hidden_tokens is None:
@@ -171,8 +171,8 @@ def _hidden(session: Session, decoder_pass: DecoderPass, state: CacheState, stop
 
 def _attention(session: Session, decoder_pass: DecoderPass, layer: int, columns: KeyColumns) -> Tensor:
     """Attention (B, H, 1, T) of the new token over the key columns of a layer that has just run."""
-    hidden, embeddings = decoder_pass.attention_inputs[layer]
-    found = project(session.parts.layers[layer], hidden, position_embeddings=embeddings)
+    hidden, call = decoder_pass.attention_inputs[layer]
+    found = project(session.parts.layers[layer], hidden, **call)
     keys = decoder_pass.cache.layers[layer].keys.float()
     batch, heads, _, width = found.queries.shape
     grouped = found.queries.float().reshape(batch, keys.shape[1], -1, width) * found.scaling

@@ -36,7 +36,7 @@ class DecoderPass:
         layer_rows: By layer, the rows in its cache; pruning the caches of earlier layers changes them.
         position_rows: By layer, the rows among which positions without gaps were counted for its keys.
         columns: By layer, its key columns after this pass.
-        attention_inputs: By layer, the states and position embeddings that entered it, for stops at decoding steps.
+        attention_inputs: By layer, the states and other arguments that entered it, for stops at decoding steps.
         hidden_tokens: By sample, numbers of the visual tokens that are hidden in this decoding step.
         masked_columns: By the id of key columns, the same columns with hidden tokens marked as padding.
     """
@@ -57,7 +57,7 @@ class DecoderPass:
     position_rows: list[Rows] = field(default_factory=list)
     columns: list[KeyColumns] = field(default_factory=list)
     masks: dict[tuple[int, Any], tuple[Any, KeyColumns, Any]] = field(default_factory=dict)
-    attention_inputs: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
+    attention_inputs: dict[int, tuple[Tensor, Mapping[str, Any]]] = field(default_factory=dict)
     hidden_tokens: list[Tensor] | None = None
     masked_columns: dict[int, tuple[KeyColumns, KeyColumns]] = field(default_factory=dict)
     _unpruned: KeyColumns | None = None

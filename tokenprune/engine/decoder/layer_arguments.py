@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,9 +36,12 @@ def first_sample(embeddings: Any) -> Any:
 
 
 def other_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a layer other than states, mask, positions and cache; dicts are copied."""
+    """Arguments of a layer other than states, mask, positions and cache.
+
+    Mappings are copied: layers that share keys write them into one, and a look at a layer must not change it.
+    """
     return {
-        name: copy.copy(value) if isinstance(value, dict) else value
+        name: copy.copy(value) if isinstance(value, MutableMapping) else value
         for name, value in arguments.items()
         if name not in _OWN
     }

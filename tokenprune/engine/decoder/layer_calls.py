@@ -10,7 +10,7 @@ from tokenprune.engine.cache.caches import KeyColumns
 from tokenprune.engine.decoder.cut import DecoderInput
 from tokenprune.engine.decoder.decode_step import visible_columns
 from tokenprune.engine.decoder.decoder_pass import DecoderPass
-from tokenprune.engine.decoder.layer_arguments import RotaryCalls, shorten_arguments
+from tokenprune.engine.decoder.layer_arguments import RotaryCalls, other_arguments, shorten_arguments
 from tokenprune.engine.decoder.masks import build_mask, is_whole, shorten_mask, window_of
 from tokenprune.errors import IncompatibleError
 
@@ -56,7 +56,8 @@ class LayerCalls:
             embeddings = decoder_pass.embeddings(layer_input, given)
         state = decoder_pass.past
         if state is not None and state.decode and decoder_pass.length == 1:
-            columns = visible_columns(self._session, decoder_pass, state, layer, layer_input, columns, embeddings)
+            call = {**other_arguments(kwargs), "position_embeddings": embeddings}
+            columns = visible_columns(self._session, decoder_pass, state, layer, layer_input, columns, call)
         changed = {
             **kwargs,
             "attention_mask": self._mask(decoder_pass, layer, layer_input, columns, kwargs.get("attention_mask")),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokenprune.engine.patch.attention_probe import project, without_rotation
+from tokenprune.engine.decoder.layer_arguments import other_arguments
+from tokenprune.engine.patch.attention_probe import Projections, project, without_rotation
 from tokenprune.engine.state.prefill import open_prefill
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.lookup import parts_of
@@ -60,17 +61,18 @@ def capture_prefill(model: nn.Module, inputs: Mapping[str, Any], layers: Sequenc
     if found is None:
         raise IncompatibleError("the batch holds no images", hint="capture a batch made by the processor")
     input_ids, valid, spans = found
-    seen: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
+    seen: dict[int, tuple[Tensor, Mapping[str, Any]]] = {}
 
     def remember(index: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             del module
-            seen[index] = (args[0] if args else kwargs["hidden_states"], kwargs["position_embeddings"])
+            call = {**other_arguments(kwargs), "position_embeddings": kwargs["position_embeddings"]}
+            seen[index] = (args[0] if args else kwargs["hidden_states"], call)
 
         return hook
 
     with contextlib.ExitStack() as undo:
-        for index in wanted:
+        for index in {*wanted, *(parts.kv_sources[index] for index in wanted)}:
             layer = parts.layers[index]
             undo.callback(layer.register_forward_pre_hook(remember(index), with_kwargs=True).remove)
         model(**inputs, use_cache=False)
@@ -82,11 +84,20 @@ def capture_prefill(model: nn.Module, inputs: Mapping[str, Any], layers: Sequenc
     for sample, slots in enumerate(visual):
         after = torch.arange(input_ids.shape[1], device=input_ids.device) > (int(slots.max()) if len(slots) else -1)
         text.append((after & valid[sample]).nonzero()[:, 0])
+
+    def projected(index: int, *, rope: bool) -> Projections:
+        hidden, call = seen[index]
+        embeddings = call["position_embeddings"]
+        call = {**call, "position_embeddings": embeddings if rope else without_rotation(embeddings)}
+        found, source = project(parts.layers[index], hidden, **call), parts.kv_sources[index]
+        if source == index:
+            return found
+        theirs = projected(source, rope=rope)
+        return replace(found, keys=theirs.keys, values=theirs.values)
+
     captured = []
     for index in wanted:
-        hidden, embeddings = seen[index]
-        rotated = project(parts.layers[index], hidden, position_embeddings=embeddings)
-        plain = project(parts.layers[index], hidden, position_embeddings=without_rotation(embeddings))
+        rotated, plain = projected(index, rope=True), projected(index, rope=False)
         captured.append(
             CapturedLayer(
                 layer=index,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -85,8 +86,21 @@ class SiteContext:
         if key not in self._projections:
             embeddings = snapshot.position_embeddings if rope else without_rotation(snapshot.position_embeddings)
             given = {**snapshot.call, "position_embeddings": embeddings}
-            self._projections[key] = self._project("decoder", index, rope, snapshot.hidden, given)
+            found = self._project("decoder", index, rope, snapshot.hidden, given)
+            source = self.prefill.parts.kv_sources[index]
+            self._projections[key] = found if source == index else self._with_keys_of(source, found, snapshot, rope)
         return self._projections[key], snapshot
+
+    def _with_keys_of(self, source: int, found: Projections, snapshot: LayerSnapshot, rope: bool) -> Projections:
+        """Projections of a layer that reads the keys and values of an earlier one: those of the rows still there."""
+        theirs, ran = self.projections(source, rope=rope)
+        row = ran.rows.inverse.gather(1, snapshot.rows.slots.clamp(min=0)).clamp(min=0)
+
+        def present(heads: Tensor) -> Tensor:
+            index = row.to(heads.device)[:, None, :, None].expand(-1, heads.shape[1], -1, heads.shape[3])
+            return heads.gather(2, index)
+
+        return replace(found, keys=present(theirs.keys), values=present(theirs.values))
 
     def tower(self) -> TowerParts:
         """The parts of the vision side.

@@ -40,8 +40,8 @@ def save_predictions(
     against = _compare(store, cell, predictions, evaluation.reference)
     lens = None
     if cell.lens:
-        count, kept = min(int(cell.lens["samples"]), cell.samples), predictions.kept
-        lens = lens_errors(cache.captures(cell), [kept.get(index) for index in range(count)])
+        captured = cache.captures(cell)
+        lens = lens_errors(captured.layers, [predictions.kept.get(index) for index in captured.indices])
     if cell.reference is None:
         store.write_first_token(cell, predictions.first_token())
     store.write_samples(cell, predictions.rows)
@@ -77,7 +77,7 @@ def _overlays(store: SweepStore, cache: ModelCache, cell: Cell, predictions: Pre
     if not drawn:
         return {"samples": []}
     loaded = cache.model(cell)
-    batch = prepare(loaded, cache.task(cell), sorted(drawn))
-    samples = dict(zip(batch.indices, batch.samples, strict=True))
-    grids = dict(zip(batch.indices, token_grids(loaded, batch), strict=True))
+    batches = {index: prepare(loaded, cache.task(cell), [index]) for index in sorted(drawn)}
+    samples = {index: batch.samples[0] for index, batch in batches.items()}
+    grids = {index: token_grids(loaded, batch)[0] for index, batch in batches.items()}
     return save_overlays(store.directory, cell, samples, grids, drawn, predictions.rows)

@@ -211,8 +211,6 @@ class CellRunner:
         self._cache.model(cell)
         running.environment = self._cache.environment(cell)
         batches = self._cache.batches(cell, running.assignment.batch_size)
-        if cell.lens:  # if the lens lacks a sample, fail now and not after the evaluation
-            batches.prepare(range(min(int(cell.lens["samples"]), cell.samples)))
         keep = max(self._overlays, int(cell.lens.get("samples", 0)))
         running.evaluation = Evaluation(
             self._cache.pruning(cell),
