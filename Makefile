@@ -37,9 +37,9 @@ $(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	$(PIP) install -c constraints.txt --build-constraint constraints.txt --group dev -e . $(addprefix -e ,$(PLUGINS))
 	@touch $@
 
-test: lint unit ## Lint, types, layers, generated tables, then the fast tests (8 minutes on two cores)
+test: lint unit ## Lint, types, layers, generated tables, then the fast tests (7 to 11 minutes on two cores)
 
-test-all: lint $(STAMP) ## As `test`, with the thorough tests too (25 minutes)
+test-all: lint $(STAMP) ## As `test`, with the thorough tests too (25 to 35 minutes)
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 unit: $(STAMP) ## Only the fast tests (PYTEST_ARGS="tests/cli -n 0")

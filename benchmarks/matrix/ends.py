@@ -87,7 +87,7 @@ def tested(python: Path, jobs: int) -> Counter[str]:
     return Counter(passed=passed, failed=failed, skipped=counts["skipped"])
 
 
-def ran(release: str, jobs: int) -> End:
+def ran(release: str, jobs: int, commit: str) -> End:
     """Everything at one end."""
     python = environment(release)
     installed = subprocess.run(
@@ -114,9 +114,6 @@ def ran(release: str, jobs: int) -> End:
     )
     matrix = Counter(entry.outcome for entry in entries)
     tests = tested(python, jobs)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
     return End(
         transformers=release,
         torch=metadata.version("torch"),
@@ -152,12 +149,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--build", action="store_true", help="only make the environments")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     options = parser.parse_args(words)
+    describe = ["git", "describe", "--always", "--dirty"]  # now: what is recorded below makes the tree dirty
+    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     bad = 0
     for release in [options.end] if options.end else dict.fromkeys(TESTED):
         if options.build:
             environment(release)
             continue
-        end = ran(release, options.jobs)
+        end = ran(release, options.jobs, commit)
         keep(end)
         bad += end.failed + end.tests_failed + end.unlike_recorded
         print(json.dumps(asdict(end)))
