@@ -28,7 +28,6 @@ from tokenprune.engine.decoder.deepstack import add_deepstack
 from tokenprune.engine.decoder.layer_arguments import (
     first_rows,
     first_sample,
-    other_arguments,
     replace_hidden,
     shorten_arguments,
 )
@@ -36,6 +35,7 @@ from tokenprune.engine.decoder.layer_calls import LayerCalls
 from tokenprune.engine.decoder.masks import is_whole
 from tokenprune.engine.decoder.records import record_of
 from tokenprune.engine.decoder.retroactive_kv import prune_past_kv
+from tokenprune.engine.patch.attention_probe import other_arguments
 from tokenprune.engine.patch.split_layer import ForwardSwitch, SplitLayer
 from tokenprune.engine.state.prefill import LayerSnapshot, Prefill, RowUpdate, rebase
 from tokenprune.engine.state.rows import Rows, gather_embeddings, spread_rows

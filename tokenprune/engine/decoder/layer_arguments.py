@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from tokenprune.engine.patch.attention_probe import OWN
 from tokenprune.engine.state.rows import gather_embeddings
 from tokenprune.errors import IncompatibleError
-from tokenprune.families.supported import CACHE_NAMES
-
-#: Arguments that the engine sets itself.
-_OWN = ("hidden_states", "attention_mask", "position_embeddings", "position_ids", *CACHE_NAMES)
 
 
 def shorten_arguments(arguments: Mapping[str, Any], length: int, index: Tensor) -> dict[str, Any]:
     """Arguments in which every tensor along the sequence, (B or 1, S, ...), has the rows `index` (B, S') only."""
     return {
-        name: gather_embeddings(value, index) if name not in _OWN and _along(value, length) else value
+        name: gather_embeddings(value, index) if name not in OWN and _along(value, length) else value
         for name, value in arguments.items()
     }
 
@@ -33,18 +29,6 @@ def first_rows(arguments: Mapping[str, Any], length: int, count: int) -> dict[st
 def first_sample(embeddings: Any) -> Any:
     """Position embeddings of the first sample: a tensor (B or 1, S, ...) or a tuple of such."""
     return tuple(part[:1] for part in embeddings) if isinstance(embeddings, tuple) else embeddings[:1]
-
-
-def other_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a layer other than states, mask, positions and cache.
-
-    Mappings are copied: layers that share keys write them into one, and a look at a layer must not change it.
-    """
-    return {
-        name: copy.copy(value) if isinstance(value, MutableMapping) else value
-        for name, value in arguments.items()
-        if name not in _OWN
-    }
 
 
 def replace_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -10,8 +10,9 @@ from tokenprune.engine.cache.caches import KeyColumns
 from tokenprune.engine.decoder.cut import DecoderInput
 from tokenprune.engine.decoder.decode_step import visible_columns
 from tokenprune.engine.decoder.decoder_pass import DecoderPass
-from tokenprune.engine.decoder.layer_arguments import RotaryCalls, other_arguments, shorten_arguments
+from tokenprune.engine.decoder.layer_arguments import RotaryCalls, shorten_arguments
 from tokenprune.engine.decoder.masks import build_mask, is_whole, shorten_mask, window_of
+from tokenprune.engine.patch.attention_probe import other_arguments
 from tokenprune.errors import IncompatibleError
 
 if TYPE_CHECKING:

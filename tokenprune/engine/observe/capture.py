@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.engine.decoder.layer_arguments import other_arguments
-from tokenprune.engine.patch.attention_probe import Projections, project, without_rotation
+from tokenprune.engine.patch.attention_probe import Projections, other_arguments, project, without_rotation
 from tokenprune.engine.state.prefill import open_prefill
 from tokenprune.errors import IncompatibleError
 from tokenprune.families.lookup import parts_of

@@ -8,6 +8,7 @@ without RoPE), and it needs neither eager attention nor `output_attentions`.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, NoReturn
@@ -17,8 +18,12 @@ from torch import Tensor, nn
 
 from tokenprune.engine.patch.internals import attention_interface
 from tokenprune.errors import IncompatibleError
+from tokenprune.families.supported import CACHE_NAMES
 
 PROBE = "tokenprune_probe"
+
+#: Arguments of a decoder layer that the engine sets itself.
+OWN = ("hidden_states", "attention_mask", "position_embeddings", "position_ids", *CACHE_NAMES)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,18 @@ def project(layer: nn.Module, hidden: Tensor, **kwargs: Any) -> Projections:
         f"`{type(layer).__name__}` does not route its attention through the transformers attention interface",
         hint="its queries, keys and values cannot be seen; choose a pruner that needs none",
     )
+
+
+def other_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a layer other than states, mask, positions and cache.
+
+    Mappings are copied: layers that share keys write them into one, and a look at a layer must not change it.
+    """
+    return {
+        name: copy.copy(value) if isinstance(value, MutableMapping) else value
+        for name, value in arguments.items()
+        if name not in OWN
+    }
 
 
 def _names_kernel(config: Any) -> bool:
