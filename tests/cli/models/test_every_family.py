@@ -15,8 +15,10 @@ from tests.families.proving import REFUSED
 from tests.families.zoo import FAMILIES
 from tokenprune.sweep import SweepStore
 
-#: Nested pictures, tiles, and pictures of any aspect. The others are thorough.
+#: Nested pictures, tiles, and pictures of any aspect.
 FAST = ("gemma3", "llava_onevision", "qwen2_5_vl")
+#: The other families that most people have. All others are slow, and their costs are measured, too.
+THOROUGH = ("internvl", "llava", "qwen3_vl", "smolvlm")
 #: Samples of `odd` that the stock processor takes, where it does not take all: pictures with unequal numbers of tiles.
 TAKES = {"perception_lm": 3}
 SIZES = ((40, 56), (120, 37), (30, 90))
@@ -68,6 +70,10 @@ def swept(run: Commands, model: Path, folder: Path, *, costs: bool = False) -> t
     return ran.code, SweepStore(folder / "run")
 
 
+def marks_of(name: str) -> Any:
+    return () if name in FAST else pytest.mark.thorough if name in THOROUGH else pytest.mark.slow
+
+
 def usable(name: str) -> bool:
     from tests.families.conftest import transformers_version
 
@@ -77,7 +83,7 @@ def usable(name: str) -> bool:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in FAST else pytest.mark.thorough)
+        pytest.param(name, marks=marks_of(name))
         for name, family in FAMILIES.items()
         if family.images and name not in REFUSED
     ],
@@ -88,7 +94,7 @@ def test_a_saved_model_is_swept_and_explained(
     if not usable(name):
         pytest.skip(f"the stock {name} of this transformers takes no picture")
     model = saved(name, tmp_path)
-    code, store = swept(run, model, tmp_path, costs=name not in FAST)
+    code, store = swept(run, model, tmp_path, costs=name not in (*FAST, *THOROUGH))
     outcomes = {cell.pruner: store.error(cell.id) for cell in store.plan()}
     assert (code, outcomes) == (0, dict.fromkeys(PRUNERS))
     for cell in store.plan():

@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {"budgets": [4], "efficiency": False, "lens": False, "ov
 PRUNERS = [{"name": "first", "options": {"pause": 0.8}, "label": "first"}, "random", "exploding"]
 
 ON_THIS_MACHINE = [
-    pytest.param("ray", {"actors": "2"}, id="ray", marks=pytest.mark.thorough),
+    pytest.param("ray", {"actors": "2"}, id="ray", marks=pytest.mark.slow),
     pytest.param("slurm", {"cluster": "local", "jobs": "2"}, id="slurm-local", marks=pytest.mark.thorough),
     pytest.param("slurm", {"cluster": "debug"}, id="slurm-debug"),
 ]
