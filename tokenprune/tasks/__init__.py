@@ -10,7 +10,7 @@ from tokenprune.registry import TaskSpec
 
 @hookimpl
 def register_tasks(register: Callable[[TaskSpec], None]) -> None:
-    """The tasks that need no download."""
+    """The shipped tasks, and the one that reads a table of the user."""
     register(
         TaskSpec(
             name="scenes",
@@ -28,5 +28,13 @@ def register_tasks(register: Callable[[TaskSpec], None]) -> None:
             version="scenes-video-1.0",
             families=("moment-position", "moment-counting", "movement", "direction", "change"),
             video=True,
+        )
+    )
+    register(
+        TaskSpec(
+            name="table",
+            target="tokenprune.tasks.table.task:TableTask",
+            summary="your own questions: a parquet, jsonl, csv or tsv file, or a folder of pictures",
+            version="table-1.0",
         )
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,6 +18,7 @@ from tokenprune.plugins import NO_TRACKER, Host
 from tokenprune.registry import load_target
 from tokenprune.sweep.config.calibrated import with_calibrated
 from tokenprune.sweep.config.executor_options import check_option
+from tokenprune.sweep.config.paths import TABLE, with_paths
 from tokenprune.sweep.config.pruner_entries import expand_entries
 from tokenprune.sweep.config.yaml_source import Location, Source, read_yaml
 
@@ -157,6 +156,13 @@ class SweepConfig(_Section):
         items = [value] if isinstance(value, str | Mapping) else value
         return [{"name": item} if isinstance(item, str) else item for item in items] if _is_list(items) else items
 
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _tables(cls, value: Any) -> Any:
+        """`{table: my.parquet, question: q}` is short for `{name: table, options: {...}}`."""
+        items = [value] if isinstance(value, Mapping) else value
+        return [_table(item) for item in items] if _is_list(items) else items
+
     @field_validator("executor", mode="before")
     @classmethod
     def _executor(cls, value: Any) -> Any:
@@ -215,7 +221,7 @@ def load_config(path: str | Path, host: Host | None = None) -> SweepConfig:
     """
     path = Path(path)
     source = with_calibrated(read_yaml(path), path.parent)
-    return parse_config(_with_directories(source, path.resolve().parent, host), host)
+    return parse_config(with_paths(source, path.resolve().parent, host), host)
 
 
 def with_changes(config: SweepConfig, changes: Mapping[str, Any], host: Host | None = None) -> SweepConfig:
@@ -248,36 +254,9 @@ def parse_config(source: Source, host: Host | None = None) -> SweepConfig:
     return config
 
 
-def _with_directories(source: Source, folder: Path, host: Host | None) -> Source:
-    """The sweep file with the models that are directories beside it as absolute paths.
-
-    Workers on other machines and later commands (`runs retry`) start elsewhere than this one. Registered names and hub
-    names stay; without a host a plain word counts as registered.
-
-    Raises:
-        ConfigError: A path starts where the command was given, not at the file.
-    """
-    given = source.data.get("models")
-    names = [given] if isinstance(given, str) else given
-    if not isinstance(names, list):
-        return source
-    problems: list[str] = []
-
-    def absolute(index: int, name: Any) -> Any:
-        if not isinstance(name, str) or (name in host.models if host is not None else "/" not in name):
-            return name
-        path = Path(os.path.normpath(folder / name))
-        if path.is_dir() or name.startswith("."):
-            return str(path)
-        if not Path(name).is_absolute() and Path(name).is_dir():
-            where = source.position(("models", index))
-            problems.append(f"{where}: models.{index}: no directory `{path}`; paths start at the sweep file")
-        return name
-
-    found = [absolute(index, name) for index, name in enumerate(names)]
-    if problems:
-        raise ConfigError("\n".join(problems), hint="give the path as seen from the sweep file, or an absolute one")
-    return dataclasses.replace(source, data={**source.data, "models": found})
+def _table(item: Any) -> Any:
+    own = isinstance(item, Mapping) and TABLE in item and "name" not in item
+    return {"name": TABLE, "options": dict(item)} if own else item
 
 
 def _is_list(value: Any) -> bool:
