@@ -68,7 +68,7 @@ def listed(text: str) -> list[Any] | None:
 
 
 def pictures(
-    cell: Any, place: Place, folder: Path, other: Callable[[str], Any] = lambda reference: None
+    cell: Any, place: Place, folder: Path, other: Callable[[str], Any] = lambda _: None
 ) -> tuple[Image.Image, ...]:
     """The pictures of a cell in plain RGB, in their order; none if the cell is empty.
 
@@ -91,7 +91,7 @@ def pictures(
 
 
 def picture_files(
-    cell: Any, place: Place, folder: Path, other: Callable[[str], Any] = lambda reference: None
+    cell: Any, place: Place, folder: Path, other: Callable[[str], Any] = lambda _: None
 ) -> tuple[Path, ...]:
     """The files that a cell names; the arguments and the errors are those of `pictures`."""
     leaves = _leaves(_followed(cell, place, other), place)

@@ -155,7 +155,7 @@ class DelimitedRows:
             except csv.Error as error:
                 raise ConfigError(
                     f"cannot read {place}: {error}",
-                    hint='put a value that holds quotes, tabs, commas or line feeds in "..." and write its quotes twice',
+                    hint='put a value that holds quotes or line feeds in "..." and write its quotes twice',
                 ) from None
             if values is None:
                 return
