@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,7 +47,8 @@ PICTURE_COLUMNS: Final = ("image", "image_path", "file_name")
 _INDEX: Final = "index"
 #: The letters of a choice whose options are in the question.
 _OPEN_LETTERS: Final = LETTERS[:8]
-_AUTOMATIC: Final = "automatic"
+#: Stands for an `image` that is left out.
+_AUTOMATIC: Final = ""
 
 
 class TableTask:
@@ -146,7 +147,7 @@ class TableTask:
                 row[column],
                 self._place(index, column),
                 self.table.folder,
-                lambda reference, column=column: self._other(reference, column, index),
+                self._other_cell(column, index),
             )
         )
         return self._sample(row, index, images)
@@ -237,13 +238,13 @@ class TableTask:
         files: dict[Path, None] = {}
         for index, row in enumerate(self.table.records(self._images) if self._images else ()):
             for column in self._images:
-                named = picture_files(row[column], self._place(index, column), self.table.folder, self._no_file(column))
+                named = picture_files(row[column], self._place(index, column), self.table.folder, self._no_file(index))
                 files.update(dict.fromkeys(path for path in named if path not in known))
         return list(files)
 
-    def _no_file(self, column: str) -> Any:
+    def _no_file(self, index: int) -> Callable[[str], Any]:
         """Stands for the cells of other rows: their files are found when the other row's turn comes."""
-        return lambda reference: [] if reference in self._references() else None
+        return lambda reference: [] if self._references().get(reference, index) != index else None
 
     def _references(self) -> dict[str, int]:
         """Rows by the value of the column `index`."""
@@ -254,10 +255,14 @@ class TableTask:
                     self._rows_by_index.setdefault(str(row[_INDEX]), number)
         return self._rows_by_index
 
-    def _other(self, reference: str, column: str, index: int) -> Any:
-        """The cell of the row that a short text refers to; None if it refers to no other row."""
-        number = self._references().get(reference)
-        return None if number is None or number == index else self.table.row(number)[column]
+    def _other_cell(self, column: str, index: int) -> Callable[[str], Any]:
+        """Gives the cell of the row that a short text refers to; None if it refers to no other row."""
+
+        def follow(reference: str) -> Any:
+            number = self._references().get(reference, index)
+            return None if number == index else self.table.row(number)[column]
+
+        return follow
 
     def _place(self, index: int, column: str) -> Place:
         return Place(self.table.name, index, column)
@@ -265,7 +270,7 @@ class TableTask:
     def _picture_columns(self, image: str | Sequence[str] | None) -> tuple[str, ...]:
         if image is None:
             return ()
-        if image == _AUTOMATIC and _AUTOMATIC not in self.table.columns:
+        if image == _AUTOMATIC:
             return tuple(column for column in PICTURE_COLUMNS if column in self.table.columns)[:1]
         return (self._column("image", image),) if isinstance(image, str) else self._columns("image", image)
 
