@@ -33,7 +33,7 @@ def _own_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_parquet_file_with_pictures(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"image": {"bytes": png(0), "path": None}, "question": "colour?", "answer": "red", "kind": "colour"},
         {"image": {"bytes": png(1), "path": None}, "question": "how many?", "answer": "2", "kind": "count"},
         {"image": None, "question": "how many?", "answer": "3", "kind": "count"},
@@ -136,7 +136,10 @@ def test_the_right_option_by_letter_number_or_text(
 def test_an_answer_with_two_meanings_or_none_is_refused(
     answer: Any, choices: Any, message: str, tmp_path: Path
 ) -> None:
-    rows = [{"question": "q", "answer": "A", "choices": ["x", "y"]}, {"question": "q", "answer": answer, "choices": choices}]  # fmt: skip
+    rows = [
+        {"question": "q", "answer": "A", "choices": ["x", "y"]},
+        {"question": "q", "answer": answer, "choices": choices},
+    ]
     with pytest.raises(ConfigError) as caught:
         TableTask(write_jsonl(tmp_path / "t.jsonl", rows), choices="choices")
     assert caught.value.message.startswith("row 1 (counted from 0), column `")
