@@ -93,6 +93,18 @@ def test_a_large_row_group_is_never_whole_in_memory(tmp_path: Path, monkeypatch:
         assert held._rows.num_rows <= 64
 
 
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_columns_may_have_dots_and_lists_and_nothing_in_them(kind: str, tmp_path: Path) -> None:
+    rows = [{"a": {"b": 1}, "a.b": "x", "c/d": ["l", "m"]}, {"a": None, "a.b": None, "c/d": []}]
+    folder = tmp_path / "t"
+    table = open_table(write_saved(folder, rows) if kind == "saved" else write_parquet(tmp_path / "t.parquet", rows))
+    assert all_rows(table) == rows
+    for column in table.columns:
+        assert list(table.records([column])) == [{column: row[column]} for row in rows]
+    with pytest.raises(ConfigError, match="`b` is no column of `t"):
+        table.records(["b"])
+
+
 def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     for number in (2, 0, 1):
         write_parquet(tmp_path / f"test-{number:05}-of-00003.parquet", [{"n": number * 10 + each} for each in range(3)])

@@ -23,7 +23,8 @@ class ParquetRows:
     """The rows of parquet files, in the order of the files.
 
     Only the row group that was read last lies in memory. A row group above `LARGEST_GROUP` is read in small batches:
-    going forward through it costs one pass, going back starts it again.
+    going forward through it costs one pass, going back starts it again. A file's pages are the least that can be read;
+    pyarrow writes pages of 1024 rows, so two or three thousand pictures of such a file can be in memory.
 
     Args:
         files: The files.
@@ -72,7 +73,7 @@ class ParquetRows:
         for path in self.files:
             with _readable(path, "parquet"), _parquet(path) as file:
                 for batch in file.iter_batches(batch_size=_BATCH, columns=list(columns)):
-                    yield from batch.to_pylist()
+                    yield from batch.select(list(columns)).to_pylist()
 
     def _open(self, group: int, path: Path, number: int) -> None:
         """Put the first rows of a row group in the place of the last ones: all of them, or a batch of a large group."""
