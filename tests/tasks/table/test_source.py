@@ -95,7 +95,7 @@ def test_a_large_row_group_is_never_whole_in_memory(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("kind", ["parquet", "saved"])
 def test_columns_may_have_dots_and_lists_and_nothing_in_them(kind: str, tmp_path: Path) -> None:
-    rows = [{"a": {"b": 1}, "a.b": "x", "c/d": ["l", "m"]}, {"a": None, "a.b": None, "c/d": []}]
+    rows: list[dict[str, Any]] = [{"a": {"b": 1}, "a.b": "x", "c/d": ["l", "m"]}, {"a": None, "a.b": None, "c/d": []}]
     folder = tmp_path / "t"
     table = open_table(write_saved(folder, rows) if kind == "saved" else write_parquet(tmp_path / "t.parquet", rows))
     assert all_rows(table) == rows
