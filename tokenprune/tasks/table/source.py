@@ -270,7 +270,7 @@ def inside(folder: Path, name: str, place: str) -> Path:
     path = os.path.normpath(name)
     if path == os.pardir or path.startswith(os.pardir + os.sep):
         raise ConfigError(
-            f"{place}: the path `{name}` leaves the folder of the table; cells may only reach files inside it",
+            f"{place}: the path `{name}` leaves the folder of the table; relative paths must stay inside it",
             hint="move the file into the folder of the table, or write its absolute path",
         )
     return folder / path
