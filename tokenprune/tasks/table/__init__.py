@@ -1,0 +1,1 @@
+"""A user's own table of pictures, questions and answers as a task."""
