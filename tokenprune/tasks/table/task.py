@@ -31,13 +31,13 @@ CHOICE: Final = "choice"
 #: Metrics by name. Each takes a prediction and the accepted answers and gives a score between 0 and 1; `choice` takes
 #: a prediction and the letters and gives the letter that the prediction means, or None.
 METRICS: dict[str, str] = {
-    "exact": "tokenprune.tasks.scoring.text:exact",
-    "contains": "tokenprune.tasks.scoring.text:contains",
+    "exact": "tokenprune.tasks.table.metrics:exact",
+    "contains": "tokenprune.tasks.table.metrics:contains",
     CHOICE: "tokenprune.tasks.scoring.letters:find_letter",
-    "vqa": "tokenprune.tasks.scoring.vqa:soft_accuracy",
-    "anls": "tokenprune.tasks.scoring.anls:anls",
-    "relaxed": "tokenprune.tasks.scoring.relaxed:relaxed",
-    "number": "tokenprune.tasks.scoring.text:number",
+    "vqa": "tokenprune.tasks.table.metrics:soft_accuracy",
+    "anls": "tokenprune.tasks.table.metrics:anls",
+    "relaxed": "tokenprune.tasks.table.metrics:relaxed",
+    "number": "tokenprune.tasks.table.metrics:number",
 }
 #: The family of all questions of a table without a column for it.
 ONE_FAMILY: Final = "all"
