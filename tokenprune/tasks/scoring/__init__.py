@@ -1,0 +1,1 @@
+"""Scorers for answers of vision-language benchmarks: pure functions of texts and rows, without torch."""
