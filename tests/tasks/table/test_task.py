@@ -21,7 +21,7 @@ def shares(prediction: str, answers: Sequence[str]) -> float:
     return answers.count(prediction) / len(answers)
 
 
-def first_letter(prediction: str, letters: str) -> str | None:
+def first_letter(prediction: str, letters: str, options: Sequence[str]) -> str | None:
     return prediction[:1] if prediction[:1] in [*letters] else None
 
 

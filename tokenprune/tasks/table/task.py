@@ -29,11 +29,11 @@ from tokenprune.tasks.table.source import digest_files, open_table
 VERSION: Final = "table-1.0"
 CHOICE: Final = "choice"
 #: Metrics by name. Each takes a prediction and the accepted answers and gives a score between 0 and 1; `choice` takes
-#: a prediction and the letters and gives the letter that the prediction means, or None.
+#: a prediction, the letters and the options and gives the letter that the prediction means, or None.
 METRICS: dict[str, str] = {
     "exact": "tokenprune.tasks.table.metrics:exact",
     "contains": "tokenprune.tasks.table.metrics:contains",
-    CHOICE: "tokenprune.tasks.scoring.letters:find_letter",
+    CHOICE: "tokenprune.tasks.scoring.letters:sound_letter",
     "vqa": "tokenprune.tasks.table.metrics:soft_accuracy",
     "anls": "tokenprune.tasks.table.metrics:anls",
     "relaxed": "tokenprune.tasks.table.metrics:relaxed",
@@ -156,7 +156,7 @@ class TableTask:
         """Score one prediction between 0 (wrong) and 1 (right) with the task's metric."""
         metric = load_target(METRICS[self.metric])
         if self.metric == CHOICE:
-            return float(metric(prediction, sample.facts["letters"]) == sample.answer)
+            return float(metric(prediction, sample.facts["letters"], sample.facts["choices"]) == sample.answer)
         return float(metric(prediction, sample.facts["answers"]))
 
     def digest(self) -> str:
