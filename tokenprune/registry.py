@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -162,8 +163,24 @@ class TaskSpec:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, options: Mapping[str, Any] | None = None) -> Any:
-        """Make the task with the given options on top of its defaults."""
-        return load_target(self.target)(**{**self.defaults, **(options or {})})
+        """Make the task with the given options on top of its defaults.
+
+        Raises:
+            ConfigError: An option is unknown or missing, or the task refuses it.
+        """
+        make, given = load_target(self.target), {**self.defaults, **(options or {})}
+        takes = inspect.signature(make).parameters.values()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
+            known = [parameter.name for parameter in takes]
+            for key in given:
+                if key not in known:
+                    unknown = UnknownNameError(f"option of task `{self.name}`", key, known)
+                    raise ConfigError(unknown.message, hint=unknown.hint)
+        for parameter in takes:
+            named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if named and parameter.default is parameter.empty and parameter.name not in given:
+                raise ConfigError(f"task `{self.name}` needs the option `{parameter.name}`", hint="give it a value")
+        return make(**given)
 
 
 @dataclass(frozen=True, slots=True)
