@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-_STAND_ALONE: Final = r"(?<![\w'’])([{letters}])(?![\w'’])"
-_ANNOUNCED: Final = r"(?i:\b(?:answer|option|choice)(?:\s+is\b\s*:?|\s*:)|\bi\s+(?:choose|select|pick))\s*[\"'*(\[]*([{letters}])(?![\w'’])"
+_STAND_ALONE: Final = r"(?<![\w'\u2019])([{letters}])(?![\w'\u2019])"
+_ANNOUNCED: Final = (
+    r"(?i:\b(?:answer|option|choice)(?:\s+is\b\s*:?|\s*:)|\bi\s+(?:choose|select|pick))"
+    r"\s*[\"'*(\[]*([{letters}])(?![\w'\u2019])"
+)
 _PHRASES: Final = (
     *(f"{the}{kind}answer is" for the in ("", "the ") for kind in ("", "correct ", "best ")),
     *(f"{the}{kind}option is" for the in ("", "the ") for kind in ("correct ", "best ")),
@@ -133,11 +136,6 @@ def find_letter(answer: str, letters: str = "ABCDEFGH", *, published: bool = Fal
     return max(found, key=lambda item: item[:2])[2] if found else None
 
 
-def _extreme(letters: Iterable[str], place: Callable[[str], int], *, last: bool) -> str:
-    """The letter with the largest or the smallest place; the first of equals."""
-    return max(letters, key=place) if last else min(letters, key=place)
-
-
 def find_letter_or_option(answer: str, options: Sequence[str], *, published: bool = False) -> str | None:
     """The letter in an answer, or the letter of the option that it names (MMMU, NExT-QA).
 
@@ -157,14 +155,15 @@ def find_letter_or_option(answer: str, options: Sequence[str], *, published: boo
     letters = letters_for(len(options))
     if not published:
         return sound_letter(answer, letters, options)
-    text = f" {strip_marks(answer, ",.!?;:'")} "
+    core = strip_marks(answer, ",.!?;:'")
+    text = f" {core} "
     for shape, place in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
-        found = [letter for letter in letters if shape.format(letter) in text]
-        if found:
-            return _extreme(found, lambda letter, place=place: text.rfind(place.format(letter)), last=True)  # type: ignore[misc]
+        places = {letter: text.rfind(place.format(letter)) for letter in letters if shape.format(letter) in text}
+        if places:
+            return max(places, key=places.__getitem__)
     if len(text.split()) <= 5:
         return None
     lower = text.lower()
-    places = {letter: lower.rfind(option.lower()) for letter, option in zip(letters, options, strict=True)}
-    named = [letter for letter, place in places.items() if place >= 0]
-    return _extreme(named, places.__getitem__, last=True) if named else None
+    places = {letter: lower.rfind(one.lower()) for letter, one in zip(letters, options, strict=True)}
+    named = [letter for letter, at in places.items() if at >= 0]
+    return max(named, key=places.__getitem__) if named else None
