@@ -9,12 +9,8 @@ from typing import Final, Literal
 Variant = Literal["full", "vqav2", "vlmevalkit"]
 
 _MARKS: Final = ';/[]"{}()=+\\_-><@`,?!'
-_NUMBERS: Final = {
-    word: str(number)
-    for number, word in enumerate(
-        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    )
-} | {"none": "0"}
+_WORDS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS: Final = {word: str(number) for number, word in enumerate(_WORDS)} | {"none": "0"}
 _ARTICLES: Final = frozenset({"a", "an", "the"})
 
 
