@@ -249,6 +249,25 @@ def test_mmbench_with_two_letters() -> None:
     assert mmbench_letter("The answer is B and C", COLOURS) is None
 
 
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("It is not B", None),
+        ("It is not (B) but (C)", "C"),
+        ("The answer is A or B", None),
+        ("The answer is B, because A dog is there", "B"),
+        ("Answer: B, C", None),
+        ("(A) (B)", "A"),
+        ("**B**", "B"),
+        ("A is the best", "A"),
+        ("I'd say B", "B"),
+        ("The answer is Dog", None),
+    ],
+)
+def test_the_sound_rule_wants_one_clear_letter(answer: str, letter: str | None) -> None:
+    assert sound_letter(answer, "ABCD") == letter
+
+
 def test_mmbench_groups_of_the_specification() -> None:
     assert mmbench_letter("Two it is", ["one", "two"], published=True) == "B"
     assert mmbench_letter("A. one", ["one", "two"], published=True) == "A"
