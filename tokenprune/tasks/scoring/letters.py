@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-_STAND_ALONE: Final = r"(?<![\w'’])([{letters}])(?![\w'’])"
-_ANNOUNCED: Final = r"(?i:\b(?:answer|option|choice)(?:\s+is\b\s*:?|\s*:)|\bi\s+(?:choose|select|pick))\s*[\"'*(\[]*([{letters}])(?![\w'’])"
+_STAND_ALONE: Final = r"(?<![\w'\u2019])([{letters}])(?![\w'\u2019])"
+_ANNOUNCED: Final = (
+    r"(?i:\b(?:answer|option|choice)(?:\s+is\b\s*:?|\s*:)|\bi\s+(?:choose|select|pick))"
+    r"\s*[\"'*(\[]*([{letters}])(?![\w'\u2019])"
+)
+_AND_ANOTHER: Final = (
+    r"[\s.:)\]\"'*]*(?:[,/&]|\bor\b|\band\b)[\s(\[\"'*]*(?:(?:or|and)\s+)?\(?[{letters}](?![\w'\u2019])"
+)
 _PHRASES: Final = (
     *(f"{the}{kind}answer is" for the in ("", "the ") for kind in ("", "correct ", "best ")),
     *(f"{the}{kind}option is" for the in ("", "the ") for kind in ("correct ", "best ")),
@@ -52,26 +58,32 @@ def sound_letter(answer: str, letters: str, options: Sequence[str] = ()) -> str 
     The first rule that applies decides:
 
     1. The answer is one letter in any case, with or without punctuation: `b`, `(B)`, `B.`
-    2. A phrase announces a capital letter: `The answer is B`, `Answer: (C)`. Different announced letters: `None`.
-    3. The answer starts with a marked capital letter: `B. text`, `B) text`, `B: text`, `(B) text`.
+    2. A phrase announces a capital letter: `The answer is B`, `Answer: (C)`. Different announced letters, or
+       another letter right after it (`B and C`): `None`.
+    3. The answer starts with a marked capital letter: `B. text`, `B) text`, `B: text`, `(B) text`. Another letter
+       right after it (`(B) or (A)`): `None`.
     4. Exactly one of the capital letters stands alone as a word. `A` or `I` before a word is an article or a
-       pronoun, unless the word is `or`, `and`, `is`, `because` or `since`. Several letters: `None`.
+       pronoun, unless the word is `or`, `and`, `is`, `because` or `since`. A letter after `not` does not count.
+       Several letters: `None`.
     5. The text of exactly one option occurs as whole words.
     """
     text = answer.strip()
     bare = text.strip(string.punctuation + string.whitespace).upper()
     if len(bare) == 1 and bare in letters:
         return bare
-    announced = set(re.findall(_ANNOUNCED.format(letters=letters), text))
-    if announced:
-        return announced.pop() if len(announced) == 1 else None
+    another = re.compile(_AND_ANOTHER.format(letters=letters))
+    finds = list(re.finditer(_ANNOUNCED.format(letters=letters), text))
+    if finds:
+        clear = len({found[1] for found in finds}) == 1 and not any(another.match(text, f.end()) for f in finds)
+        return finds[0][1] if clear else None
     start = re.match(rf"[\"'*]*(?:\(([{letters}])\)|([{letters}])[.):])(?!\w)", text)
     if start:
-        return start[1] or start[2]
+        return None if another.match(text, start.end()) else start[1] or start[2]
     alone = set()
     for found in re.finditer(_STAND_ALONE.format(letters=letters), text):
         article = found[1] in "AI" and re.match(r"\s+(?!(?:or|and|is|because|since)\b)\w", text[found.end() :])
-        if not article:
+        negated = re.search(r"\bnot\s*\(?$", text[: found.start()], re.IGNORECASE)
+        if not article and not negated:
             alone.add(found[1])
     if alone:
         return alone.pop() if len(alone) == 1 else None
@@ -133,11 +145,6 @@ def find_letter(answer: str, letters: str = "ABCDEFGH", *, published: bool = Fal
     return max(found, key=lambda item: item[:2])[2] if found else None
 
 
-def _extreme(letters: Iterable[str], place: Callable[[str], int], *, last: bool) -> str:
-    """The letter with the largest or the smallest place; the first of equals."""
-    return max(letters, key=place) if last else min(letters, key=place)
-
-
 def find_letter_or_option(answer: str, options: Sequence[str], *, published: bool = False) -> str | None:
     """The letter in an answer, or the letter of the option that it names (MMMU, NExT-QA).
 
@@ -157,14 +164,15 @@ def find_letter_or_option(answer: str, options: Sequence[str], *, published: boo
     letters = letters_for(len(options))
     if not published:
         return sound_letter(answer, letters, options)
-    text = f" {strip_marks(answer, ",.!?;:'")} "
+    core = strip_marks(answer, ",.!?;:'")
+    text = f" {core} "
     for shape, place in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
-        found = [letter for letter in letters if shape.format(letter) in text]
-        if found:
-            return _extreme(found, lambda letter, place=place: text.rfind(place.format(letter)), last=True)  # type: ignore[misc]
+        places = {letter: text.rfind(place.format(letter)) for letter in letters if shape.format(letter) in text}
+        if places:
+            return max(places, key=places.__getitem__)
     if len(text.split()) <= 5:
         return None
     lower = text.lower()
-    places = {letter: lower.rfind(option.lower()) for letter, option in zip(letters, options, strict=True)}
-    named = [letter for letter, place in places.items() if place >= 0]
-    return _extreme(named, places.__getitem__, last=True) if named else None
+    places = {letter: lower.rfind(one.lower()) for letter, one in zip(letters, options, strict=True)}
+    named = [letter for letter, at in places.items() if at >= 0]
+    return max(named, key=places.__getitem__) if named else None

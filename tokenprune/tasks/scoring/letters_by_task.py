@@ -58,7 +58,8 @@ def egoschema_letter(answer: str, options: Sequence[str], *, published: bool = F
     letters = letters_for(len(options))
     if not published:
         return sound_letter(answer, letters, options)
-    text = f" {strip_marks(answer, ",.!?;:'")} "
+    core = strip_marks(answer, ",.!?;:'")
+    text = f" {core} "
     places: dict[str, int] = {}
     for letter in letters:
         if f"({letter})" in text:

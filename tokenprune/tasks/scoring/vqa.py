@@ -9,9 +9,8 @@ from typing import Final, Literal
 Variant = Literal["full", "vqav2", "vlmevalkit"]
 
 _MARKS: Final = ';/[]"{}()=+\\_-><@`,?!'
-_NUMBERS: Final = {
-    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
-} | {"none": "0"}
+_WORDS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS: Final = {word: str(number) for number, word in enumerate(_WORDS)} | {"none": "0"}
 _ARTICLES: Final = frozenset({"a", "an", "the"})
 
 
@@ -31,7 +30,7 @@ def _contractions() -> dict[str, str]:
             table[stem + ending.replace("'", "")] = stem + ending
     for stem in ("could", "had", "might", "should", "would"):
         table[f"{stem}n'tve"] = table[f"{stem}nt've"] = f"{stem}n't've"
-    for stem in "he it she somebody someone something there they we who you".split():
+    for stem in ["he", "it", "she", "somebody", "someone", "something", "there", "they", "we", "who", "you"]:
         table[f"{stem}d've"] = table[f"{stem}'dve"] = f"{stem}'d've"
     for wrong in ("yall'd've", "y'alld've", "y'all'dve"):
         table[wrong] = "y'all'd've"
