@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,23 @@ _SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
 _NO_FRAMES = ("MPO",)
 
 
+def first_frame(file: str | Path | IO[bytes], name: str = "the picture") -> tuple[Image.Image, int]:
+    """The first frame or page of a file as plain RGB, and how many frames or pages it has.
+
+    Args:
+        file: Its path, or the open file.
+        name: What messages call it.
+
+    Raises:
+        ConfigError: Its values have no one reading (`as_rgb`).
+        Exception: It is missing, damaged or no picture: whatever Pillow raises then.
+    """
+    with Image.open(file) as image:
+        frames = getattr(image, "n_frames", 1)
+        read = as_rgb(image, name)
+        return read.copy() if read is image else read, 1 if image.format in _NO_FRAMES else frames
+
+
 def read_picture(path: str | Path, tell: Callable[[str], object] = warnings.warn) -> Image.Image:
     """A picture file as plain RGB; of an animation or a document with pages, the first one.
 
@@ -39,10 +56,7 @@ def read_picture(path: str | Path, tell: Callable[[str], object] = warnings.warn
         ConfigError: There is no such file, it is damaged or no picture, or its values have no one reading (`as_rgb`).
     """
     try:
-        with Image.open(path) as image:
-            frames = getattr(image, "n_frames", 1)
-            read = as_rgb(image, str(path))
-            shown = read.copy() if read is image else read
+        shown, frames = first_frame(path, str(path))
     except FileNotFoundError:
         raise ConfigError(f"no file `{path}`", hint="give the path of a picture") from None
     except UnidentifiedImageError:
@@ -54,7 +68,7 @@ def read_picture(path: str | Path, tell: Callable[[str], object] = warnings.warn
     except Exception as error:  # damaged headers end in errors of many kinds inside the decoders
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ConfigError(f"cannot read `{path}` as a picture: {reason}", hint="give a PNG or JPEG file") from error
-    if frames > 1 and image.format not in _NO_FRAMES:
+    if frames > 1:
         tell(f"`{path}` holds {frames} pictures; only the first one is used")
     return shown
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from PIL import Image, UnidentifiedImageError
 
 from tokenprune.errors import ConfigError
-from tokenprune.tasks.pictures import as_rgb, read_picture
+from tokenprune.tasks.pictures import first_frame, read_picture
 from tokenprune.tasks.table.source import inside
 
 #: A cell of at most so many characters may name another row that holds the picture.
@@ -29,8 +29,6 @@ _SIGNATURES: Final = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II
 _DATA_URL: Final = re.compile(r"data:[\w.+/-]*(;[\w.=+-]+)*;base64,", re.IGNORECASE)
 _URL: Final = re.compile(r"(https?|s3|gs|hf|ftp)://", re.IGNORECASE)
 _ALLOWED: Final = "a picture's bytes, base64 text, a path, a dict with `bytes` or `path`, or a list of these"
-#: File formats with further pictures that are neither frames nor pages.
-_NO_FRAMES: Final = ("MPO",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +206,7 @@ def _decoded(text: str, place: Place) -> bytes:
 def _from_bytes(data: bytes, place: Place, tell: Callable[[str], None]) -> Image.Image:
     """An encoded picture in plain RGB; of an animation, the first frame."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            frames = getattr(image, "n_frames", 1)
-            read = as_rgb(image)
-            shown = read.copy() if read is image else read
-            kind = image.format
+        shown, frames = first_frame(io.BytesIO(data))
     except UnidentifiedImageError:
         raise ConfigError(
             f"{place}: {len(data)} bytes are no picture of a known format", hint="store a PNG, JPEG, WebP, GIF or TIFF"
@@ -221,7 +215,7 @@ def _from_bytes(data: bytes, place: Place, tell: Callable[[str], None]) -> Image
         raise
     except Exception as error:  # damaged headers end in errors of many kinds inside the decoders
         raise ConfigError(f"{place}: cannot read the picture: {error}", hint="store it again as PNG or JPEG") from error
-    if frames > 1 and kind not in _NO_FRAMES:
+    if frames > 1:
         tell(f"the cell holds {frames} pictures; only the first one is used")
     return shown
 
