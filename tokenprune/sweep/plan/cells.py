@@ -15,16 +15,23 @@ from tokenprune.sweep.config.schema import LensConfig, PrunerEntry, SweepConfig,
 
 
 @dataclass(frozen=True, slots=True)
+class _PlannedTask:
+    """What the cells of one task share."""
+
+    entry: TaskEntry
+    version: str
+    digest: str
+    samples: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Subject:
     """What the cells of one model and task share."""
 
     model: str
     model_digest: str
-    task: TaskEntry
-    task_version: str
-    task_digest: str
-    samples: int
-    max_new_tokens: int
+    task: _PlannedTask
 
 
 def plan_cells(config: SweepConfig, host: Host) -> tuple[Cell, ...]:
@@ -39,16 +46,16 @@ def plan_cells(config: SweepConfig, host: Host) -> tuple[Cell, ...]:
     from tokenprune.checkpoints.digest import model_digest  # imports torch
 
     cells: dict[str, Cell] = {}
-    for model in config.models:
-        digest = model_digest(model, host)
-        for entry in config.tasks:
-            subject = _subject(model, digest, entry, config, host)
-            for cell in _cells_of(subject, config, host):
+    digests = [(model, model_digest(model, host)) for model in config.models]
+    tasks = [_planned(entry, config, host) for entry in config.tasks]  # once: a task may read and hash a large file
+    for model, digest in digests:
+        for task in tasks:
+            for cell in _cells_of(_Subject(model, digest, task), config, host):
                 cells.setdefault(cell.id, cell)
     return tuple(cells.values())
 
 
-def _subject(model: str, digest: str, entry: TaskEntry, config: SweepConfig, host: Host) -> _Subject:
+def _planned(entry: TaskEntry, config: SweepConfig, host: Host) -> _PlannedTask:
     spec = host.tasks.get(entry.name)
     try:
         task = spec.build(entry.options)
@@ -59,12 +66,10 @@ def _subject(model: str, digest: str, entry: TaskEntry, config: SweepConfig, hos
     size = len(task)
     if size < 1:
         raise ConfigError(f"task `{entry.name}` has no samples", hint="check its options")
-    return _Subject(
-        model=model,
-        model_digest=digest,
-        task=entry,
-        task_version=str(task.version),
-        task_digest=str(task.digest()),
+    return _PlannedTask(
+        entry=entry,
+        version=str(task.version),
+        digest=str(task.digest()),
         samples=size if config.limit is None else min(config.limit, size),
         max_new_tokens=config.max_new_tokens or int(task.max_new_tokens),
     )
@@ -111,11 +116,11 @@ def _cell(
     return Cell(
         model=subject.model,
         model_digest=subject.model_digest,
-        task=subject.task.name,
-        task_version=subject.task_version,
-        task_digest=subject.task_digest,
-        task_options=dict(subject.task.options),
-        samples=subject.samples,
+        task=subject.task.entry.name,
+        task_version=subject.task.version,
+        task_digest=subject.task.digest,
+        task_options=dict(subject.task.entry.options),
+        samples=subject.task.samples,
         pruner=entry.name,
         label=entry.title,
         options={key: list(value) if isinstance(value, tuple) else value for key, value in options.items()},
@@ -129,7 +134,7 @@ def _cell(
         attention=config.attention,
         positions=config.positions if budget is not None else None,
         batch_size=config.batch_size,
-        max_new_tokens=subject.max_new_tokens,
+        max_new_tokens=subject.task.max_new_tokens,
         lens=_lens(config.lens) if budget is not None else {},
         efficiency=config.efficiency.settings() if config.efficiency.enabled else {},
         reference=reference,
