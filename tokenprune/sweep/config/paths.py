@@ -51,15 +51,18 @@ def with_paths(source: Source, folder: Path, host: Host | None) -> Source:
     return dataclasses.replace(source, data=data)
 
 
+def long_form(task: Any) -> Any:
+    """`{table: my.parquet, question: q}` is short for `{name: table, options: {...}}`."""
+    short = isinstance(task, Mapping) and TABLE in task and "name" not in task
+    return {"name": TABLE, "options": dict(task)} if short else task
+
+
 def _with_table(task: Any, folder: Path, where: str, problems: list[str]) -> Any:
-    if not isinstance(task, Mapping):
+    task = long_form(task)
+    options = task.get("options") if isinstance(task, Mapping) and task.get("name") == TABLE else None
+    if not isinstance(options, Mapping) or not isinstance(options.get(TABLE), str):
         return task
-    if "name" not in task and isinstance(task.get(TABLE), str):
-        return {**task, TABLE: _absolute(task[TABLE], folder, "table", where, problems)}
-    options = task.get("options")
-    if task.get("name") == TABLE and isinstance(options, Mapping) and isinstance(options.get(TABLE), str):
-        return {**task, "options": {**options, TABLE: _absolute(options[TABLE], folder, "table", where, problems)}}
-    return task
+    return {**task, "options": {**options, TABLE: _absolute(options[TABLE], folder, TABLE, where, problems)}}
 
 
 def _absolute(name: str, folder: Path, kind: str, where: str, problems: list[str]) -> str:

@@ -18,7 +18,7 @@ from tokenprune.plugins import NO_TRACKER, Host
 from tokenprune.registry import load_target
 from tokenprune.sweep.config.calibrated import with_calibrated
 from tokenprune.sweep.config.executor_options import check_option
-from tokenprune.sweep.config.paths import TABLE, with_paths
+from tokenprune.sweep.config.paths import long_form, with_paths
 from tokenprune.sweep.config.pruner_entries import expand_entries
 from tokenprune.sweep.config.yaml_source import Location, Source, read_yaml
 
@@ -161,7 +161,7 @@ class SweepConfig(_Section):
     def _tables(cls, value: Any) -> Any:
         """`{table: my.parquet, question: q}` is short for `{name: table, options: {...}}`."""
         items = [value] if isinstance(value, Mapping) else value
-        return [_table(item) for item in items] if _is_list(items) else items
+        return [long_form(item) for item in items] if _is_list(items) else items
 
     @field_validator("executor", mode="before")
     @classmethod
@@ -252,11 +252,6 @@ def parse_config(source: Source, host: Host | None = None) -> SweepConfig:
         lines = [f"{source.position(location)}: {_key(location)}{text}" for location, text in dict.fromkeys(problems)]
         raise ConfigError("\n".join(lines), hint="`tokenprune list` shows what is installed")
     return config
-
-
-def _table(item: Any) -> Any:
-    own = isinstance(item, Mapping) and TABLE in item and "name" not in item
-    return {"name": TABLE, "options": dict(item)} if own else item
 
 
 def _is_list(value: Any) -> bool:
