@@ -11,6 +11,8 @@ import string
 from collections.abc import Sequence
 from typing import Final
 
+from tokenprune.tasks.scoring.text import contains
+
 _STAND_ALONE: Final = r"(?<![\w'\u2019])([{letters}])(?![\w'\u2019])"
 _ANNOUNCED: Final = (
     r"(?i:\b(?:answer|option|choice)(?:\s+is\b\s*:?|\s*:)|\bi\s+(?:choose|select|pick))"
@@ -39,14 +41,11 @@ def pick_option(answer: str, options: Sequence[str], *, whole_words: bool = True
     With `whole_words`, no letter or digit may touch the text, and an option inside a longer option that was found
     (`car` in `red car`) does not count.
     """
-    text = answer.lower()
-    found: dict[str, str] = {}
-    for letter, option in zip(string.ascii_uppercase, options, strict=False):
-        wanted = option.lower().strip() if whole_words else option.lower()
-        if whole_words and not (wanted and re.search(rf"(?<![^\W_]){re.escape(wanted)}(?![^\W_])", text)):
-            continue
-        if wanted in text:
-            found[letter] = wanted
+    found = {
+        letter: option.lower().strip()
+        for letter, option in zip(string.ascii_uppercase, options, strict=False)
+        if (contains(answer, option) if whole_words else option.lower() in answer.lower())
+    }
     if whole_words:
         found = {k: v for k, v in found.items() if not any(v != other and v in other for other in found.values())}
     return next(iter(found)) if len(found) == 1 else None

@@ -113,12 +113,11 @@ class DelimitedRows:
 
     def records(self, columns: Sequence[str]) -> Iterator[Row]:
         """Every row with these columns only."""
-        for index, (_, values) in enumerate(self._scan()):
-            row = self._named(values, index)
+        for _, row in self._scan():
             yield {name: row[name] for name in columns}
 
-    def _scan(self) -> Iterator[tuple[int, list[str]]]:
-        """Where each row starts, and its values; reads the header first."""
+    def _scan(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Where each row starts, and the row; reads the header first."""
         with self.path.open("rb") as file:
             records = self._parsed(file, first=-1)
             _, header = next(records, (0, []))
@@ -130,8 +129,7 @@ class DelimitedRows:
                 )
             self.columns = tuple(header)
             for index, (start, values) in enumerate(records):
-                self._named(values, index)
-                yield start, values
+                yield start, self._named(values, index)
 
     def _parsed(self, file: IO[bytes], first: int) -> Iterator[tuple[int, list[str]]]:
         """Where each record starts from here on, and its values; blank lines do not count."""

@@ -29,7 +29,7 @@ def number(prediction: str, answers: Sequence[str]) -> float:
 
 def relaxed(prediction: str, answers: Sequence[str]) -> float:
     """1 if its number is within 5 % of one of the answers, as in ChartQA."""
-    return charts.best_relaxed_accuracy(prediction.strip(), answers)
+    return charts.best_relaxed_accuracy(prediction, answers)
 
 
 def anls(prediction: str, answers: Sequence[str]) -> float:

@@ -87,17 +87,18 @@ class Table:
             self.check(column)
         return self._rows.records(columns)
 
-    def check(self, column: str) -> None:
+    def check(self, column: str, hint: str = "give the name of one of these columns") -> None:
         """Check that the table has a column.
+
+        Args:
+            column: Its name.
+            hint: What to do if it has none of that name.
 
         Raises:
             ConfigError: It has no such column.
         """
         if column not in self.columns:
-            raise ConfigError(
-                f"`{column}` is no column of `{self.name}`; it has: {', '.join(self.columns)}",
-                hint="give the name of one of these columns",
-            )
+            raise ConfigError(f"`{column}` is no column of `{self.name}`; it has: {', '.join(self.columns)}", hint=hint)
 
     def digest(self) -> str:
         """Hash of the names, the sizes and the contents of the files; where they lie does not count.

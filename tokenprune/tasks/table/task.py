@@ -288,12 +288,8 @@ class TableTask:
                 f"`{option}` must be the name of a column, got {column!r}",
                 hint=f"`{self.table.name}` has: {', '.join(self.table.columns)}",
             )
-        if column not in self.table.columns:
-            close = difflib.get_close_matches(column, self.table.columns, n=1)
-            raise ConfigError(
-                f"`{column}` is no column of `{self.table.name}`; it has: {', '.join(self.table.columns)}",
-                hint=f"give the column with `{option}: {close[0] if close else '...'}`",
-            )
+        close = difflib.get_close_matches(column, self.table.columns, n=1)
+        self.table.check(column, f"give the column with `{option}: {close[0] if close else '...'}`")
         return column
 
 
