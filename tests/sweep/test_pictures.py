@@ -47,12 +47,7 @@ def test_every_picture_is_turned_into_rgb(workshop: Workshop) -> None:
 def tiled(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelCache, Cell, Batch]:
     """Two questions to a model that cuts pictures into tiles."""
     built = FAMILIES["internvl"].build(tmp_path_factory.mktemp("tiles"))
-    (built.path / "chat_template.jinja").write_text(
-        "{% for message in messages %}{% for part in message.content %}"
-        f"{{{{ '{built.family.image} ' if part.type == 'image' else part.text }}}}"
-        "{% endfor %}{% endfor %}",
-        encoding="utf-8",
-    )
+    built.write_template()
     config = workshop.config(models=[str(built.path)], tasks=[{"name": "toy", "options": {"size": 2, "side": 40}}])
     cell = plan_cells(config, workshop.host)[0]
     cache = ModelCache(workshop.host, "cpu")

@@ -35,18 +35,6 @@ def pictures(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def saved(name: str, folder: Path) -> Path:
-    """A small model on disk, with a chat template."""
-    built = FAMILIES[name].build(folder)
-    (built.path / "chat_template.jinja").write_text(
-        "{% for message in messages %}{% for part in message.content %}"
-        f"{{{{ '{built.family.image} ' if part.type == 'image' else part.text }}}}"
-        "{% endfor %}{% endfor %}",
-        encoding="utf-8",
-    )
-    return built.path
-
-
 def swept(run: Commands, model: Path, folder: Path, *, costs: bool = False) -> tuple[int, SweepStore]:
     """A sweep with the task `odd`, in batches of three; with costs it takes twice as long."""
     efficiency = "{repeats: 2, max_repeats: 2, warmup: 0, new_tokens: 2}" if costs else "false"
@@ -93,7 +81,7 @@ def test_a_saved_model_is_swept_and_explained(
 ) -> None:
     if not usable(name):
         pytest.skip(f"the stock {name} of this transformers takes no picture")
-    model = saved(name, tmp_path)
+    model = FAMILIES[name].build(tmp_path).write_template()
     code, store = swept(run, model, tmp_path, costs=name not in (*FAST, *THOROUGH))
     outcomes = {cell.pruner: store.error(cell.id) for cell in store.plan()}
     assert (code, outcomes) == (0, dict.fromkeys(PRUNERS))
@@ -120,7 +108,7 @@ def test_a_saved_model_is_swept_and_explained(
 def test_a_model_that_cannot_be_pruned_is_refused_with_the_reason(
     run: Commands, toy: None, tmp_path: Path, name: str
 ) -> None:
-    code, store = swept(run, saved(name, tmp_path), tmp_path)
+    code, store = swept(run, FAMILIES[name].build(tmp_path).write_template(), tmp_path)
     errors: list[Mapping[str, Any]] = [store.error(cell.id) or {} for cell in store.plan()]
     assert {error["outcome"] for error in errors} == {"refused"}
     (message,) = {error["message"] for error in errors}

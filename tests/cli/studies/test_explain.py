@@ -130,12 +130,7 @@ def test_other_families_are_drawn_tile_by_tile_or_over_the_picture(
     run: Commands, picture: Path, tmp_path: Path, name: str
 ) -> None:
     built = FAMILIES[name].build(tmp_path)
-    (built.path / "chat_template.jinja").write_text(
-        "{% for part in messages[0].content %}"
-        f"{{{{ '{built.family.image} ' if part.type == 'image' else part.text }}}}"
-        "{% endfor %}",
-        encoding="utf-8",
-    )
+    built.write_template()
     out = tmp_path / "sheet.png"
     words = ["explain", "--image", str(picture), "--question", "what is red", "--model", str(built.path)]
     ran = run(*words, "--pruners", "none,random", "--budget", "25%", "--out", str(out), "--json")

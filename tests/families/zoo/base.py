@@ -125,6 +125,15 @@ class Built:
     model: Any
     processor: Any
 
+    def write_template(self) -> Path:
+        """Save a chat template beside the weights, so that commands can ask the model; returns the folder."""
+        mark = f"{{{{ '{self.family.image} ' if part.type == 'image' else part.text }}}}"
+        template = (
+            f"{{% for message in messages %}}{{% for part in message.content %}}{mark}{{% endfor %}}{{% endfor %}}"
+        )
+        (self.path / "chat_template.jinja").write_text(template, encoding="utf-8")
+        return self.path
+
     def image_prompt(self, count: int = 1) -> str:
         """A prompt with a number of picture placeholders."""
         return self.prompt(Sample(images=count))
